@@ -1,0 +1,62 @@
+"""The exception tree.
+
+::
+
+    SdcppError
+    ├── ArgumentError (also ValueError)    a value that a caller passed
+    ├── ModelError                         a model file that cannot be loaded
+    ├── GenerationError                    the engine gave up on an image
+    ├── OutputError (also OSError)         a file that cannot be written
+    ├── BackendError                       the engine or a device backend is not usable
+    └── ClosedError (also ValueError)      an object that was closed
+
+Each message is one line that says what to do. ``engine_log`` holds the engine's own last warnings and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SdcppError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: one line that says what is wrong and what to do.
+        engine_log: the engine's last warning and error lines of the failed call.
+    """
+
+    def __init__(self, message: str, engine_log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.engine_log = tuple(engine_log)
+
+    def __str__(self) -> str:
+        """Return the message, followed by the engine's lines when there are any."""
+        message = super().__str__()
+        if not self.engine_log:
+            return message
+        return message + "".join(f"\n  engine: {line}" for line in self.engine_log)
+
+
+class ArgumentError(SdcppError, ValueError):
+    """A value that a caller passed is out of range, unknown or of the wrong type."""
+
+
+class ModelError(SdcppError):
+    """A model file is missing, damaged, of an unknown kind or incomplete."""
+
+
+class GenerationError(SdcppError):
+    """The engine could not finish an image."""
+
+
+class OutputError(SdcppError, OSError):
+    """A file cannot be written."""
+
+
+class BackendError(SdcppError):
+    """The engine library or a device backend cannot be used."""
+
+
+class ClosedError(SdcppError, ValueError):
+    """The object was closed, or the engine failed inside it so that it must be made anew."""

@@ -1,0 +1,103 @@
+"""Checks of model files before the engine reads them, so that a bad file is named by what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+from .errors import ModelError
+from .options import StrPath
+
+# First bytes of files that people pass by mistake.
+_NOT_MODELS = {
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"GIF8": "a GIF picture",
+    b"RIFF": "a WebP picture or sound",
+    b"%PDF": "a PDF document",
+    b"<!DO": "an HTML page, perhaps of a failed download",
+    b"<htm": "an HTML page, perhaps of a failed download",
+    b"vers": "a Git LFS pointer; fetch the file itself with git lfs pull",
+    b"\x1f\x8b": "a gzip archive",
+}
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+
+
+def show_path(path: StrPath) -> str:
+    """Return a path for a message, with undecodable bytes escaped."""
+    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def encode_path(path: StrPath, what: str) -> bytes:
+    """Return a path as the bytes that the engine opens; *what* names the argument in messages."""
+    try:
+        encoded = os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):
+        raise ModelError(f"{what}: {path!a} is not a path") from None
+    if b"\0" in encoded:
+        raise ModelError(f"{what}: the path {path!a} holds a NUL byte")
+    return encoded
+
+
+def check_model_file(path: StrPath, what: str) -> bytes:
+    """Return the path as bytes after a look at the file.
+
+    Args:
+        path: the file.
+        what: name of the argument, for messages.
+
+    Raises:
+        ModelError: missing, a directory, empty, unreadable, cut off, or plainly not a model.
+    """
+    encoded = encode_path(path, what)
+    shown = show_path(path)
+    try:
+        status = os.stat(encoded)
+        if stat.S_ISDIR(status.st_mode):
+            hint = "pass one of its files"
+            if os.path.exists(os.path.join(encoded, b"model_index.json")):
+                hint = "it holds a model in diffusers' layout; pass a single-file checkpoint"
+            raise ModelError(f"{what}: {shown} is a directory; {hint}")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{what}: {shown} is not a regular file")
+        if status.st_size == 0:
+            raise ModelError(f"{what}: {shown} is empty; fetch it again")
+        with open(encoded, "rb") as file:
+            start = file.read(8)
+            kind = next((kind for magic, kind in _NOT_MODELS.items() if start.startswith(magic)), None)
+            if kind is not None:
+                raise ModelError(f"{what}: {shown} is {kind}, not a model")
+            if Path(os.fsdecode(path)).suffix.lower() in (".safetensors", ".sft"):
+                _check_safetensors(start, file.read, status.st_size, f"{what}: {shown}")
+    except FileNotFoundError:
+        raise ModelError(f"{what}: {shown} does not exist; check the path") from None
+    except OSError as error:
+        raise ModelError(f"{what}: {shown} cannot be read ({error.strerror}); check its rights") from None
+    return encoded
+
+
+def _check_safetensors(start: bytes, read: object, size: int, where: str) -> None:
+    """Raise ModelError unless the header is whole and the tensors it lists lie inside the file."""
+    assert callable(read)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= _SAFETENSORS_HEADER_LIMIT:
+        if start[:4] == b"GGUF":
+            raise ModelError(f"{where} is a GGUF file; give it the name ending .gguf")
+        raise ModelError(f"{where} is not a safetensors file; check what it is")
+    if 8 + length > size:
+        raise ModelError(f"{where} ends inside its header ({size} bytes); it is cut off, fetch it again")
+    try:
+        header = json.loads(read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        end = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        raise ModelError(f"{where} has a damaged header; fetch it again") from None
+    if end > size:
+        raise ModelError(f"{where} has {size} bytes of {end}; it is cut off, fetch it again")
+
+
+def model_path(path: StrPath | None, what: str) -> bytes | None:
+    """Return check_model_file's result, or None for None."""
+    return None if path is None else check_model_file(path, what)

@@ -1,0 +1,215 @@
+// One run of the engine: the guarded entry points, cancelling, the phases and the error text.
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ggml_extend_backend.hpp"
+#include "sdcpp.h"
+#include "seams.h"
+#include "util.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto poll_interval = std::chrono::milliseconds(50);
+constexpr auto load_interval = std::chrono::milliseconds(2);
+
+// A failed engine check (GGML_ASSERT): the engine would end the process, we unwind to the entry point instead.
+struct CheckFailed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct Run {
+    std::string error;
+    bool broken = false;
+    std::vector<sdcpp_phase_t> phases;
+    Clock::time_point phase_start;
+};
+
+thread_local Run run;
+thread_local bool running = false;
+
+std::atomic<bool> cancelled{false};
+sdcpp_poll_cb_t poll_callback = nullptr;
+void* poll_data = nullptr;
+Clock::time_point last_poll;
+
+bool cancel_requested(void* = nullptr) {
+    if (!cancelled && running && poll_callback != nullptr) {
+        const auto now = Clock::now();
+        if (now - last_poll >= poll_interval) {
+            last_poll = now;
+            if (poll_callback(poll_data)) {
+                cancelled = true;
+            }
+        }
+    }
+    return cancelled;
+}
+
+void phase_end() {
+    if (!run.phases.empty()) {
+        run.phases.back().seconds += std::chrono::duration<double>(Clock::now() - run.phase_start).count();
+    }
+}
+
+void check_failed(const char* message) {
+    if (!running) {
+        // Another thread of the engine, or no entry point of ours above: unwinding would end the process as well,
+        // and ggml's own abort follows.
+        sdcpp::error_record(message);
+        return;
+    }
+    run.broken = true;
+    throw CheckFailed(message);
+}
+
+// Runs the engine on this thread, with checks turned into errors, and says how it ended.
+template <typename F>
+sdcpp_status_t run_guarded(F&& function) {
+    run = Run{};
+    cancelled = false;
+    running = true;
+    last_poll = Clock::now();
+    const auto previous = ggml_set_abort_callback(check_failed);
+    const bool done = sdcpp::guard(function);
+    ggml_set_abort_callback(previous);
+    running = false;
+    phase_end();
+    if (run.broken) {
+        return SDCPP_BROKEN;
+    }
+    return cancelled ? SDCPP_CANCELLED : done ? SDCPP_OK : SDCPP_FAILED;
+}
+
+}  // namespace
+
+namespace sdcpp {
+
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+    if (cancel_requested()) {
+        return GGML_STATUS_ABORTED;
+    }
+    // The CPU backend asks between two nodes; a device backend is asked between two graphs.
+    if (ggml_backend_is_cpu(backend)) {
+        ggml_backend_cpu_set_abort_callback(backend, cancel_requested, nullptr);
+    }
+    return ggml_backend_graph_compute(backend, graph);
+}
+
+void phase_begin(const char* name) {
+    phase_end();
+    run.phases.push_back({name, 0.0});
+    run.phase_start = Clock::now();
+}
+
+void load_wait(std::atomic<bool>& failed) {
+    if (cancel_requested()) {
+        failed = true;
+        return;
+    }
+    std::this_thread::sleep_for(load_interval);
+}
+
+bool pixels_finite(const float* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        if (!std::isfinite(values[i])) {
+            LOG_ERROR("the decoded image holds NaN or infinite values: the weights, their type or the VAE do not fit");
+            return false;
+        }
+    }
+    return true;
+}
+
+void error_record(const char* what) noexcept {
+    try {
+        run.error = what;
+        LOG_ERROR("%s", what);
+    } catch (...) {
+        // Out of memory while reporting: the status alone tells.
+    }
+}
+
+}  // namespace sdcpp
+
+void sdcpp_set_poll_callback(sdcpp_poll_cb_t poll, void* data) {
+    poll_callback = poll;
+    poll_data = data;
+}
+
+void sdcpp_cancel(void) {
+    cancelled = true;
+}
+
+const char* sdcpp_last_error(void) {
+    return run.error.c_str();
+}
+
+sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, sd_ctx_t** ctx) {
+    *ctx = nullptr;
+    sd_ctx_t* made = nullptr;
+    const sdcpp_status_t status = run_guarded([&] {
+        sdcpp::backends_load();
+        made = new_sd_ctx(params);
+        return made != nullptr;
+    });
+    if (status == SDCPP_OK) {
+        *ctx = made;
+    } else if (made != nullptr) {
+        sdcpp_ctx_free(made);
+    }
+    // Nothing of a context that could not be made is left, so the caller has nothing to free.
+    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
+}
+
+void sdcpp_ctx_free(sd_ctx_t* ctx) {
+    if (ctx != nullptr) {
+        sdcpp::guard([&] {
+            free_sd_ctx(ctx);
+            return true;
+        });
+    }
+}
+
+sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* params, sd_image_t** images) {
+    *images = nullptr;
+    sd_image_t* made = nullptr;
+    const sdcpp_status_t status = run_guarded([&] {
+        made = generate_image(ctx, params);
+        return made != nullptr;
+    });
+    if (status == SDCPP_OK) {
+        *images = made;
+    } else {
+        sdcpp_images_free(made, params->batch_count);
+    }
+    return status;
+}
+
+void sdcpp_images_free(sd_image_t* images, int count) {
+    if (images == nullptr) {
+        return;
+    }
+    for (int i = 0; i < count; ++i) {
+        std::free(images[i].data);
+    }
+    std::free(images);
+}
+
+int sdcpp_phase_count(void) {
+    return static_cast<int>(run.phases.size());
+}
+
+bool sdcpp_phase_get(int index, sdcpp_phase_t* phase) {
+    if (phase == nullptr || index < 0 || index >= sdcpp_phase_count()) {
+        return false;
+    }
+    *phase = run.phases[static_cast<size_t>(index)];
+    return true;
+}

@@ -1,0 +1,85 @@
+/* The overlay's C API: what the Python layer calls besides the engine's own header. */
+#ifndef SDCPP_H
+#define SDCPP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "stable-diffusion.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum sdcpp_status_t {
+    SDCPP_OK,
+    SDCPP_FAILED,     /* the engine refused; its log lines say why */
+    SDCPP_CANCELLED,  /* the poll callback or sdcpp_cancel stopped the run */
+    SDCPP_BROKEN,     /* an engine check failed halfway: the context must only be freed */
+};
+
+typedef struct {
+    const char* name;              /* "CPU", "CUDA0", ... */
+    const char* description;       /* the maker's name of the device */
+    const char* kind;              /* "cpu", "gpu", "igpu" or "accel" */
+    const char* backend;           /* name of the backend that serves it */
+    const char* host_buffer_type;  /* name of its host buffer type, or NULL when it has none */
+    const char* module_path;       /* file of the backend module, or NULL when it cannot be told */
+    uint64_t memory_free;          /* bytes */
+    uint64_t memory_total;         /* bytes */
+} sdcpp_device_t;
+
+typedef struct {
+    const char* name;  /* "text", "sampling" or "decoding" */
+    double seconds;
+} sdcpp_phase_t;
+
+/* Returns true to cancel the run; called on the thread that runs the engine, at most every 50 ms. */
+typedef bool (*sdcpp_poll_cb_t)(void* data);
+
+/* Returns the upstream commit of the engine, from the lock file. */
+SD_API const char* sdcpp_engine_commit(void);
+/* Returns the version of ggml. */
+SD_API const char* sdcpp_ggml_version(void);
+/* Returns the commit of ggml, from the lock file. */
+SD_API const char* sdcpp_ggml_commit(void);
+/* Returns the path of the engine library, or NULL when it cannot be told. */
+SD_API const char* sdcpp_library_path(void);
+
+/* Loads every backend module beside the engine library, once, and returns the number of devices. */
+SD_API int sdcpp_backends_load(void);
+/* Loads one backend module from a file; false when it is none, or made for another ggml. */
+SD_API bool sdcpp_backend_load(const char* path);
+/* Returns the number of devices. */
+SD_API int sdcpp_device_count(void);
+/* Fills in one device; the strings live as long as the process. */
+SD_API bool sdcpp_device_get(int index, sdcpp_device_t* device);
+/* Writes a device's backend features as "NAME=VALUE,..." and returns the length that is needed. */
+SD_API size_t sdcpp_device_features(int index, char* text, size_t size);
+
+/* Sets the function that is polled while the engine works; NULL removes it. */
+SD_API void sdcpp_set_poll_callback(sdcpp_poll_cb_t poll, void* data);
+/* Cancels the run that is under way; safe from any thread. */
+SD_API void sdcpp_cancel(void);
+/* Returns the text of the last C++ exception or failed engine check of this thread's last run, or "". */
+SD_API const char* sdcpp_last_error(void);
+
+/* Loads a model; *ctx is set only with SDCPP_OK, and free_sd_ctx frees it. */
+SD_API enum sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, sd_ctx_t** ctx);
+/* Frees a context; memory of one that is SDCPP_BROKEN is freed as far as that is safe. */
+SD_API void sdcpp_ctx_free(sd_ctx_t* ctx);
+/* Generates params->batch_count images; *images is set only with SDCPP_OK, and sdcpp_images_free frees it. */
+SD_API enum sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* params, sd_image_t** images);
+/* Frees images and their pixels. */
+SD_API void sdcpp_images_free(sd_image_t* images, int count);
+/* Returns the number of phases that the last run on this thread went through. */
+SD_API int sdcpp_phase_count(void);
+/* Fills in one phase of the last run on this thread. */
+SD_API bool sdcpp_phase_get(int index, sdcpp_phase_t* phase);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* SDCPP_H */

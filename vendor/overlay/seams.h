@@ -1,0 +1,57 @@
+// What the patched engine lines call. Everything here is ours; a patch only adds a call to it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
+
+#include "ggml-backend.h"
+
+namespace sdcpp {
+
+// Loads every backend module beside the engine library, once; never from the current directory.
+void backends_load();
+
+// Tells whether the CPU backend that was loaded uses a CPU feature; the names are ggml's own.
+int cpu_feature(const char* name);
+
+// Computes a graph on a backend, and stops it with GGML_STATUS_ABORTED when the run is cancelled.
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph);
+
+// Names the part of a generation that begins now; the time since the last one is booked on that one.
+void phase_begin(const char* name);
+
+// Waits a moment for the threads that read a checkpoint, and makes them fail when the run is cancelled.
+void load_wait(std::atomic<bool>& failed);
+
+// Tells whether every one of count values is finite, and logs an error when one is not.
+bool pixels_finite(const float* values, int64_t count);
+
+// Records an exception as this run's error and logs it.
+void error_record(const char* what) noexcept;
+
+// Runs a function that returns bool; an exception becomes an error line and false.
+template <typename F>
+bool guard(F&& function) noexcept {
+    try {
+        return function();
+    } catch (const std::exception& error) {
+        error_record(error.what());
+    } catch (...) {
+        error_record("unknown C++ exception");
+    }
+    return false;
+}
+
+// Wraps a worker thread's function: an exception sets failed instead of ending the process.
+template <typename F>
+std::function<void()> guard_worker(std::atomic<bool>& failed, F function) {
+    return [&failed, function]() mutable {
+        if (!guard([&] { function(); return true; })) {
+            failed = true;
+        }
+    };
+}
+
+}  // namespace sdcpp
