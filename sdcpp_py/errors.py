@@ -6,6 +6,7 @@
     ├── ArgumentError (also ValueError)    a value that a caller passed
     ├── ModelError                         a model file that cannot be loaded
     ├── GenerationError                    the engine gave up on an image
+    │   └── CancelledError                 cancel() was called from another thread
     ├── OutputError (also OSError)         a file that cannot be written
     ├── BackendError                       the engine or a device backend is not usable
     └── ClosedError (also ValueError)      an object that was closed
@@ -48,6 +49,10 @@ class ModelError(SdcppError):
 
 class GenerationError(SdcppError):
     """The engine could not finish an image."""
+
+
+class CancelledError(GenerationError):
+    """The generation was stopped by ``cancel()``."""
 
 
 class OutputError(SdcppError, OSError):

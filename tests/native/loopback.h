@@ -8,12 +8,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define LOOPBACK_API __declspec(dllexport)
-#else
-#define LOOPBACK_API __attribute__((visibility("default")))
-#endif
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -62,21 +56,21 @@ typedef struct loopback_config {
 // What one device has done since the last loopback_reset(); "current" and "live" fields are not reset.
 typedef struct loopback_books {
     uint64_t upload_pinned_bytes;            // host to device, source in a host buffer
-    uint64_t upload_pinned_copies;           //
+    uint64_t upload_pinned_copies;           // number of those
     uint64_t upload_pageable_bytes;          // host to device, source elsewhere
-    uint64_t upload_pageable_copies;         //
-    uint64_t weight_upload_pinned_bytes;     // the part of the above whose destination buffer is used for weights
-    uint64_t weight_upload_pinned_copies;    //
-    uint64_t weight_upload_pageable_bytes;   //
-    uint64_t weight_upload_pageable_copies;  //
+    uint64_t upload_pageable_copies;         // number of those
+    uint64_t weight_upload_pinned_bytes;     // the pinned part whose destination buffer is used for weights
+    uint64_t weight_upload_pinned_copies;    // number of those
+    uint64_t weight_upload_pageable_bytes;   // the pageable part whose destination buffer is used for weights
+    uint64_t weight_upload_pageable_copies;  // number of those
     uint64_t download_pinned_bytes;          // device to host, destination in a host buffer
-    uint64_t download_pinned_copies;         //
+    uint64_t download_pinned_copies;         // number of those
     uint64_t download_pageable_bytes;        // device to host, destination elsewhere
-    uint64_t download_pageable_copies;       //
+    uint64_t download_pageable_copies;       // number of those
     uint64_t device_copy_bytes;              // inside the device
-    uint64_t device_copies;                  //
+    uint64_t device_copies;                  // number of those
     uint64_t peer_copy_bytes;                // from another loopback device to this one
-    uint64_t peer_copies;                    //
+    uint64_t peer_copies;                    // number of those
     uint64_t blocking_copies;                // copies of any kind that the host waited for
     uint64_t graphs;                         // graphs computed
     uint64_t ops;                            // operations computed, views not counted
@@ -92,11 +86,11 @@ typedef struct loopback_books {
     uint64_t host_frees;                     // host buffers freed
     uint64_t host_refusals;                  // host buffers refused, silently or not
     uint64_t streams_live;                   // streams alive now
-    uint64_t streams_created;                //
-    uint64_t streams_refused;                //
+    uint64_t streams_created;                // streams created
+    uint64_t streams_refused;                // streams refused
     uint64_t events_live;                    // events alive now
-    uint64_t events_created;                 //
-    uint64_t events_refused;                 //
+    uint64_t events_created;                 // events created
+    uint64_t events_refused;                 // events refused
     uint64_t event_waits;                    // waits of streams and of the host for an event
     uint64_t unrecorded_waits;               // waits for an event that was never recorded, which return at once
     uint64_t violations;                     // violations found on this device

@@ -14,6 +14,7 @@
 #include "ggml-backend.h"
 #include "sdcpp.h"
 #include "seams.h"
+#include "util.h"
 
 namespace {
 
@@ -51,7 +52,7 @@ ggml_backend_feature* features_of(ggml_backend_reg_t reg) {
     return get != nullptr ? get(reg) : nullptr;
 }
 
-const char* kind_name(ggml_backend_dev_type type) {
+const char* kind_name(enum ggml_backend_dev_type type) {
     switch (type) {
         case GGML_BACKEND_DEVICE_TYPE_CPU:
             return "cpu";
@@ -62,6 +63,14 @@ const char* kind_name(ggml_backend_dev_type type) {
         default:
             return "accel";
     }
+}
+
+// ggml writes to standard error until somebody takes its lines; a model that is loaded later takes them as well.
+void log_line(ggml_log_level level, const char* text, void*) {
+    log_printf(level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT ? SD_LOG_ERROR
+               : level == GGML_LOG_LEVEL_WARN                                ? SD_LOG_WARN
+                                                                             : SD_LOG_DEBUG,
+               "ggml", 0, "%s", text);
 }
 
 // Any function of the module will do; most modules answer to at least one of these names.
@@ -91,6 +100,7 @@ namespace sdcpp {
 void backends_load() {
     static std::once_flag once;
     std::call_once(once, [] {
+        ggml_log_set(log_line, nullptr);
         // Without a directory ggml would search the executable's and the current one, which may hold foreign code.
         const size_t slash = library_path().find_last_of("/\\");
         const std::string directory = slash == std::string::npos ? "." : library_path().substr(0, slash);

@@ -1,0 +1,115 @@
+"""Devices that can compute or hold weights, and what an installation has and lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import _native
+from .errors import SdcppError
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of a loaded backend.
+
+    Attributes:
+        name: what specs call it, such as ``CPU`` or ``CUDA0``.
+        description: the maker's name.
+        kind: ``cpu``, ``gpu``, ``igpu`` or ``accel``.
+        memory_total: bytes, 0 when the backend does not tell.
+        memory_free: bytes, at the time of the call.
+        host_buffer_type: name of the device's own host buffer type (page-locked memory for CUDA), or None.
+        backend: name of the backend that serves it.
+        module_path: file of the backend module, or None when it cannot be told.
+        features: the backend's own features, name to value, such as ``{"AVX2": "1"}``.
+    """
+
+    name: str
+    description: str
+    kind: str
+    memory_total: int
+    memory_free: int
+    host_buffer_type: str | None
+    backend: str
+    module_path: str | None
+    features: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        return asdict(self)
+
+
+def devices() -> list[Device]:
+    """Return every device, after loading the backends on the first call.
+
+    Raises:
+        BackendError: the compiled engine cannot be loaded.
+    """
+    return [Device(**entry) for entry in _native.device_list()]
+
+
+def choices() -> dict[str, tuple[str, ...]]:
+    """Return the valid names of each option that takes a name, as the engine knows them."""
+    return {
+        "sampler": _native.enum_names("sample_method"),
+        "scheduler": _native.enum_names("scheduler"),
+        "weight_type": _native.enum_names("wtype"),
+        "rng": _native.enum_names("rng_type"),
+        "prediction": _native.enum_names("prediction"),
+        "lora_apply_mode": _native.enum_names("lora_apply_mode"),
+        "cache": _native.enum_names("cache"),
+        "hires_upscaler": _native.enum_names("upscaler"),
+    }
+
+
+@functools.cache
+def _has_nvidia_driver() -> bool:
+    """Tell whether the NVIDIA driver's library can be loaded."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def doctor() -> dict[str, Any]:
+    """Return what is loaded, from where, in which version, and what is missing with the way to get it.
+
+    Never raises for a broken installation: ``problems`` says what is wrong, each with its remedy.
+    """
+    from . import __version__
+
+    report: dict[str, Any] = {
+        "sdcpp_py": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "engine": None,
+        "devices": [],
+        "problems": [],
+        "hints": [],
+    }
+    try:
+        report["engine"] = _native.versions()
+        found = devices()
+    except SdcppError as error:
+        report["problems"].append(str(error))
+        return report
+    report["devices"] = [device.to_dict() for device in found]
+    report["threads"] = _native.physical_cores()
+    if not any(device.kind == "cpu" for device in found):
+        report["problems"].append("no CPU backend was found beside the engine library: reinstall sdcpp-py")
+    has_cuda = any(device.backend == "CUDA" for device in found)
+    if _has_nvidia_driver() and not has_cuda:
+        report["hints"].append(
+            "an NVIDIA driver is here but no CUDA backend: build one with "
+            "pip install sdcpp-py --no-binary sdcpp-py -C cmake.define.SDCPP_CUDA=ON"
+        )
+    elif not has_cuda:
+        report["hints"].append("no NVIDIA driver was found: everything runs on the CPU")
+    return report

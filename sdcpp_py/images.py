@@ -1,0 +1,235 @@
+"""Pillow and numpy to and from the engine's pixels, and the parameters that travel in a picture's file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, overload
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from .errors import ArgumentError, OutputError
+from .model_files import show_path
+from .options import StrPath
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .pipeline import Timings
+
+# The names that web UIs show and read back for the engine's samplers and schedulers.
+_SAMPLER_TITLES = {
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm++2s_a": "DPM++ 2S a",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2mv2": "DPM++ 2M v2",
+    "ipndm": "IPNDM",
+    "ipndm_v": "IPNDM_V",
+    "lcm": "LCM",
+    "ddim_trailing": "DDIM trailing",
+    "tcd": "TCD",
+    "res_multistep": "Res Multistep",
+    "res_2s": "Res 2S",
+    "er_sde": "ER SDE",
+}
+_SCHEDULER_TITLES = {
+    "discrete": "Automatic",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "ays": "Align Your Steps",
+    "gits": "GITS",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+    "smoothstep": "Smoothstep",
+    "kl_optimal": "KL Optimal",
+    "lcm": "LCM",
+    "bong_tangent": "Bong Tangent",
+}
+_EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
+
+
+def parameters_text(parameters: Mapping[str, Any]) -> str:
+    """Return generation parameters in the A1111 form: prompt, negative prompt, then ``Name: value`` pairs.
+
+    The form is the one that AUTOMATIC1111's web UI writes under the PNG key ``parameters`` and that other tools
+    read: https://github.com/AUTOMATIC1111/stable-diffusion-webui (modules/infotext_utils.py). Values that hold a
+    comma, colon or line break are quoted as JSON strings, as it does.
+
+    Args:
+        parameters: ``prompt``, ``negative_prompt``, ``sampler``, ``scheduler`` and any further pairs, which are
+            written under their own name; None is left out.
+    """
+    import json
+
+    pairs = dict(parameters)
+    prompt, negative = pairs.pop("prompt", ""), pairs.pop("negative_prompt", "")
+    named = {
+        "Steps": pairs.pop("steps", None),
+        "Sampler": _SAMPLER_TITLES.get(name := pairs.pop("sampler", None) or "", name or None),
+        "Schedule type": _SCHEDULER_TITLES.get(name := pairs.pop("scheduler", None) or "", name or None),
+        "CFG scale": pairs.pop("cfg_scale", None),
+        "Seed": pairs.pop("seed", None),
+        "Size": pairs.pop("size", None),
+        **pairs,
+    }
+
+    def quote(value: Any) -> str:
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+    lines = [str(prompt)]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{name}: {quote(value)}" for name, value in named.items() if value is not None))
+    return "\n".join(lines)
+
+
+class GeneratedImage(Image.Image):
+    """A Pillow image that writes its generation parameters into the files it is saved to.
+
+    ``info["parameters"]`` holds them, as it does for a PNG that Pillow has read.
+    """
+
+    def save(self, fp: StrPath | IO[bytes], format: str | None = None, **params: Any) -> None:  # type: ignore[override]  # noqa: A002
+        """Save as Pillow does; PNG gets a text chunk, JPEG and WebP an EXIF comment, unless given by the caller."""
+        kind = (format or _format_of(fp)).upper()
+        text = self.info.get("parameters")
+        if text and kind == "PNG" and "pnginfo" not in params:
+            params["pnginfo"] = PngInfo()
+            params["pnginfo"].add_text("parameters", text) if text.isascii() else params["pnginfo"].add_itxt(
+                "parameters", text
+            )
+        elif text and kind in ("JPEG", "WEBP") and "exif" not in params:
+            exif = Image.Exif()
+            exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+            params["exif"] = exif
+        super().save(fp, format, **params)  # type: ignore[arg-type]
+
+
+def _format_of(fp: object) -> str:
+    """Return Pillow's format name for a path or file object, from its name; "" when it has none."""
+    name = fp if isinstance(fp, (str, bytes, os.PathLike)) else getattr(fp, "name", "")
+    if not isinstance(name, (str, bytes, os.PathLike)):
+        return ""
+    Image.init()
+    return Image.EXTENSION.get(Path(os.fsdecode(name)).suffix.lower(), "")
+
+
+def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> GeneratedImage:
+    """Return engine pixels as a Pillow image.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        pixels: RGB, row by row, width * height * 3 bytes.
+        parameters: the text that saved files carry.
+    """
+    image = Image.frombytes("RGB", (width, height), pixels)
+    # Pillow has no constructor that makes a subclass; the class only adds a method.
+    image.__class__ = GeneratedImage
+    image.info["parameters"] = parameters
+    assert isinstance(image, GeneratedImage)
+    return image
+
+
+def to_pixels(image: Image.Image | NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
+    """Return a picture as a contiguous uint8 array of shape (height, width, 3).
+
+    Raises:
+        ArgumentError: it is neither a Pillow image nor such an array.
+    """
+    import numpy as np
+
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ArgumentError(f"{what} must be a Pillow image or a uint8 array of shape (height, width, 3)")
+    return np.ascontiguousarray(image)
+
+
+def check_output(path: StrPath, count: int = 1) -> list[Path]:
+    """Return the files that *count* images are written to, after making sure that they can be.
+
+    Args:
+        path: file of the first image; the others get ``_2``, ``_3``, ... before the suffix.
+        count: number of images.
+
+    Raises:
+        OutputError: no such directory, not writable, a directory itself, or a suffix Pillow cannot write.
+    """
+    base = Path(os.fsdecode(path))
+    shown = show_path(path)
+    Image.init()
+    kind = Image.EXTENSION.get(base.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise OutputError(f"{shown}: {base.suffix or 'no suffix'} is no picture format; use .png, .jpg or .webp")
+    if not base.parent.is_dir():
+        raise OutputError(f"{shown}: the directory {show_path(base.parent)} does not exist; make it first")
+    if base.is_dir():
+        raise OutputError(f"{shown} is a directory; name a file in it")
+    files = [base, *(base.with_name(f"{base.stem}_{i}{base.suffix}") for i in range(2, count + 1))]
+    probe = base.with_name(f".{base.name}.{os.getpid()}.part")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{shown} cannot be written ({error.strerror}); choose another directory") from None
+    return files
+
+
+def save_all(images: Iterable[Image.Image], files: Sequence[Path]) -> None:
+    """Write images to files, each whole or not at all.
+
+    Raises:
+        OutputError: a file cannot be written; those before it are complete.
+    """
+    for image, file in zip(images, files, strict=True):
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            image.save(part, format=_format_of(file))
+            part.replace(file)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"{show_path(file)} cannot be written ({error.strerror or error})") from None
+
+
+class Images(Sequence[GeneratedImage]):
+    """The pictures of one generation, with what made them.
+
+    Args:
+        images: the pictures, RGB.
+        seeds: the seed of each.
+        timings: seconds of each phase.
+        parameters: what was asked for, with the engine's defaults filled in.
+    """
+
+    def __init__(
+        self, images: Sequence[GeneratedImage], seeds: Sequence[int], timings: Timings, parameters: Mapping[str, Any]
+    ) -> None:
+        self._images = tuple(images)
+        self.seeds = tuple(seeds)
+        self.timings = timings
+        self.parameters = dict(parameters)
+
+    @overload
+    def __getitem__(self, index: int) -> GeneratedImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[GeneratedImage]: ...
+    def __getitem__(self, index: int | slice) -> GeneratedImage | Sequence[GeneratedImage]:
+        """Return one picture, or a tuple of them for a slice."""
+        return self._images[index]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self._images)
+
+    def __repr__(self) -> str:
+        """Return size and seeds."""
+        size = "x".join(map(str, self._images[0].size)) if self._images else "none"
+        return f"<Images {len(self)} of {size}, seeds {list(self.seeds)}>"

@@ -1,0 +1,511 @@
+"""Load a model, generate pictures with it, close it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import _native, options
+from .errors import ArgumentError, ClosedError, GenerationError, ModelError
+from .images import Images, from_pixels, parameters_text, to_pixels
+from .model_files import check_model_file, model_path, show_path
+from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, StrPath, Tiling
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger("sdcpp_py")
+
+Progress = Callable[[int, int, float], object]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each part of a generation.
+
+    Attributes:
+        load: loading the model, once an object.
+        text: encoding the prompts.
+        sampling: all sampling steps of all images.
+        decoding: latents to pixels, and reading the model again where it was freed.
+        total: the whole call, Python included.
+    """
+
+    load: float
+    text: float
+    sampling: float
+    decoding: float
+    total: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the fields as plain values for JSON."""
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def _progress(wanted: bool | Progress | None, label: str) -> Iterator[Progress | None]:
+    """Yield the callback for a run: the caller's, a tqdm bar on a terminal, or none."""
+    if callable(wanted):
+        yield wanted
+        return
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=label, leave=False, unit="step", file=sys.stderr) as bar:
+
+        def advance(step: int, steps: int, seconds: float) -> None:
+            # Each image, and each tiled decoding, counts from zero again.
+            if steps != bar.total or step < bar.n:
+                bar.reset(steps)
+            bar.update(step - bar.n)
+
+        yield advance
+
+
+class StableDiffusion:
+    """A loaded model. Use it as a context manager, or call :meth:`close`.
+
+    The engine runs one call at a time in a process: calls from other threads wait for their turn, and the
+    interpreter's lock is free while the engine works.
+
+    Args:
+        model: single-file checkpoint, safetensors, GGUF or ckpt.
+        diffusion_model: diffusion model alone, for families that come in parts.
+        high_noise_diffusion_model: the second diffusion model of families that have two.
+        clip_l: CLIP-L text encoder.
+        clip_g: CLIP-G text encoder.
+        clip_vision: CLIP vision encoder.
+        t5xxl: T5-XXL text encoder.
+        llm: language model as text encoder (Z-Image, Qwen-Image, Flux.2, ...).
+        llm_vision: its vision part.
+        vae: VAE that replaces the checkpoint's.
+        taesd: small autoencoder that decodes faster and coarser.
+        control_net: ControlNet.
+        photo_maker: PhotoMaker.
+        embeddings: textual inversions: name -> file; the name in a prompt calls it.
+        weight_type: convert weights to this type while loading, such as ``f16`` or ``q8_0``; see ``choices()``.
+        tensor_type_rules: ``PATTERN=TYPE,...``: conversion for the tensors whose names match.
+        threads: CPU threads; the engine's default is the number of physical cores.
+        rng: source of the initial noise: ``cuda`` (as on an NVIDIA GPU), ``cpu`` (as torch on a CPU), ``std_default``.
+        sampler_rng: source of noise added by samplers; the same as *rng* when not given.
+        prediction: what the model predicts, where the file does not tell: ``eps``, ``v``, ...
+        lora_apply_mode: ``auto``, ``immediately`` (change the weights) or ``at_runtime``.
+        vae_decode_only: do not load the VAE's encoder.
+        mmap: read files through a memory map.
+        flash_attention: use flash attention in every module.
+        diffusion_flash_attention: use it in the diffusion model.
+        diffusion_conv_direct: convolve without im2col in the diffusion model.
+        vae_conv_direct: convolve without im2col in the VAE.
+        tae_preview_only: use *taesd* for previews only.
+        circular_x: wrap around horizontally, for tileable pictures.
+        circular_y: wrap around vertically.
+        force_sdxl_vae_conv_scale: scale the SDXL VAE's convolutions against f16 overflow.
+        chroma_use_dit_mask: mask padding in Chroma's diffusion model.
+        chroma_use_t5_mask: mask padding in Chroma's text encoder.
+        chroma_t5_mask_pad: padding tokens that stay unmasked.
+        qwen_image_zero_cond_t: Qwen-Image's zero conditioning at t.
+        progress: a callback ``(step, steps, seconds)`` for loading and generating, False for none; by default a
+            bar on a terminal.
+
+    Raises:
+        ArgumentError: an option is unknown or out of range.
+        ModelError: a file is missing, damaged or does not fit.
+        BackendError: the compiled engine cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: StrPath | None = None,
+        *,
+        diffusion_model: StrPath | None = None,
+        high_noise_diffusion_model: StrPath | None = None,
+        clip_l: StrPath | None = None,
+        clip_g: StrPath | None = None,
+        clip_vision: StrPath | None = None,
+        t5xxl: StrPath | None = None,
+        llm: StrPath | None = None,
+        llm_vision: StrPath | None = None,
+        vae: StrPath | None = None,
+        taesd: StrPath | None = None,
+        control_net: StrPath | None = None,
+        photo_maker: StrPath | None = None,
+        embeddings: Mapping[str, StrPath] | None = None,
+        weight_type: str | None = None,
+        tensor_type_rules: str | None = None,
+        threads: int | None = None,
+        rng: str | None = None,
+        sampler_rng: str | None = None,
+        prediction: str | None = None,
+        lora_apply_mode: str | None = None,
+        vae_decode_only: bool = True,
+        mmap: bool = False,
+        flash_attention: bool = False,
+        diffusion_flash_attention: bool = False,
+        diffusion_conv_direct: bool = False,
+        vae_conv_direct: bool = False,
+        tae_preview_only: bool = False,
+        circular_x: bool = False,
+        circular_y: bool = False,
+        force_sdxl_vae_conv_scale: bool = False,
+        chroma_use_dit_mask: bool | None = None,
+        chroma_use_t5_mask: bool | None = None,
+        chroma_t5_mask_pad: int | None = None,
+        qwen_image_zero_cond_t: bool | None = None,
+        progress: bool | Progress | None = None,
+    ) -> None:
+        self._context: Any = None
+        self._progress = progress
+        self._closed_reason = "it was closed"
+        if model is None and diffusion_model is None:
+            raise ModelError("no model given; pass a checkpoint, or diffusion_model=... and its other parts")
+        files = {
+            "model_path": model_path(model, "model"),
+            "diffusion_model_path": model_path(diffusion_model, "diffusion_model"),
+            "high_noise_diffusion_model_path": model_path(
+                high_noise_diffusion_model, "high_noise_diffusion_model"
+            ),
+            "clip_l_path": model_path(clip_l, "clip_l"),
+            "clip_g_path": model_path(clip_g, "clip_g"),
+            "clip_vision_path": model_path(clip_vision, "clip_vision"),
+            "t5xxl_path": model_path(t5xxl, "t5xxl"),
+            "llm_path": model_path(llm, "llm"),
+            "llm_vision_path": model_path(llm_vision, "llm_vision"),
+            "vae_path": model_path(vae, "vae"),
+            "taesd_path": model_path(taesd, "taesd"),
+            "control_net_path": model_path(control_net, "control_net"),
+            "photo_maker_path": model_path(photo_maker, "photo_maker"),
+        }
+
+        def choice(name: str, option: str, value: str | None) -> str | None:
+            return None if value is None else options.check_choice(name, value, _native.enum_names(option))
+
+        settings: dict[str, Any] = {
+            "wtype": choice("weight_type", "wtype", weight_type),
+            "tensor_type_rules": tensor_type_rules and options.check_text("tensor_type_rules", tensor_type_rules),
+            "n_threads": None if threads is None else options.check_int("threads", threads, 1, 4096),
+            "rng_type": choice("rng", "rng_type", rng),
+            "sampler_rng_type": choice("sampler_rng", "rng_type", sampler_rng),
+            "prediction": choice("prediction", "prediction", prediction),
+            "lora_apply_mode": choice("lora_apply_mode", "lora_apply_mode", lora_apply_mode),
+            "vae_decode_only": vae_decode_only,
+            # The engine would free the weights after the first image; an object here lives until it is closed.
+            "free_params_immediately": False,
+            "enable_mmap": mmap,
+            "flash_attn": flash_attention,
+            "diffusion_flash_attn": diffusion_flash_attention,
+            "diffusion_conv_direct": diffusion_conv_direct,
+            "vae_conv_direct": vae_conv_direct,
+            "tae_preview_only": tae_preview_only,
+            "circular_x": circular_x,
+            "circular_y": circular_y,
+            "force_sdxl_vae_conv_scale": force_sdxl_vae_conv_scale,
+            "chroma_use_dit_mask": chroma_use_dit_mask,
+            "chroma_use_t5_mask": chroma_use_t5_mask,
+            "chroma_t5_mask_pad": chroma_t5_mask_pad,
+            "qwen_image_zero_cond_t": qwen_image_zero_cond_t,
+        }
+        terms = {
+            options.check_text("embedding name", name): check_model_file(path, f"embedding {name}")
+            for name, path in (embeddings or {}).items()
+        }
+        self._name = os.path.basename(show_path(model or diffusion_model or ""))
+        self._uses_control = control_net is not None
+        self._uses_photo_maker = photo_maker is not None
+        given = {name: value for name, value in {**files, **settings}.items() if value is not None}
+        start = time.perf_counter()
+        with _progress(progress, "loading") as callback:
+            self._context = _native.context_new(given, terms, callback)
+        self._load_seconds = time.perf_counter() - start
+        log.info("loaded %s in %.2f s", self._name, self._load_seconds)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the model; calling it again does nothing."""
+        context, self._context = self._context, None
+        if context is not None:
+            _native.context_free(context)
+
+    def __enter__(self) -> StableDiffusion:
+        """Return the object itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Free a model that nobody closed, and say so as Python does for files."""
+        if getattr(self, "_context", None) is not None:
+            warnings.warn(f"unclosed {self!r}; use it as a context manager", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        """Return the model's name and whether it is closed."""
+        return f"<StableDiffusion {self._name}{' closed' if self._context is None else ''}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model was freed."""
+        return self._context is None
+
+    def cancel(self) -> None:
+        """Stop the generation that another thread runs; it raises CancelledError there within a sampling step."""
+        _native.cancel()
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    def txt2img(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        cfg_scale: float | None = None,
+        seed: int = -1,
+        batch_count: int = 1,
+        sampler: str | None = None,
+        scheduler: str | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float | None = None,
+        clip_skip: int | None = None,
+        guidance: float | None = None,
+        image_cfg_scale: float | None = None,
+        skip_layer_guidance: SkipLayerGuidance | None = None,
+        flow_shift: float | None = None,
+        shifted_timestep: int | None = None,
+        vae_tiling: bool | Tiling = False,
+        cache: str | Cache | None = None,
+        loras: Sequence[Lora | StrPath] | Mapping[Any, float] = (),
+        hires: Hires | None = None,
+        control_image: Image | None = None,
+        control_strength: float | None = None,
+        photo_maker: PhotoMaker | None = None,
+        progress: bool | Progress | None = None,
+    ) -> Images:
+        """Draw pictures from a text.
+
+        What is None keeps the engine's own default for the loaded model.
+
+        Args:
+            prompt: what to draw; ``(word:1.3)`` weighs a word where the family supports it.
+            negative_prompt: what to avoid; used when *cfg_scale* is not 1.
+            width: pixels, a multiple of 8 from 8 to 16384; a family that needs a coarser grid rounds it up and
+                logs a warning.
+            height: likewise.
+            steps: sampling steps, 1 to 10000.
+            cfg_scale: classifier-free guidance; 1 switches it off.
+            seed: of the first image, 0 to 2**63 - 1; the others count up. -1 draws one.
+            batch_count: number of images.
+            sampler: see ``choices()["sampler"]``.
+            scheduler: see ``choices()["scheduler"]``.
+            sigmas: noise levels, descending and usually ending in 0, instead of steps and scheduler.
+            eta: noise of ancestral samplers, 0 to 1.
+            clip_skip: layers of CLIP to leave out, counted from the end; 1 is none.
+            guidance: distilled guidance of families such as Flux.
+            image_cfg_scale: guidance by the image in edit models.
+            skip_layer_guidance: see SkipLayerGuidance.
+            flow_shift: timestep shift of flow models.
+            shifted_timestep: timestep shift for distilled SDXL models, 0 to 1000.
+            vae_tiling: decode in tiles, True for the engine's sizes.
+            cache: name of a caching mode, or a Cache.
+            loras: Lora objects or paths, or a mapping of path to multiplier.
+            hires: sample again at a larger size.
+            control_image: picture for the ControlNet.
+            control_strength: its strength.
+            photo_maker: pictures of a person.
+            progress: a callback ``(step, steps, seconds)``, False for none; by default the object's.
+
+        Returns:
+            The pictures with their seeds, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range; the message lists what is valid.
+            ModelError: a LoRA file is missing or damaged.
+            GenerationError: the engine gave up; ``engine_log`` says why.
+            CancelledError: :meth:`cancel` was called.
+            ClosedError: the object is closed.
+        """
+        start = time.perf_counter()
+        context = self._open_context()
+        defaults = _native.image_defaults()
+        if not _native.context_supports_images(context):
+            raise ArgumentError("this model draws video only; txt2img needs a model for images")
+        check = options
+        width = check.check_side("width", defaults["width"] if width is None else width)
+        height = check.check_side("height", defaults["height"] if height is None else height)
+        steps = check.check_int("steps", defaults["steps"] if steps is None else steps, 1, check.MAX_STEPS)
+        cfg_scale = check.check_float("cfg_scale", defaults["cfg_scale"] if cfg_scale is None else cfg_scale, -100, 100)
+        batch_count = check.check_int("batch_count", batch_count, 1, check.MAX_BATCH)
+        seed = check.check_int("seed", seed, -1, check.MAX_SEED - batch_count + 1, "; -1 draws one")
+        if seed == -1:
+            seed = secrets.randbelow(2**32)
+        if sampler is not None:
+            check.check_choice("sampler", sampler, _native.enum_names("sample_method"))
+        if scheduler is not None:
+            check.check_choice("scheduler", scheduler, _native.enum_names("scheduler"))
+        levels = [check.check_float("sigma", sigma, 0.0) for sigma in (sigmas if sigmas is not None else ())]
+        if sigmas is not None and len(levels) < 2:
+            raise ArgumentError("sigmas needs at least two noise levels")
+        if levels != sorted(levels, reverse=True):
+            raise ArgumentError("sigmas must descend")
+        sample: dict[str, Any] = {
+            "sample_method": sampler,
+            "scheduler": scheduler,
+            "sample_steps": len(levels) - 1 if levels else steps,
+            "eta": None if eta is None else check.check_float("eta", eta, 0.0, 10.0),
+            "flow_shift": None if flow_shift is None else check.check_float("flow_shift", flow_shift, 0.0, 1000.0),
+            "shifted_timestep": None
+            if shifted_timestep is None
+            else check.check_int("shifted_timestep", shifted_timestep, 0, 1000),
+        }
+        guide: dict[str, Any] = {
+            "txt_cfg": cfg_scale,
+            "img_cfg": None if image_cfg_scale is None else check.check_float("image_cfg_scale", image_cfg_scale),
+            "distilled_guidance": None if guidance is None else check.check_float("guidance", guidance, 0.0, 1000.0),
+        }
+        skip_layers: Sequence[int] = ()
+        if skip_layer_guidance is not None:
+            slg = check.given(skip_layer_guidance)
+            skip_layers = slg.pop("layers")
+            guide["slg"] = slg
+        sample["guidance"] = _only_given(guide)
+        settings: dict[str, Any] = {
+            "prompt": check.check_text("prompt", prompt),
+            "negative_prompt": check.check_text("negative_prompt", negative_prompt),
+            "clip_skip": None if clip_skip is None else check.check_int("clip_skip", clip_skip, -1, 100),
+            "width": width,
+            "height": height,
+            "seed": seed,
+            "batch_count": batch_count,
+            "sample_params": _only_given(sample),
+        }
+        if vae_tiling is not False:
+            tiling = {} if vae_tiling is True else check.given(vae_tiling)
+            settings["vae_tiling_params"] = {"enabled": True, **tiling}
+        if cache is not None:
+            settings["cache"] = _cache_fields(Cache(cache) if isinstance(cache, str) else cache)
+        if hires is not None:
+            settings["hires"] = _hires_fields(hires)
+        control = None
+        if control_image is not None or control_strength is not None:
+            if not self._uses_control or control_image is None:
+                raise ArgumentError("a ControlNet needs both: control_net=... when loading and control_image=...")
+            control = to_pixels(control_image, "control_image")
+            if control_strength is not None:
+                settings["control_strength"] = check.check_float("control_strength", control_strength, 0.0, 100.0)
+        people: list[Any] = []
+        if photo_maker is not None:
+            if not self._uses_photo_maker:
+                raise ArgumentError("photo_maker options need photo_maker=... when loading")
+            people = [to_pixels(image, "id_images") for image in photo_maker.id_images]
+            fields = {"id_embed_path": model_path(photo_maker.id_embed, "id_embed")}
+            fields["style_strength"] = photo_maker.style_strength  # type: ignore[assignment]
+            settings["pm_params"] = _only_given(fields)
+        applied = check.as_loras(loras)
+        lora_fields = [
+            {
+                "path": check_model_file(lora.path, "LoRA"),
+                "multiplier": float(lora.multiplier),
+                "is_high_noise": lora.is_high_noise,
+            }
+            for lora in applied
+        ]
+        try:
+            with _progress(self._progress if progress is None else progress, "sampling") as callback:
+                pixels, seconds = _native.image_generate(
+                    context,
+                    _only_given(settings),
+                    loras=lora_fields,
+                    sigmas=levels,
+                    skip_layers=skip_layers,
+                    control_image=control,
+                    id_images=people,
+                    progress=callback,
+                )
+        except _native.Broken as broken:
+            self._closed_reason = "an engine check failed in it; make a new one"
+            self.close()
+            assert isinstance(broken.__cause__, GenerationError)
+            raise broken.__cause__ from None
+        default_sampler, default_scheduler = _native.context_defaults(context, sampler)
+        parameters: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "steps": sample["sample_steps"],
+            "sampler": sampler or default_sampler,
+            "scheduler": None if levels else scheduler or default_scheduler,
+            "cfg_scale": cfg_scale,
+            "size": f"{pixels[0][0]}x{pixels[0][1]}",
+            "Model": os.path.splitext(self._name)[0],
+            "Clip skip": clip_skip,
+            "Guidance": guidance,
+            "Eta": eta,
+            "Flow shift": flow_shift,
+            "Cache": cache.mode if isinstance(cache, Cache) else cache,
+            "Lora": ", ".join(
+                f"{os.path.splitext(os.path.basename(show_path(lora.path)))[0]}: {lora.multiplier:g}"
+                for lora in applied
+            )
+            or None,
+            "Version": f"sdcpp-py {_package_version()}",
+        }
+        seeds = [seed + index for index in range(batch_count)]
+        images = [
+            from_pixels(wide, high, data, parameters_text({**parameters, "seed": each}))
+            for (wide, high, data), each in zip(pixels, seeds, strict=True)
+        ]
+        phases = {name: seconds.get(name, 0.0) for name in ("text", "sampling", "decoding")}
+        timings = Timings(load=self._load_seconds, **phases, total=time.perf_counter() - start)
+        return Images(images, seeds, timings, _only_given({**parameters, "seed": seed}))
+
+    def _open_context(self) -> Any:
+        """Return the handle, or raise ClosedError."""
+        if self._context is None:
+            raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
+        return self._context
+
+
+def _only_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose value is not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _cache_fields(cache: Cache) -> dict[str, Any]:
+    """Return the engine's fields for a Cache."""
+    fields = options.given(cache)
+    mode = options.check_choice("cache mode", fields.pop("mode"), _native.enum_names("cache"))
+    fields["mode"] = _native.cache_mode(mode)
+    return fields
+
+
+def _hires_fields(hires: Hires) -> dict[str, Any]:
+    """Return the engine's fields for a Hires."""
+    fields = options.given(hires)
+    if "upscaler" in fields:
+        options.check_choice("hires upscaler", fields["upscaler"], _native.enum_names("upscaler"))
+    if "model" in fields:
+        fields["model_path"] = check_model_file(fields.pop("model"), "hires model")
+    return {"enabled": True, **fields}
+
+
+def _package_version() -> str:
+    """Return the package's version; imported late because the package imports this module."""
+    from . import __version__
+
+    return __version__
