@@ -71,9 +71,11 @@ def declarations(text: str, name: str) -> str:
             active[-1] = not active[-1]
         elif directive == "endif" and active:
             active.pop()
-        elif directive == "include" or not all(active):
-            continue
-        elif directive == "define" and (rest.startswith("SD_API") or re.fullmatch(r"\w+_H(__)?", rest)):
+        elif (
+            directive == "include"
+            or not all(active)
+            or (directive == "define" and (rest.startswith("SD_API") or re.fullmatch(r"\w+_H(__)?", rest)))
+        ):
             continue
         else:
             raise HeaderError(f"{where}: unknown directive #{directive} {rest}".rstrip())

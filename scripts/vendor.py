@@ -173,9 +173,8 @@ def keep_times(new: Path, old: Path) -> None:
     """Give files that did not change their old times, so that the next build compiles only what changed."""
     for name, path in walk_files(new):
         before = old / name
-        if before.is_file() and before.stat().st_size == path.stat().st_size:
-            if before.read_bytes() == path.read_bytes():
-                os.utime(path, ns=(before.stat().st_atime_ns, before.stat().st_mtime_ns))
+        if before.is_file() and before.read_bytes() == path.read_bytes():
+            os.utime(path, ns=(before.stat().st_atime_ns, before.stat().st_mtime_ns))
 
 
 def write_lock_hash(vendor: Path, value: str) -> None:

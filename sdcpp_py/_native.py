@@ -22,6 +22,7 @@ from typing import Any
 from .errors import ArgumentError, BackendError, CancelledError, GenerationError, ModelError, SdcppError
 
 log = logging.getLogger("sdcpp_py.engine")
+log.addHandler(logging.NullHandler())
 
 Progress = Callable[[int, int, float], object]
 """Called with the step, the number of steps and the seconds a step took."""
@@ -74,28 +75,30 @@ def _engine() -> tuple[Any, Any]:
         _stop(exception)
         return True
 
-    @ffi.def_extern(name="sdcpp_py_log", onerror=failed)
+    extern: Callable[..., Callable[[Callable[..., object]], object]] = ffi.def_extern
+
+    @extern(name="sdcpp_py_log", onerror=failed)
     def on_log(level: int, text: Any, data: object) -> None:
         line = ffi.string(text).decode("utf-8", "replace").rstrip()
-        _, separator, message = line.partition(" - ")
+        message = re.sub(r"^\S+:\d+ +- ", "", line)
         severity = _LEVELS[level] if level < len(_LEVELS) else logging.ERROR
         if severity >= logging.WARNING and _State.run is not None:
-            _State.run.lines.append(message if separator else line)
+            _State.run.lines.append(message)
         log.log(severity, "%s", line)
 
-    @ffi.def_extern(name="sdcpp_py_progress", onerror=failed)
+    @extern(name="sdcpp_py_progress", onerror=failed)
     def on_progress(step: int, steps: int, seconds: float, data: object) -> None:
         run = _State.run
         if run is not None and run.progress is not None and run.exception is None:
             run.progress(step, steps, seconds)
 
-    @ffi.def_extern(name="sdcpp_py_poll", error=False, onerror=failed)
+    @extern(name="sdcpp_py_poll", error=False, onerror=failed)
     def on_poll(data: object) -> bool:
         # Being Python is the point: the interpreter runs pending signal handlers here.
         run = _State.run
         return run is not None and run.cancelled
 
-    @ffi.def_extern(name="sdcpp_py_preview", onerror=failed)
+    @extern(name="sdcpp_py_preview", onerror=failed)
     def on_preview(step: int, count: int, frames: Any, noisy: bool, data: object) -> None:
         return
 
@@ -372,7 +375,7 @@ def image_defaults() -> dict[str, Any]:
     }
 
 
-class Broken(Exception):
+class BrokenContextError(Exception):
     """An engine check failed inside a run: the context may only be freed. Carries the GenerationError."""
 
 
@@ -404,7 +407,7 @@ def image_generate(
 
     Raises:
         GenerationError: the engine gave up.
-        Broken: the engine gave up in a way that leaves the context unusable.
+        BrokenContextError: the engine gave up in a way that leaves the context unusable.
         BaseException: whatever a callback raised.
     """
     ffi, lib = _engine()
@@ -431,7 +434,7 @@ def image_generate(
         try:
             message = "the engine could not generate the image; its lines below say why"
             if status == lib.SDCPP_BROKEN and run.exception is None:
-                raise Broken from GenerationError(message, tuple(run.lines))
+                raise BrokenContextError from GenerationError(message, tuple(run.lines))
             _fail(status, run, GenerationError, message)
             pixels = [_pixels(made[0][index]) for index in range(params.batch_count)]
         finally:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from .images import Images, check_output, save_all
 from .model_files import show_path
 from .options import Cache, Hires, Lora, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
+from .request import Request
 
 app = typer.Typer(
     name="sdcpp",
@@ -110,7 +111,7 @@ def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[
     }
 
 
-ModelPath = Annotated[Optional[str], typer.Option(show_default=False)]
+ModelPath = Annotated[str | None, typer.Option(show_default=False)]
 PANEL_FILES = "Model files"
 PANEL_SAMPLING = "Sampling"
 PANEL_ENGINE = "Engine"
@@ -131,66 +132,60 @@ def _engine(help_text: str, *names: str, **more: Any) -> Any:
 @app.command()
 def txt2img(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to draw.")],
-    model: Annotated[Optional[str], _file("Checkpoint.", "--model", "-m")] = None,
+    model: Annotated[str | None, _file("Checkpoint.", "--model", "-m")] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Picture to write; more than one gets _2, _3, ...")] = (
         "output.png"
     ),
-    report: Annotated[
-        Optional[Path], typer.Option("--report", help="Write seeds, timings and devices as JSON.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write seeds, timings and devices as JSON.")] = None,
     negative_prompt: Annotated[str, _sampling("What to avoid.", "--negative-prompt", "-n")] = "",
-    width: Annotated[Optional[int], _sampling("Pixels, a multiple of 8.", "--width", "-W")] = None,
-    height: Annotated[Optional[int], _sampling("Pixels, a multiple of 8.", "--height", "-H")] = None,
-    steps: Annotated[Optional[int], _sampling("Sampling steps.", "--steps")] = None,
-    cfg_scale: Annotated[Optional[float], _sampling("Classifier-free guidance; 1 is off.", "--cfg-scale")] = None,
+    width: Annotated[int | None, _sampling("Pixels, a multiple of 8.", "--width", "-W")] = None,
+    height: Annotated[int | None, _sampling("Pixels, a multiple of 8.", "--height", "-H")] = None,
+    steps: Annotated[int | None, _sampling("Sampling steps.", "--steps")] = None,
+    cfg_scale: Annotated[float | None, _sampling("Classifier-free guidance; 1 is off.", "--cfg-scale")] = None,
     seed: Annotated[int, _sampling("Seed of the first image; -1 draws one.", "--seed", "-s")] = -1,
     batch_count: Annotated[int, _sampling("Number of images.", "--batch-count", "-b")] = 1,
-    sampler: Annotated[Optional[str], _sampling("Sampling method.", "--sampling-method", "--sampler")] = None,
-    scheduler: Annotated[Optional[str], _sampling("Noise schedule.", "--scheduler")] = None,
-    sigmas: Annotated[Optional[str], _sampling("Noise levels, comma separated.", "--sigmas")] = None,
-    eta: Annotated[Optional[float], _sampling("Noise of ancestral samplers.", "--eta")] = None,
-    clip_skip: Annotated[Optional[int], _sampling("Layers of CLIP to leave out, 1 is none.", "--clip-skip")] = None,
-    guidance: Annotated[Optional[float], _sampling("Distilled guidance.", "--guidance")] = None,
-    img_cfg_scale: Annotated[Optional[float], _sampling("Guidance by the image.", "--img-cfg-scale")] = None,
-    flow_shift: Annotated[Optional[float], _sampling("Timestep shift of flow models.", "--flow-shift")] = None,
+    sampler: Annotated[str | None, _sampling("Sampling method.", "--sampling-method", "--sampler")] = None,
+    scheduler: Annotated[str | None, _sampling("Noise schedule.", "--scheduler")] = None,
+    sigmas: Annotated[str | None, _sampling("Noise levels, comma separated.", "--sigmas")] = None,
+    eta: Annotated[float | None, _sampling("Noise of ancestral samplers.", "--eta")] = None,
+    clip_skip: Annotated[int | None, _sampling("Layers of CLIP to leave out, 1 is none.", "--clip-skip")] = None,
+    guidance: Annotated[float | None, _sampling("Distilled guidance.", "--guidance")] = None,
+    img_cfg_scale: Annotated[float | None, _sampling("Guidance by the image.", "--img-cfg-scale")] = None,
+    flow_shift: Annotated[float | None, _sampling("Timestep shift of flow models.", "--flow-shift")] = None,
     timestep_shift: Annotated[
-        Optional[int], _sampling("Timestep shift of distilled SDXL models.", "--timestep-shift")
+        int | None, _sampling("Timestep shift of distilled SDXL models.", "--timestep-shift")
     ] = None,
-    skip_layers: Annotated[Optional[str], _sampling("Layers for skip layer guidance.", "--skip-layers")] = None,
-    slg_scale: Annotated[Optional[float], _sampling("Skip layer guidance scale.", "--slg-scale")] = None,
-    lora: Annotated[Optional[list[str]], _sampling("LoRA, PATH or PATH:MULTIPLIER; repeat it.", "--lora")] = None,
+    skip_layers: Annotated[str | None, _sampling("Layers for skip layer guidance.", "--skip-layers")] = None,
+    slg_scale: Annotated[float | None, _sampling("Skip layer guidance scale.", "--slg-scale")] = None,
+    lora: Annotated[list[str] | None, _sampling("LoRA, PATH or PATH:MULTIPLIER; repeat it.", "--lora")] = None,
     vae_tiling: Annotated[bool, _sampling("Decode in tiles.", "--vae-tiling")] = False,
-    vae_tile_size: Annotated[
-        Optional[int], _sampling("Side of a tile in latent pixels.", "--vae-tile-size")
-    ] = None,
-    cache_mode: Annotated[Optional[str], _sampling("Caching mode.", "--cache-mode")] = None,
-    hires: Annotated[Optional[float], _sampling("Sample again, this many times larger.", "--hires")] = None,
-    control_image: Annotated[Optional[Path], _sampling("Picture for the ControlNet.", "--control-image")] = None,
-    control_strength: Annotated[Optional[float], _sampling("ControlNet strength.", "--control-strength")] = None,
-    diffusion_model: Annotated[Optional[str], _file("Diffusion model alone.", "--diffusion-model")] = None,
+    vae_tile_size: Annotated[int | None, _sampling("Side of a tile in latent pixels.", "--vae-tile-size")] = None,
+    cache_mode: Annotated[str | None, _sampling("Caching mode.", "--cache-mode")] = None,
+    hires: Annotated[float | None, _sampling("Sample again, this many times larger.", "--hires")] = None,
+    control_image: Annotated[Path | None, _sampling("Picture for the ControlNet.", "--control-image")] = None,
+    control_strength: Annotated[float | None, _sampling("ControlNet strength.", "--control-strength")] = None,
+    diffusion_model: Annotated[str | None, _file("Diffusion model alone.", "--diffusion-model")] = None,
     high_noise_diffusion_model: Annotated[
-        Optional[str], _file("High-noise diffusion model.", "--high-noise-diffusion-model")
+        str | None, _file("High-noise diffusion model.", "--high-noise-diffusion-model")
     ] = None,
-    clip_l: Annotated[Optional[str], _file("CLIP-L.", "--clip_l", "--clip-l")] = None,
-    clip_g: Annotated[Optional[str], _file("CLIP-G.", "--clip_g", "--clip-g")] = None,
-    clip_vision: Annotated[Optional[str], _file("CLIP vision.", "--clip_vision", "--clip-vision")] = None,
-    t5xxl: Annotated[Optional[str], _file("T5-XXL.", "--t5xxl")] = None,
-    llm: Annotated[Optional[str], _file("Language model as text encoder.", "--llm")] = None,
-    llm_vision: Annotated[Optional[str], _file("Its vision part.", "--llm_vision", "--llm-vision")] = None,
-    vae: Annotated[Optional[str], _file("VAE.", "--vae")] = None,
-    taesd: Annotated[Optional[str], _file("Tiny autoencoder.", "--taesd", "--tae")] = None,
-    control_net: Annotated[Optional[str], _file("ControlNet.", "--control-net")] = None,
-    weight_type: Annotated[Optional[str], _engine("Convert weights to this type.", "--type")] = None,
+    clip_l: Annotated[str | None, _file("CLIP-L.", "--clip_l", "--clip-l")] = None,
+    clip_g: Annotated[str | None, _file("CLIP-G.", "--clip_g", "--clip-g")] = None,
+    clip_vision: Annotated[str | None, _file("CLIP vision.", "--clip_vision", "--clip-vision")] = None,
+    t5xxl: Annotated[str | None, _file("T5-XXL.", "--t5xxl")] = None,
+    llm: Annotated[str | None, _file("Language model as text encoder.", "--llm")] = None,
+    llm_vision: Annotated[str | None, _file("Its vision part.", "--llm_vision", "--llm-vision")] = None,
+    vae: Annotated[str | None, _file("VAE.", "--vae")] = None,
+    taesd: Annotated[str | None, _file("Tiny autoencoder.", "--taesd", "--tae")] = None,
+    control_net: Annotated[str | None, _file("ControlNet.", "--control-net")] = None,
+    weight_type: Annotated[str | None, _engine("Convert weights to this type.", "--type")] = None,
     tensor_type_rules: Annotated[
-        Optional[str], _engine("PATTERN=TYPE,... for single tensors.", "--tensor-type-rules")
+        str | None, _engine("PATTERN=TYPE,... for single tensors.", "--tensor-type-rules")
     ] = None,
-    threads: Annotated[Optional[int], _engine("CPU threads.", "--threads", "-t")] = None,
-    rng: Annotated[Optional[str], _engine("Source of the initial noise.", "--rng")] = None,
-    sampler_rng: Annotated[Optional[str], _engine("Source of samplers' noise.", "--sampler-rng")] = None,
-    prediction: Annotated[Optional[str], _engine("What the model predicts.", "--prediction")] = None,
-    lora_apply_mode: Annotated[
-        Optional[str], _engine("auto, immediately or at_runtime.", "--lora-apply-mode")
-    ] = None,
+    threads: Annotated[int | None, _engine("CPU threads.", "--threads", "-t")] = None,
+    rng: Annotated[str | None, _engine("Source of the initial noise.", "--rng")] = None,
+    sampler_rng: Annotated[str | None, _engine("Source of samplers' noise.", "--sampler-rng")] = None,
+    prediction: Annotated[str | None, _engine("What the model predicts.", "--prediction")] = None,
+    lora_apply_mode: Annotated[str | None, _engine("auto, immediately or at_runtime.", "--lora-apply-mode")] = None,
     mmap: Annotated[bool, _engine("Read files through a memory map.", "--mmap")] = False,
     flash_attention: Annotated[bool, _engine("Flash attention everywhere.", "--fa")] = False,
     diffusion_fa: Annotated[bool, _engine("Flash attention in the diffusion model.", "--diffusion-fa")] = False,
@@ -198,8 +193,12 @@ def txt2img(
 ) -> None:
     """Draw pictures from a text."""
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(levelname)s %(message)s",
+        stream=sys.stderr,
     )
+    # An error carries the engine's lines already.
+    logging.getLogger("sdcpp_py.engine").propagate = verbose
     files = check_output(output, max(1, batch_count))
     _check_report(report)
     control = None
@@ -218,6 +217,33 @@ def txt2img(
     tiling: bool | Tiling = vae_tiling
     if vae_tile_size is not None:
         tiling = Tiling(tile_size_x=vae_tile_size, tile_size_y=vae_tile_size)
+    request: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "cfg_scale": cfg_scale,
+        "seed": seed,
+        "batch_count": batch_count,
+        "sampler": sampler,
+        "scheduler": scheduler,
+        "sigmas": _floats("--sigmas", sigmas),
+        "eta": eta,
+        "clip_skip": clip_skip,
+        "guidance": guidance,
+        "image_cfg_scale": img_cfg_scale,
+        "skip_layer_guidance": slg,
+        "flow_shift": flow_shift,
+        "shifted_timestep": timestep_shift,
+        "vae_tiling": tiling,
+        "cache": None if cache_mode is None else Cache(cache_mode),
+        "loras": [_lora(text) for text in lora or ()],
+        "hires": None if hires is None else Hires(scale=hires),
+        "control_image": control,
+        "control_strength": control_strength,
+    }
+    # A typo is found before the model is loaded.
+    Request.txt2img(prompt, **request)
     with StableDiffusion(
         model,
         diffusion_model=diffusion_model,
@@ -242,32 +268,7 @@ def txt2img(
         flash_attention=flash_attention,
         diffusion_flash_attention=diffusion_fa,
     ) as sd:
-        images = sd.txt2img(
-            prompt,
-            negative_prompt=negative_prompt,
-            width=width,
-            height=height,
-            steps=steps,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            batch_count=batch_count,
-            sampler=sampler,
-            scheduler=scheduler,
-            sigmas=_floats("--sigmas", sigmas),
-            eta=eta,
-            clip_skip=clip_skip,
-            guidance=guidance,
-            image_cfg_scale=img_cfg_scale,
-            skip_layer_guidance=slg,
-            flow_shift=flow_shift,
-            shifted_timestep=timestep_shift,
-            vae_tiling=tiling,
-            cache=None if cache_mode is None else Cache(cache_mode),
-            loras=[_lora(text) for text in lora or ()],
-            hires=None if hires is None else Hires(scale=hires),
-            control_image=control,
-            control_strength=control_strength,
-        )
+        images = sd.txt2img(prompt, **request)
         save_all(images, files)
         if report is not None:
             _write_report(report, _report(sd, images, files))
@@ -277,7 +278,7 @@ def txt2img(
 
 def _device_lines(found: Sequence[Device]) -> list[str]:
     """Return a device table's lines."""
-    rows = [("device", "kind", "memory", "free", "host buffer type", "description")]
+    rows: list[tuple[str, ...]] = [("device", "kind", "memory", "free", "host buffer type", "description")]
     for device in found:
         memory = [f"{size / GIB:.1f} GiB" if size else "?" for size in (device.memory_total, device.memory_free)]
         rows.append((device.name, device.kind, *memory, device.host_buffer_type or "-", device.description))

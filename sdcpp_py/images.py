@@ -109,7 +109,7 @@ class GeneratedImage(Image.Image):
             exif = Image.Exif()
             exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
             params["exif"] = exif
-        super().save(fp, format, **params)  # type: ignore[arg-type]
+        super().save(fp, format, **params)
 
 
 def _format_of(fp: object) -> str:
@@ -210,7 +210,11 @@ class Images(Sequence[GeneratedImage]):
     """
 
     def __init__(
-        self, images: Sequence[GeneratedImage], seeds: Sequence[int], timings: Timings, parameters: Mapping[str, Any]
+        self,
+        images: Sequence[GeneratedImage],
+        seeds: Sequence[int],
+        timings: Timings,
+        parameters: Mapping[str, Any],
     ) -> None:
         self._images = tuple(images)
         self.seeds = tuple(seeds)

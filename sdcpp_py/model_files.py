@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from pathlib import Path
+from typing import IO
 
 from .errors import ModelError
 from .options import StrPath
@@ -22,6 +22,8 @@ _NOT_MODELS = {
     b"vers": "a Git LFS pointer; fetch the file itself with git lfs pull",
     b"\x1f\x8b": "a gzip archive",
 }
+# GGUF, zip (PyTorch) and pickle (PyTorch before 1.6).
+_OTHER_MODELS = (b"GGUF", b"PK\x03\x04", b"\x80\x02")
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 
@@ -66,11 +68,12 @@ def check_model_file(path: StrPath, what: str) -> bytes:
             raise ModelError(f"{what}: {shown} is empty; fetch it again")
         with open(encoded, "rb") as file:
             start = file.read(8)
+            if start.startswith(_OTHER_MODELS):
+                return encoded  # the engine's own readers check these
             kind = next((kind for magic, kind in _NOT_MODELS.items() if start.startswith(magic)), None)
             if kind is not None:
                 raise ModelError(f"{what}: {shown} is {kind}, not a model")
-            if Path(os.fsdecode(path)).suffix.lower() in (".safetensors", ".sft"):
-                _check_safetensors(start, file.read, status.st_size, f"{what}: {shown}")
+            _check_safetensors(start, file, status.st_size, f"{what}: {shown}")
     except FileNotFoundError:
         raise ModelError(f"{what}: {shown} does not exist; check the path") from None
     except OSError as error:
@@ -78,18 +81,15 @@ def check_model_file(path: StrPath, what: str) -> bytes:
     return encoded
 
 
-def _check_safetensors(start: bytes, read: object, size: int, where: str) -> None:
+def _check_safetensors(start: bytes, file: IO[bytes], size: int, where: str) -> None:
     """Raise ModelError unless the header is whole and the tensors it lists lie inside the file."""
-    assert callable(read)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= _SAFETENSORS_HEADER_LIMIT:
-        if start[:4] == b"GGUF":
-            raise ModelError(f"{where} is a GGUF file; give it the name ending .gguf")
-        raise ModelError(f"{where} is not a safetensors file; check what it is")
+        raise ModelError(f"{where} is no model file; the engine reads safetensors, GGUF and PyTorch checkpoints")
     if 8 + length > size:
         raise ModelError(f"{where} ends inside its header ({size} bytes); it is cut off, fetch it again")
     try:
-        header = json.loads(read(length))
+        header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         end = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import sys
 import time
 import warnings
@@ -15,10 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _native, options
-from .errors import ArgumentError, ClosedError, GenerationError, ModelError
-from .images import Images, from_pixels, parameters_text, to_pixels
+from .errors import ArgumentError, ClosedError, ModelError
+from .images import Images, from_pixels, parameters_text
 from .model_files import check_model_file, model_path, show_path
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, StrPath, Tiling
+from .request import TXT2IMG_OPTIONS, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -172,9 +172,7 @@ class StableDiffusion:
         files = {
             "model_path": model_path(model, "model"),
             "diffusion_model_path": model_path(diffusion_model, "diffusion_model"),
-            "high_noise_diffusion_model_path": model_path(
-                high_noise_diffusion_model, "high_noise_diffusion_model"
-            ),
+            "high_noise_diffusion_model_path": model_path(high_noise_diffusion_model, "high_noise_diffusion_model"),
             "clip_l_path": model_path(clip_l, "clip_l"),
             "clip_g_path": model_path(clip_g, "clip_g"),
             "clip_vision_path": model_path(clip_vision, "clip_vision"),
@@ -343,169 +341,52 @@ class StableDiffusion:
         """
         start = time.perf_counter()
         context = self._open_context()
-        defaults = _native.image_defaults()
+        options_given = {name: value for name, value in locals().items() if name in TXT2IMG_OPTIONS}
+        request = Request.txt2img(prompt, **options_given)
         if not _native.context_supports_images(context):
             raise ArgumentError("this model draws video only; txt2img needs a model for images")
-        check = options
-        width = check.check_side("width", defaults["width"] if width is None else width)
-        height = check.check_side("height", defaults["height"] if height is None else height)
-        steps = check.check_int("steps", defaults["steps"] if steps is None else steps, 1, check.MAX_STEPS)
-        cfg_scale = check.check_float("cfg_scale", defaults["cfg_scale"] if cfg_scale is None else cfg_scale, -100, 100)
-        batch_count = check.check_int("batch_count", batch_count, 1, check.MAX_BATCH)
-        seed = check.check_int("seed", seed, -1, check.MAX_SEED - batch_count + 1, "; -1 draws one")
-        if seed == -1:
-            seed = secrets.randbelow(2**32)
-        if sampler is not None:
-            check.check_choice("sampler", sampler, _native.enum_names("sample_method"))
-        if scheduler is not None:
-            check.check_choice("scheduler", scheduler, _native.enum_names("scheduler"))
-        levels = [check.check_float("sigma", sigma, 0.0) for sigma in (sigmas if sigmas is not None else ())]
-        if sigmas is not None and len(levels) < 2:
-            raise ArgumentError("sigmas needs at least two noise levels")
-        if levels != sorted(levels, reverse=True):
-            raise ArgumentError("sigmas must descend")
-        sample: dict[str, Any] = {
-            "sample_method": sampler,
-            "scheduler": scheduler,
-            "sample_steps": len(levels) - 1 if levels else steps,
-            "eta": None if eta is None else check.check_float("eta", eta, 0.0, 10.0),
-            "flow_shift": None if flow_shift is None else check.check_float("flow_shift", flow_shift, 0.0, 1000.0),
-            "shifted_timestep": None
-            if shifted_timestep is None
-            else check.check_int("shifted_timestep", shifted_timestep, 0, 1000),
-        }
-        guide: dict[str, Any] = {
-            "txt_cfg": cfg_scale,
-            "img_cfg": None if image_cfg_scale is None else check.check_float("image_cfg_scale", image_cfg_scale),
-            "distilled_guidance": None if guidance is None else check.check_float("guidance", guidance, 0.0, 1000.0),
-        }
-        skip_layers: Sequence[int] = ()
-        if skip_layer_guidance is not None:
-            slg = check.given(skip_layer_guidance)
-            skip_layers = slg.pop("layers")
-            guide["slg"] = slg
-        sample["guidance"] = _only_given(guide)
-        settings: dict[str, Any] = {
-            "prompt": check.check_text("prompt", prompt),
-            "negative_prompt": check.check_text("negative_prompt", negative_prompt),
-            "clip_skip": None if clip_skip is None else check.check_int("clip_skip", clip_skip, -1, 100),
-            "width": width,
-            "height": height,
-            "seed": seed,
-            "batch_count": batch_count,
-            "sample_params": _only_given(sample),
-        }
-        if vae_tiling is not False:
-            tiling = {} if vae_tiling is True else check.given(vae_tiling)
-            settings["vae_tiling_params"] = {"enabled": True, **tiling}
-        if cache is not None:
-            settings["cache"] = _cache_fields(Cache(cache) if isinstance(cache, str) else cache)
-        if hires is not None:
-            settings["hires"] = _hires_fields(hires)
-        control = None
-        if control_image is not None or control_strength is not None:
-            if not self._uses_control or control_image is None:
-                raise ArgumentError("a ControlNet needs both: control_net=... when loading and control_image=...")
-            control = to_pixels(control_image, "control_image")
-            if control_strength is not None:
-                settings["control_strength"] = check.check_float("control_strength", control_strength, 0.0, 100.0)
-        people: list[Any] = []
-        if photo_maker is not None:
-            if not self._uses_photo_maker:
-                raise ArgumentError("photo_maker options need photo_maker=... when loading")
-            people = [to_pixels(image, "id_images") for image in photo_maker.id_images]
-            fields = {"id_embed_path": model_path(photo_maker.id_embed, "id_embed")}
-            fields["style_strength"] = photo_maker.style_strength  # type: ignore[assignment]
-            settings["pm_params"] = _only_given(fields)
-        applied = check.as_loras(loras)
-        lora_fields = [
-            {
-                "path": check_model_file(lora.path, "LoRA"),
-                "multiplier": float(lora.multiplier),
-                "is_high_noise": lora.is_high_noise,
-            }
-            for lora in applied
-        ]
+        if request.control_image is not None and not self._uses_control:
+            raise ArgumentError("control_image needs control_net=... when loading the model")
+        if request.id_images and not self._uses_photo_maker:
+            raise ArgumentError("photo_maker pictures need photo_maker=... when loading the model")
         try:
             with _progress(self._progress if progress is None else progress, "sampling") as callback:
                 pixels, seconds = _native.image_generate(
                     context,
-                    _only_given(settings),
-                    loras=lora_fields,
-                    sigmas=levels,
-                    skip_layers=skip_layers,
-                    control_image=control,
-                    id_images=people,
+                    request.settings,
+                    loras=request.loras,
+                    sigmas=request.sigmas,
+                    skip_layers=request.skip_layers,
+                    control_image=request.control_image,
+                    id_images=request.id_images,
                     progress=callback,
                 )
-        except _native.Broken as broken:
+        except _native.BrokenContextError as broken:
             self._closed_reason = "an engine check failed in it; make a new one"
             self.close()
-            assert isinstance(broken.__cause__, GenerationError)
-            raise broken.__cause__ from None
-        default_sampler, default_scheduler = _native.context_defaults(context, sampler)
+            raise broken.__cause__ or broken from None
+        made = f"{pixels[0][0]}x{pixels[0][1]}"
+        if made != request.size and hires is None:
+            log.warning("%s is no size for this model; the engine drew %s", request.size, made)
         parameters: dict[str, Any] = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "steps": sample["sample_steps"],
-            "sampler": sampler or default_sampler,
-            "scheduler": None if levels else scheduler or default_scheduler,
-            "cfg_scale": cfg_scale,
-            "size": f"{pixels[0][0]}x{pixels[0][1]}",
+            **request.parameters,
+            "size": made,
             "Model": os.path.splitext(self._name)[0],
-            "Clip skip": clip_skip,
-            "Guidance": guidance,
-            "Eta": eta,
-            "Flow shift": flow_shift,
-            "Cache": cache.mode if isinstance(cache, Cache) else cache,
-            "Lora": ", ".join(
-                f"{os.path.splitext(os.path.basename(show_path(lora.path)))[0]}: {lora.multiplier:g}"
-                for lora in applied
-            )
-            or None,
-            "Version": f"sdcpp-py {_package_version()}",
         }
-        seeds = [seed + index for index in range(batch_count)]
+        default_sampler, default_scheduler = _native.context_defaults(context, sampler)
+        parameters["sampler"] = sampler or default_sampler
+        if not request.sigmas:
+            parameters["scheduler"] = scheduler or default_scheduler
         images = [
             from_pixels(wide, high, data, parameters_text({**parameters, "seed": each}))
-            for (wide, high, data), each in zip(pixels, seeds, strict=True)
+            for (wide, high, data), each in zip(pixels, request.seeds, strict=True)
         ]
         phases = {name: seconds.get(name, 0.0) for name in ("text", "sampling", "decoding")}
         timings = Timings(load=self._load_seconds, **phases, total=time.perf_counter() - start)
-        return Images(images, seeds, timings, _only_given({**parameters, "seed": seed}))
+        return Images(images, request.seeds, timings, {**parameters, "seed": request.seeds[0]})
 
     def _open_context(self) -> Any:
         """Return the handle, or raise ClosedError."""
         if self._context is None:
             raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
         return self._context
-
-
-def _only_given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries whose value is not None."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _cache_fields(cache: Cache) -> dict[str, Any]:
-    """Return the engine's fields for a Cache."""
-    fields = options.given(cache)
-    mode = options.check_choice("cache mode", fields.pop("mode"), _native.enum_names("cache"))
-    fields["mode"] = _native.cache_mode(mode)
-    return fields
-
-
-def _hires_fields(hires: Hires) -> dict[str, Any]:
-    """Return the engine's fields for a Hires."""
-    fields = options.given(hires)
-    if "upscaler" in fields:
-        options.check_choice("hires upscaler", fields["upscaler"], _native.enum_names("upscaler"))
-    if "model" in fields:
-        fields["model_path"] = check_model_file(fields.pop("model"), "hires model")
-    return {"enabled": True, **fields}
-
-
-def _package_version() -> str:
-    """Return the package's version; imported late because the package imports this module."""
-    from . import __version__
-
-    return __version__

@@ -37,8 +37,8 @@ def test_families_are_the_documented_ones():
     assert list(make_checkpoint.FAMILIES) == FAMILIES
 
 
-# What the full-size tables add up to, in millions of parameters. The engine, unpatched, loads every one of them
-# without a missing, misshapen or unknown tensor (but SD 2's text_projection, which it does not use).
+# What the full-size tables add up to, in millions of parameters. The engine, unpatched, loads every one of
+# them without a missing, misshapen or unknown tensor (but SD 2's text_projection, which it does not use).
 @pytest.mark.parametrize(
     ("family", "millions"),
     [

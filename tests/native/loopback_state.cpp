@@ -278,7 +278,7 @@ void State::upload(Device& device, Stream* stream, const ggml_tensor* tensor, co
     }
     const bool pinned = from != nullptr;
     if (pinned) {
-        finish_overlapping(data, size);  // bytes that arrive here in stream order must be here now
+        finish_overlapping(data, size, false);  // bytes that arrive here in stream order must be here now
         read(operation, *from, origin, size, tensor->name);
     }
     write(operation, *to, target, size, tensor->name);
@@ -331,7 +331,7 @@ void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, 
     const bool pinned = to != nullptr;
     read(operation, *from, origin, size, tensor->name);
     if (pinned) {
-        finish_overlapping(data, size);
+        finish_overlapping(data, size, true);
         write(operation, *to, target, size, tensor->name);
     }
 
@@ -422,7 +422,7 @@ void State::host_read(Memory& memory, const void* pointer, size_t size) {
 }
 
 void State::host_write(Memory& memory, const void* pointer, size_t size) {
-    finish_overlapping(pointer, size);
+    finish_overlapping(pointer, size, true);
     write(begin(*memory.device, nullptr, "use"), memory, reinterpret_cast<uintptr_t>(pointer), size, "host buffer");
 }
 
@@ -507,9 +507,7 @@ ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
             }
             Memory* memory = nullptr;
             if (reads_source(node, j) && !ggml_is_empty(source)) {
-                char role[64];
-                snprintf(role, sizeof(role), "source %d of %s", j, ggml_op_desc(node));
-                memory = operand(operation, source->data, ggml_nbytes(source), role, source->name);
+                memory = operand(operation, source->data, ggml_nbytes(source), "source of an operation,", source->name);
                 if (memory != nullptr) {
                     read(operation, *memory, address_of(source), ggml_nbytes(source), source->name);
                 }
@@ -520,7 +518,7 @@ ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
                 computable = was_computable;
             }
         }
-        Memory* memory = operand(operation, node->data, ggml_nbytes(node), ggml_op_desc(node), node->name);
+        Memory* memory = operand(operation, node->data, ggml_nbytes(node), "result of an operation,", node->name);
         if (memory != nullptr) {
             write(operation, *memory, address_of(node), ggml_nbytes(node), node->name);
         }
@@ -596,10 +594,10 @@ void State::finish_completed() {
     pending_.erase(completed, pending_.end());
 }
 
-void State::finish_overlapping(const void* pointer, size_t size) {
+void State::finish_overlapping(const void* pointer, size_t size, bool uploads) {
     const char* begin = static_cast<const char*>(pointer);
     auto overlapping = std::stable_partition(pending_.begin(), pending_.end(), [&](const Pending& pending) {
-        return pending.is_upload || pending.host + pending.size <= begin || begin + size <= pending.host;
+        return (pending.is_upload && !uploads) || pending.host + pending.size <= begin || begin + size <= pending.host;
     });
     std::for_each(overlapping, pending_.end(), [&](Pending& pending) { finish(pending); });
     pending_.erase(overlapping, pending_.end());
@@ -627,8 +625,6 @@ Memory* State::alloc_device(Device& device, size_t size) {
         books.device_refusals++;
         add_log(LOOPBACK_LOG_DEVICE_ALLOC, &device, nullptr, LOOPBACK_FLAG_REFUSED, static_cast<int64_t>(size), begin,
                 host_seconds);
-        GGML_LOG_ERROR("%s: allocating %.2f MiB of device memory refused\n", device.name.c_str(),
-                       static_cast<double>(size) / (1024 * 1024));
         return nullptr;
     }
     if (bytes.data() != nullptr && config.poison != 0) {

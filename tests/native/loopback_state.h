@@ -87,6 +87,7 @@ class State {
     void wait(Event& event, Stream& stream);
     void synchronise(Event& event);
     void synchronise(Stream& stream);
+    bool is_pending(const Stream& stream) const { return !host_.covers(stream.clock); }
 
     // Operations of a stream, or of the host, which waits for them, when the stream is nullptr.
     void upload(Device& device, Stream* stream, const ggml_tensor* tensor, const void* data, size_t offset, size_t size);
@@ -143,7 +144,7 @@ class State {
 
     void finish(Pending& pending);
     void finish_completed();
-    void finish_overlapping(const void* pointer, size_t size);
+    void finish_overlapping(const void* pointer, size_t size, bool uploads);
     bool run_on_cpu(Device& device, std::vector<ggml_tensor*>& nodes, ggml_status& status);
 
     AddressSpace addresses_;

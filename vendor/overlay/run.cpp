@@ -82,10 +82,11 @@ sdcpp_status_t run_guarded(F&& function) {
     ggml_set_abort_callback(previous);
     running = false;
     phase_end();
-    if (run.broken) {
-        return SDCPP_BROKEN;
+    // A cancelled graph leaves no result, and parts of the engine check for one: that is no broken context.
+    if (cancelled) {
+        return SDCPP_CANCELLED;
     }
-    return cancelled ? SDCPP_CANCELLED : done ? SDCPP_OK : SDCPP_FAILED;
+    return run.broken ? SDCPP_BROKEN : done ? SDCPP_OK : SDCPP_FAILED;
 }
 
 }  // namespace
