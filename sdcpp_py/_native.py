@@ -70,8 +70,11 @@ def _engine() -> tuple[Any, Any]:
             f"the compiled engine cannot be loaded ({error}); reinstall sdcpp-py, or build it: pip install ."
         ) from error
 
-    def failed(kind: type[BaseException], exception: BaseException, trace: object) -> bool:
-        # Reached when a signal handler raises outside the function's own try, between two bytecodes.
+    # These are reached when a callback raises, or a signal handler does between two of its bytecodes.
+    def failed(kind: type[BaseException], exception: BaseException, trace: object) -> None:
+        _stop(exception)
+
+    def poll_failed(kind: type[BaseException], exception: BaseException, trace: object) -> bool:
         _stop(exception)
         return True
 
@@ -92,7 +95,7 @@ def _engine() -> tuple[Any, Any]:
         if run is not None and run.progress is not None and run.exception is None:
             run.progress(step, steps, seconds)
 
-    @extern(name="sdcpp_py_poll", error=False, onerror=failed)
+    @extern(name="sdcpp_py_poll", error=False, onerror=poll_failed)
     def on_poll(data: object) -> bool:
         # Being Python is the point: the interpreter runs pending signal handlers here.
         run = _State.run
