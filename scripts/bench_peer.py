@@ -9,7 +9,9 @@ above 1 + tolerance, else 1; 2 when the comparison could not be made.
 
     scripts/bench_peer.py [--model FILE] [--pairs 5] [--json FILE] [--work DIR]
 
-Run it with the Python that has sdcpp-py installed.
+Run it with the Python that has sdcpp-py installed, on an idle machine. Where that cannot be had,
+OMP_WAIT_POLICY=passive in the environment keeps the threads of both from spinning while they wait for a core, and
+the CPU seconds tell a slow package from a busy machine.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MODULES = {"ours": "sdcpp_py", "peer": "stable_diffusion_cpp"}
 BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja")
 ENGINE_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DSD_WEBP=OFF", "-DSD_WEBM=OFF")
 IMPORTS_PER_PAIR = 4  # an import takes milliseconds: more of them, for a median that means something
-PARTS = ("import", "load", "generate")
+PARTS = ("import", "load", "generate")  # wall-clock seconds: what is judged
+CPU_PARTS = ("load cpu", "generate cpu")  # seconds of all threads: tells a slow package from a busy machine
 
 
 class BenchError(Exception):
@@ -72,14 +75,22 @@ class Settings:
     threads: int
 
 
+class Clock:
+    """Wall-clock and CPU seconds at one moment."""
+
+    def __init__(self) -> None:
+        self.wall = time.perf_counter()
+        self.cpu = time.process_time()
+
+
 # --- one render, in a fresh process ------------------------------------------------------------------------
 
 
-def render_ours(settings: Settings) -> tuple[float, float, Any]:
-    """Return (seconds to load, seconds to generate, the Pillow image) of sdcpp-py."""
+def render_ours(settings: Settings) -> tuple[list[Clock], Any]:
+    """Return the clocks before loading, before and after generating, and the Pillow image, of sdcpp-py."""
     import sdcpp_py
 
-    start = time.perf_counter()
+    clocks = [Clock()]
     model = sdcpp_py.StableDiffusion(
         settings.model,
         threads=settings.threads,
@@ -90,7 +101,7 @@ def render_ours(settings: Settings) -> tuple[float, float, Any]:
         flash_attention=False,
         progress=False,
     )
-    loaded = time.perf_counter()
+    clocks.append(Clock())
     images = model.txt2img(
         settings.prompt,
         width=settings.width,
@@ -102,17 +113,17 @@ def render_ours(settings: Settings) -> tuple[float, float, Any]:
         cfg_scale=settings.cfg_scale,
         eta=0.0,
     )
-    done = time.perf_counter()
+    clocks.append(Clock())
     image = images[0]
     model.close()
-    return loaded - start, done - loaded, image
+    return clocks, image
 
 
-def render_peer(settings: Settings) -> tuple[float, float, Any]:
-    """Return (seconds to load, seconds to generate, the Pillow image) of stable-diffusion-cpp-python."""
+def render_peer(settings: Settings) -> tuple[list[Clock], Any]:
+    """Return the same of stable-diffusion-cpp-python."""
     import stable_diffusion_cpp
 
-    start = time.perf_counter()
+    clocks = [Clock()]
     model = stable_diffusion_cpp.StableDiffusion(
         model_path=settings.model,
         n_threads=settings.threads,
@@ -123,7 +134,7 @@ def render_peer(settings: Settings) -> tuple[float, float, Any]:
         flash_attn=False,
         verbose=False,
     )
-    loaded = time.perf_counter()
+    clocks.append(Clock())
     images = model.generate_image(
         prompt=settings.prompt,
         width=settings.width,
@@ -135,8 +146,8 @@ def render_peer(settings: Settings) -> tuple[float, float, Any]:
         cfg_scale=settings.cfg_scale,
         eta=0.0,
     )
-    done = time.perf_counter()
-    return loaded - start, done - loaded, images[0]
+    clocks.append(Clock())
+    return clocks, images[0]
 
 
 def worker(who: str, settings: Settings, pixels: Path) -> None:
@@ -148,10 +159,12 @@ def worker(who: str, settings: Settings, pixels: Path) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     render = render_ours if who == "ours" else render_peer
-    load, generate, image = render(settings)
+    clocks, image = render(settings)
     pixels.write_bytes(image.convert("RGB").tobytes())
-    text = json.dumps({"load": load, "generate": generate, "size": image.size})
-    os.write(answer, text.encode() + b"\n")
+    seconds: dict[str, float] = {}
+    for part, before, after in zip(("load", "generate"), clocks, clocks[1:], strict=False):
+        seconds |= {part: after.wall - before.wall, f"{part} cpu": after.cpu - before.cpu}
+    os.write(answer, json.dumps({"seconds": seconds, "size": image.size}).encode() + b"\n")
 
 
 # --- the peer's environment --------------------------------------------------------------------------------
@@ -264,7 +277,7 @@ def render(who: str, python: Path, settings: Settings, scratch: Path) -> tuple[d
     answer = json.loads(done.stdout.splitlines()[-1])
     if tuple(answer["size"]) != (settings.width, settings.height):
         raise BenchError(f"{MODULES[who]} rendered {answer['size']}, not the size it was asked for")
-    return {part: answer[part] for part in ("load", "generate")}, pixels.read_bytes()
+    return answer["seconds"], pixels.read_bytes()
 
 
 def measure(
@@ -275,7 +288,7 @@ def measure(
     Returns:
         (seconds as who -> part -> one value a run, who -> RGB bytes of each run).
     """
-    seconds: dict[str, dict[str, list[float]]] = {who: {part: [] for part in PARTS} for who in MODULES}
+    seconds: dict[str, dict[str, list[float]]] = {who: {part: [] for part in PARTS + CPU_PARTS} for who in MODULES}
     pictures: dict[str, list[bytes]] = {who: [] for who in MODULES}
     for who, python in pythons.items():  # compiles bytecode and fills the page cache
         time_import(who, python)
@@ -314,7 +327,7 @@ def largest_difference(pictures: dict[str, list[bytes]]) -> int:
 def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
     """Return part -> medians, extremes and ratio; the ratio is ours' median by the peer's."""
     summary = {}
-    for part in PARTS:
+    for part in PARTS + CPU_PARTS:
         row: dict[str, float] = {}
         for who in MODULES:
             values = seconds[who][part]
@@ -327,12 +340,14 @@ def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str,
 
 def table(summary: dict[str, dict[str, float]], tolerance: float) -> str:
     """Return the summary as text: seconds as median (min..max)."""
-    lines = [f"{'seconds':<10} {'ours':>26} {'peer':>26} {'ratio':>7}"]
+    lines = [f"{'seconds':<12} {'ours':>26} {'peer':>26} {'ratio':>7}"]
     for part, row in summary.items():
         triples = [[row[f"{who}_{kind}"] for kind in ("median", "min", "max")] for who in MODULES]
         cells = [f"{middle:.4f} ({low:.4f}..{high:.4f})" for middle, low, high in triples]
         verdict = "ok" if row["ratio"] <= 1.0 + tolerance else "SLOWER"
-        lines.append(f"{part:<10} {cells[0]:>26} {cells[1]:>26} {row['ratio']:>7.3f}  {verdict}")
+        if part not in PARTS:
+            verdict = "(not judged)"
+        lines.append(f"{part:<12} {cells[0]:>26} {cells[1]:>26} {row['ratio']:>7.3f}  {verdict}")
     return "\n".join(lines)
 
 
@@ -340,9 +355,7 @@ def find_model(given: Path | None, work: Path) -> Path:
     """Return the checkpoint: the caller's, or a full-size SD 1.5 layout with random weights, written once."""
     if given is not None:
         if not given.is_file():
-            raise BenchError(
-                f"{given} is not a file: pass a checkpoint, or leave --model out to have one made"
-            )
+            raise BenchError(f"{given} is not a file: pass a checkpoint, or leave --model out to have one made")
         return given.resolve()
     import make_checkpoint
 
@@ -355,17 +368,13 @@ def find_model(given: Path | None, work: Path) -> Path:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        description="Compare sdcpp-py with stable-diffusion-cpp-python: pixels and times."
-    )
+    parser = argparse.ArgumentParser(description="Compare sdcpp-py with stable-diffusion-cpp-python: pixels and times.")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--model", type=Path, help="checkpoint (default: a full-size SD 1.5 layout is made)")
     parser.add_argument("--pairs", type=int, default=5, help="renders with each package (default: 5)")
     parser.add_argument("--work", type=Path, default=default_work(), help="folder for the peer and the model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and every measurement")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.0, help="how far a ratio may be above 1 (default: 0.0)"
-    )
+    parser.add_argument("--tolerance", type=float, default=0.0, help="how far a ratio may be above 1 (default: 0.0)")
     parser.add_argument("--prompt", default="a lovely cat")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--height", type=int, default=128)
@@ -383,6 +392,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> int:
     """Build, measure, print and return the exit status."""
+    versions = {"ours": metadata.version("sdcpp-py")}
     work = options.work.resolve()
     pythons = {"ours": Path(sys.executable), "peer": build_peer(work)}
     settings = Settings(
@@ -400,11 +410,10 @@ def compare(options: argparse.Namespace) -> int:
     seconds, pictures = measure(pythons, settings, options.pairs)
     summary = summarise(seconds)
     difference = largest_difference(pictures)
-    versions = {"ours": metadata.version("sdcpp-py")}
     peer_version = "from importlib.metadata import version; print(version('stable-diffusion-cpp-python'))"
     done = subprocess.run([pythons["peer"], "-c", peer_version], capture_output=True, text=True)
     versions["peer"] = done.stdout.strip()
-    slower = [part for part, row in summary.items() if row["ratio"] > 1.0 + options.tolerance]
+    slower = [part for part in PARTS if summary[part]["ratio"] > 1.0 + options.tolerance]
     if options.json is not None:
         report = {
             "settings": asdict(settings),
@@ -415,8 +424,7 @@ def compare(options: argparse.Namespace) -> int:
             "summary": summary,
             "max_abs_diff": difference,
             "pixels_sha256": {
-                who: sorted({hashlib.sha256(picture).hexdigest() for picture in runs})
-                for who, runs in pictures.items()
+                who: sorted({hashlib.sha256(picture).hexdigest() for picture in runs}) for who, runs in pictures.items()
             },
             "passed": difference == 0 and not slower,
         }
@@ -429,7 +437,7 @@ def compare(options: argparse.Namespace) -> int:
     )
     print(table(summary, options.tolerance))
     same = "identical" if difference == 0 else "DIFFERENT"
-    print(f"pixels     {same}: largest difference {difference} over {2 * options.pairs} renders")
+    print(f"pixels       {same}: largest difference {difference} over {2 * options.pairs} renders")
     return 1 if difference or slower else 0
 
 
@@ -441,10 +449,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return compare(parse(given))
-    except (BenchError, metadata.PackageNotFoundError) as error:
-        text = f"{error} is not installed here" if isinstance(error, metadata.PackageNotFoundError) else error
-        print(f"bench_peer: {text}", file=sys.stderr)
-        return 2
+    except metadata.PackageNotFoundError as error:
+        print(f"bench_peer: {error.name} is not installed for {sys.executable}: install sdcpp-py", file=sys.stderr)
+    except (BenchError, OSError) as error:
+        print(f"bench_peer: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

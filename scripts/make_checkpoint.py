@@ -841,9 +841,7 @@ def _header(shapes: dict[str, Shape], dtype: str, metadata: dict[str, str]) -> b
     return struct.pack("<Q", len(text)) + text
 
 
-def write_safetensors(
-    path: Path, shapes: dict[str, Shape], *, dtype: str, seed: int, metadata: dict[str, str]
-) -> None:
+def write_safetensors(path: Path, shapes: dict[str, Shape], *, dtype: str, seed: int, metadata: dict[str, str]) -> None:
     """Write random tensors to a safetensors file, beside it first, then renamed: no half file is ever left.
 
     Args:
@@ -866,9 +864,7 @@ def write_safetensors(
         raise
 
 
-def _write_tensors(
-    file: BinaryIO, shapes: dict[str, Shape], dtype: str, seed: int, metadata: dict[str, str]
-) -> None:
+def _write_tensors(file: BinaryIO, shapes: dict[str, Shape], dtype: str, seed: int, metadata: dict[str, str]) -> None:
     """Write header and tensors one after the other; never holds more than the cached blocks."""
     file.write(_header(shapes, dtype, metadata))
     for name, shape in shapes.items():

@@ -27,9 +27,7 @@ def read_header(path: Path) -> dict[str, object]:
 
 
 def write_small(path: Path, dtype: str = "f16", seed: int = 0, shapes: dict | None = None) -> bytes:
-    make_checkpoint.write_safetensors(
-        path, shapes or SMALL, dtype=dtype, seed=seed, metadata={"format": "pt"}
-    )
+    make_checkpoint.write_safetensors(path, shapes or SMALL, dtype=dtype, seed=seed, metadata={"format": "pt"})
     return path.read_bytes()
 
 

@@ -278,14 +278,16 @@ static void stream_free(ggml_backend_t backend) {
     delete backend;
 }
 
-static void stream_set_tensor(ggml_backend_t backend, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+static void stream_set_tensor(ggml_backend_t backend, ggml_tensor* tensor, const void* data, size_t offset,
+                              size_t size) {
     State& state = State::get();
     Lock lock(state.mutex);
     Stream& stream = stream_of(backend);
     state.upload(*stream.device, &stream, tensor, data, offset, size);
 }
 
-static void stream_get_tensor(ggml_backend_t backend, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+static void stream_get_tensor(ggml_backend_t backend, const ggml_tensor* tensor, void* data, size_t offset,
+                              size_t size) {
     State& state = State::get();
     Lock lock(state.mutex);
     Stream& stream = stream_of(backend);
@@ -366,7 +368,8 @@ static ggml_backend_i stream_interface(const loopback_config& config) {
 }
 
 static ggml_guid_t stream_guid() {
-    static ggml_guid guid = {0x6c, 0x6f, 0x6f, 0x70, 0x62, 0x61, 0x63, 0x6b, 0x2d, 0x73, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x31};
+    static ggml_guid guid = {0x6c, 0x6f, 0x6f, 0x70, 0x62, 0x61, 0x63, 0x6b,
+                             0x2d, 0x73, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x31};
     return &guid;
 }
 
@@ -389,7 +392,7 @@ static void dev_memory(ggml_backend_dev_t dev, size_t* free, size_t* total) {
     *free = used < device.config.memory_total ? static_cast<size_t>(device.config.memory_total - used) : 0;
 }
 
-static ggml_backend_dev_type dev_type(ggml_backend_dev_t) {
+static enum ggml_backend_dev_type dev_type(ggml_backend_dev_t) {
     return GGML_BACKEND_DEVICE_TYPE_GPU;
 }
 
@@ -513,16 +516,26 @@ static void* reg_proc_address(ggml_backend_reg_t, const char* name) {
         void* function;
     } FUNCTIONS[] = {
 #define LOOPBACK_FUNCTION(function) {#function, reinterpret_cast<void*>(function)}
-        LOOPBACK_FUNCTION(loopback_api_version),       LOOPBACK_FUNCTION(loopback_device_count_set),
-        LOOPBACK_FUNCTION(loopback_device_count),      LOOPBACK_FUNCTION(loopback_config_default),
-        LOOPBACK_FUNCTION(loopback_config_get),        LOOPBACK_FUNCTION(loopback_config_set),
-        LOOPBACK_FUNCTION(loopback_option_set),        LOOPBACK_FUNCTION(loopback_option_get),
-        LOOPBACK_FUNCTION(loopback_reset),             LOOPBACK_FUNCTION(loopback_books_get),
-        LOOPBACK_FUNCTION(loopback_clock_get),         LOOPBACK_FUNCTION(loopback_host_advance),
-        LOOPBACK_FUNCTION(loopback_stream_get),        LOOPBACK_FUNCTION(loopback_graph_cost),
-        LOOPBACK_FUNCTION(loopback_violation_count),   LOOPBACK_FUNCTION(loopback_violation_message),
-        LOOPBACK_FUNCTION(loopback_log_size),          LOOPBACK_FUNCTION(loopback_log_read),
-        LOOPBACK_FUNCTION(loopback_mark),              LOOPBACK_FUNCTION(loopback_pointer_kind),
+        LOOPBACK_FUNCTION(loopback_api_version),
+        LOOPBACK_FUNCTION(loopback_device_count_set),
+        LOOPBACK_FUNCTION(loopback_device_count),
+        LOOPBACK_FUNCTION(loopback_config_default),
+        LOOPBACK_FUNCTION(loopback_config_get),
+        LOOPBACK_FUNCTION(loopback_config_set),
+        LOOPBACK_FUNCTION(loopback_option_set),
+        LOOPBACK_FUNCTION(loopback_option_get),
+        LOOPBACK_FUNCTION(loopback_reset),
+        LOOPBACK_FUNCTION(loopback_books_get),
+        LOOPBACK_FUNCTION(loopback_clock_get),
+        LOOPBACK_FUNCTION(loopback_host_advance),
+        LOOPBACK_FUNCTION(loopback_stream_get),
+        LOOPBACK_FUNCTION(loopback_graph_cost),
+        LOOPBACK_FUNCTION(loopback_violation_count),
+        LOOPBACK_FUNCTION(loopback_violation_message),
+        LOOPBACK_FUNCTION(loopback_log_size),
+        LOOPBACK_FUNCTION(loopback_log_read),
+        LOOPBACK_FUNCTION(loopback_mark),
+        LOOPBACK_FUNCTION(loopback_pointer_kind),
         LOOPBACK_FUNCTION(loopback_pageable_buffer_type),
 #undef LOOPBACK_FUNCTION
     };

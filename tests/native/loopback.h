@@ -35,22 +35,22 @@ typedef struct loopback_config {
     int64_t events;                     // 1: streams offer events
     int64_t strict;                     // 1: a violation ends the process, 0: it is only recorded
     int64_t dry;                        // 1: device memory has no bytes and nothing is computed
-    int64_t poison;                     // 1: new device memory is filled with 0xff, which is not a number in any float type
-    int64_t check_uninitialised;        // 1: reading device memory that was never written is a violation
-    int64_t check_sources;              // 1: changing a pinned source before its copy has completed is a violation
-    int64_t defer_downloads;            // 1: a pinned destination receives its bytes only when the host has waited for them
-    int64_t free_synchronises;          // 1: freeing device memory waits for the whole device, as on CUDA
-    int64_t log_operations;             // 1: copies, graphs and waits are logged too, not only allocations and marks
-    int64_t threads;                    // CPU threads for graphs, 0: one for each hardware thread
-    double pinned_bandwidth;            // bytes per second between host buffers and the device
-    double pageable_bandwidth;          // bytes per second between other host memory and the device
-    double peer_bandwidth;              // bytes per second between two devices
-    double memory_bandwidth;            // bytes per second of device memory, for operations without a flop count
-    double flop_rate;                   // floating point operations per second
-    double copy_latency;                // seconds added to each copy
-    double graph_latency;               // seconds added to each graph
-    double op_latency;                  // seconds added to each operation of a graph
-    double alloc_latency;               // seconds that allocating or freeing device memory takes on the host
+    int64_t poison;               // 1: new device memory is filled with 0xff, which is not a number in any float type
+    int64_t check_uninitialised;  // 1: reading device memory that was never written is a violation
+    int64_t check_sources;        // 1: changing a pinned source before its copy has completed is a violation
+    int64_t defer_downloads;      // 1: a pinned destination receives its bytes only when the host has waited for them
+    int64_t free_synchronises;    // 1: freeing device memory waits for the whole device, as on CUDA
+    int64_t log_operations;       // 1: copies, graphs and waits are logged too, not only allocations and marks
+    int64_t threads;              // CPU threads for graphs, 0: one for each hardware thread
+    double pinned_bandwidth;      // bytes per second between host buffers and the device
+    double pageable_bandwidth;    // bytes per second between other host memory and the device
+    double peer_bandwidth;        // bytes per second between two devices
+    double memory_bandwidth;      // bytes per second of device memory, for operations without a flop count
+    double flop_rate;             // floating point operations per second
+    double copy_latency;          // seconds added to each copy
+    double graph_latency;         // seconds added to each graph
+    double op_latency;            // seconds added to each operation of a graph
+    double alloc_latency;         // seconds that allocating or freeing device memory takes on the host
 } loopback_config;
 
 // What one device has done since the last loopback_reset(); "current" and "live" fields are not reset.
@@ -115,7 +115,7 @@ typedef struct loopback_stream {
     int32_t index;    // number of the stream on its device, counted from 0
     int32_t pending;  // 1: it has work that the host has not waited for
     int32_t unused;
-    double seconds;   // time at which its last operation ends
+    double seconds;  // time at which its last operation ends
 } loopback_stream;
 
 enum {
@@ -147,10 +147,10 @@ enum {
 };
 
 enum {
-    LOOPBACK_FLAG_PINNED = 1,   // the host side is in a host buffer
-    LOOPBACK_FLAG_WEIGHTS = 2,  // the destination buffer is used for weights
-    LOOPBACK_FLAG_BLOCKING = 4, // the host waited for it
-    LOOPBACK_FLAG_REFUSED = 8   // the allocation was refused
+    LOOPBACK_FLAG_PINNED = 1,    // the host side is in a host buffer
+    LOOPBACK_FLAG_WEIGHTS = 2,   // the destination buffer is used for weights
+    LOOPBACK_FLAG_BLOCKING = 4,  // the host waited for it
+    LOOPBACK_FLAG_REFUSED = 8    // the allocation was refused
 };
 
 // One line of the log; its number is its position.
@@ -182,45 +182,45 @@ int loopback_device_count_set(int count);
 int loopback_device_count(void);
 
 // Fills in the configuration that devices have when the environment says nothing.
-void loopback_config_default(loopback_config * config);
+void loopback_config_default(loopback_config* config);
 // Reads the configuration of a device; returns 0, or -1 for an unknown device.
-int loopback_config_get(int device, loopback_config * config);
+int loopback_config_get(int device, loopback_config* config);
 // Replaces the configuration and starts counting allocations and events to refuse; returns 0, or -1.
-int loopback_config_set(int device, const loopback_config * config);
+int loopback_config_set(int device, const loopback_config* config);
 // Sets one field of the configuration by its name; returns 0, or -1 for an unknown device or name.
-int loopback_option_set(int device, const char * name, double value);
+int loopback_option_set(int device, const char* name, double value);
 // Reads one field of the configuration by its name; not a number for an unknown device or name.
-double loopback_option_get(int device, const char * name);
+double loopback_option_get(int device, const char* name);
 
 // Starts books, log, violations and virtual clock anew; memory, streams and events stay.
 void loopback_reset(void);
 // Reads the books of a device; returns 0, or -1 for an unknown device.
-int loopback_books_get(int device, loopback_books * books);
+int loopback_books_get(int device, loopback_books* books);
 // Reads the virtual clock of a device; -1: busy seconds are sums, times are the latest; returns 0, or -1.
-int loopback_clock_get(int device, loopback_clock * clock);
+int loopback_clock_get(int device, loopback_clock* clock);
 // Advances the virtual clock of the host, as work on the host would.
 void loopback_host_advance(double seconds);
 // Describes the stream behind a ggml_backend_t; returns 0, or -1 when it is not a loopback stream.
-int loopback_stream_get(void * backend, loopback_stream * stream);
+int loopback_stream_get(void* backend, loopback_stream* stream);
 // Computes the cost of a ggml_cgraph on a device without running it; returns 0, or -1.
-int loopback_graph_cost(int device, const void * graph, loopback_cost * cost);
+int loopback_graph_cost(int device, const void* graph, loopback_cost* cost);
 
 // Returns how many violations of a kind were found, 0: of all kinds.
 uint64_t loopback_violation_count(int kind);
 // Copies the text of a violation, counted from 0; returns its length, or 0 when there is none.
-size_t loopback_violation_message(size_t index, char * text, size_t size);
+size_t loopback_violation_message(size_t index, char* text, size_t size);
 
 // Returns how many lines the log has.
 uint64_t loopback_log_size(void);
 // Copies lines of the log and returns how many were copied.
-uint64_t loopback_log_read(uint64_t first, loopback_log_entry * entries, uint64_t count);
+uint64_t loopback_log_read(uint64_t first, loopback_log_entry* entries, uint64_t count);
 // Writes a line of kind LOOPBACK_LOG_MARK to the log.
 void loopback_mark(int64_t value);
 
 // Says what a pointer points to: LOOPBACK_POINTER_...
-int loopback_pointer_kind(const void * pointer);
+int loopback_pointer_kind(const void* pointer);
 // Returns a ggml_backend_buffer_type_t of pageable host memory whose untouched pages cost nothing.
-void * loopback_pageable_buffer_type(void);
+void* loopback_pageable_buffer_type(void);
 
 // cdef end
 #pragma GCC visibility pop

@@ -102,8 +102,8 @@ Verdict AccessMap::read(uint64_t begin, uint64_t end, const Access& access, cons
             if (verdict.conflict == Conflict::NONE) {
                 verdict = Verdict{Conflict::UNINITIALISED, Access{}, it->first};
             }
-        } else if (!known.covers(span.writer) && (verdict.conflict == Conflict::NONE ||
-                                                  verdict.conflict == Conflict::UNINITIALISED)) {
+        } else if (!known.covers(span.writer) &&
+                   (verdict.conflict == Conflict::NONE || verdict.conflict == Conflict::UNINITIALISED)) {
             verdict = Verdict{Conflict::READ_BEFORE_WRITE_COMPLETED, span.writer, it->first};
         }
         settle(span, host);

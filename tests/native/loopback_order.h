@@ -2,6 +2,7 @@
 // Nothing here depends on when work really runs: only on what was given to which stream and who waited for whom.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <vector>
@@ -49,7 +50,8 @@ class AccessMap {
     // Books an access to [begin, end). `known` is what has completed before it; `host` is what the host knows, and so
     // what every later operation will know, which lets settled accesses be forgotten.
     Verdict read(uint64_t begin, uint64_t end, const Access& access, const VectorClock& known, const VectorClock& host);
-    Verdict write(uint64_t begin, uint64_t end, const Access& access, const VectorClock& known, const VectorClock& host);
+    Verdict write(uint64_t begin, uint64_t end, const Access& access, const VectorClock& known,
+                  const VectorClock& host);
 
     // Finds an access that `known` does not cover.
     Verdict unfinished(const VectorClock& known) const;

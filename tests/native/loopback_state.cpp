@@ -129,6 +129,10 @@ void State::add_log(int kind, const Device* device, const Stream* stream, int fl
     log.push_back(entry);
 }
 
+static const char* label(const char* name) {
+    return name[0] != '\0' ? name : "(unnamed)";
+}
+
 // --- violations ------------------------------------------------------------------------------------------------------
 
 void State::report(Device& device, int kind, const std::string& text) {
@@ -152,16 +156,16 @@ std::string State::describe(const Access& access) const {
     return format("%s on %s", access.what, agents_[access.agent].c_str());
 }
 
-void State::judge(const Operation& operation, const Memory& memory, const Verdict& verdict, bool writing, uint64_t offset,
-                  uint64_t size, const char* name) {
+void State::judge(const Operation& operation, const Memory& memory, const Verdict& verdict, bool writing,
+                  uint64_t offset, uint64_t size, const char* name) {
     if (verdict.conflict == Conflict::NONE) {
         return;
     }
     const std::string who = describe(operation.access);
     const char* verb = writing ? "writes" : "reads";
-    const std::string where = format("'%s', bytes %llu to %llu of a buffer of %zu", name,
-                                     static_cast<unsigned long long>(offset),
-                                     static_cast<unsigned long long>(offset + size), memory.size);
+    const std::string where =
+        format("'%s', bytes %llu to %llu of a buffer of %zu", label(name), static_cast<unsigned long long>(offset),
+               static_cast<unsigned long long>(offset + size), memory.size);
     if (verdict.conflict == Conflict::UNINITIALISED) {
         if (!memory.pinned && operation.device.config.check_uninitialised != 0) {
             report(operation.device, LOOPBACK_UNINITIALISED_READ,
@@ -236,7 +240,8 @@ Memory* State::find(const void* pointer) {
 }
 
 // Finds the device memory of an operand. Anything else is a violation and gives nullptr.
-Memory* State::operand(const Operation& operation, const void* address, size_t size, const char* role, const char* name) {
+Memory* State::operand(const Operation& operation, const void* address, size_t size, const char* role,
+                       const char* name) {
     Memory* memory = find(address);
     const char* problem = nullptr;
     if (address == nullptr) {
@@ -254,7 +259,7 @@ Memory* State::operand(const Operation& operation, const void* address, size_t s
         return memory;
     }
     report(operation.device, LOOPBACK_WRONG_MEMORY,
-           format("%s: %s '%s' %s", describe(operation.access).c_str(), role, name, problem));
+           format("%s: %s '%s' %s", describe(operation.access).c_str(), role, label(name), problem));
     return nullptr;
 }
 
@@ -311,7 +316,8 @@ void State::upload(Device& device, Stream* stream, const ggml_tensor* tensor, co
     add_log(LOOPBACK_LOG_UPLOAD, &device, stream, flags, static_cast<int64_t>(size), interval.begin, interval.end);
 }
 
-void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, void* data, size_t offset,
+                     size_t size) {
     const Operation operation = begin(device, stream, "download");
     const uintptr_t origin = address_of(tensor, offset);
     const uintptr_t target = reinterpret_cast<uintptr_t>(data);
@@ -321,8 +327,9 @@ void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, 
         return;
     }
     if (is_device_address(data)) {
-        report(device, LOOPBACK_WRONG_MEMORY,
-               format("%s: the destination of '%s' is device memory", describe(operation.access).c_str(), tensor->name));
+        report(
+            device, LOOPBACK_WRONG_MEMORY,
+            format("%s: the destination of '%s' is device memory", describe(operation.access).c_str(), tensor->name));
         return;
     }
     if (to != nullptr && !to->contains(target, size)) {
@@ -339,7 +346,8 @@ void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, 
     if (real != nullptr) {
         if (pinned && stream != nullptr && device.config.defer_downloads != 0) {
             char* host = static_cast<char*>(data);
-            pending_.push_back(Pending{&device, operation.access, false, host, size, 0, std::vector<char>(real, real + size)});
+            pending_.push_back(
+                Pending{&device, operation.access, false, host, size, 0, std::vector<char>(real, real + size)});
             memset(data, 0xff, size);
         } else {
             memcpy(data, real, size);
@@ -371,8 +379,8 @@ void State::copy(Device& device, Stream* stream, const ggml_tensor* src, const g
     Memory* to = find(dst->data);
     for (const auto& [memory, tensor] : {std::make_pair(from, src), std::make_pair(to, dst)}) {
         if (memory == nullptr || memory->pinned || !memory->contains(address_of(tensor), size)) {
-            report(device, LOOPBACK_WRONG_MEMORY, format("%s: '%s' is not in live device memory",
-                                                         describe(operation.access).c_str(), tensor->name));
+            report(device, LOOPBACK_WRONG_MEMORY,
+                   format("%s: '%s' is not in live device memory", describe(operation.access).c_str(), tensor->name));
             return;
         }
     }
@@ -387,8 +395,8 @@ void State::copy(Device& device, Stream* stream, const ggml_tensor* src, const g
     Device& receiver = *to->device;
     const bool peer = from->device != to->device;
     const double bytes = static_cast<double>(size);
-    const double seconds = device.config.copy_latency + (peer ? bytes / device.config.peer_bandwidth
-                                                              : 2 * bytes / device.config.memory_bandwidth);
+    const double seconds = device.config.copy_latency +
+                           (peer ? bytes / device.config.peer_bandwidth : 2 * bytes / device.config.memory_bandwidth);
     Engine& engine = peer ? receiver.upload_engine : receiver.compute_engine;
     const Engine::Interval interval = run(receiver, engine, stream, seconds, stream == nullptr);
     (peer ? receiver.books.peer_copy_bytes : receiver.books.device_copy_bytes) += size;
@@ -454,8 +462,8 @@ ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
     }
     const Operation operation = begin(device, &stream, "graph");
 
-    // The CPU backend gets copies of the tensors that point to the real bytes. The caller's tensors stay as they are, so
-    // that other threads may look at them meanwhile.
+    // The CPU backend gets copies of the tensors that point to the real bytes. The caller's tensors stay as they are,
+    // so that other threads may look at them meanwhile.
     std::deque<ggml_tensor> copies;
     std::unordered_map<const ggml_tensor*, ggml_tensor*> copy_of;
     copy_of.reserve(static_cast<size_t>(graph->n_nodes) * 2);
@@ -611,8 +619,9 @@ Memory* State::alloc_device(Device& device, size_t size) {
     const double begin = host_seconds;
     host_seconds += config.alloc_latency;
     const int64_t available = config.memory_total - config.memory_reserved - static_cast<int64_t>(books.device_bytes);
-    const bool no = refused(++device.device_alloc_ordinal, config.refuse_device_alloc, config.refuse_device_alloc_count) ||
-                    static_cast<int64_t>(size) > available;
+    const bool no =
+        refused(++device.device_alloc_ordinal, config.refuse_device_alloc, config.refuse_device_alloc_count) ||
+        static_cast<int64_t>(size) > available;
     const uintptr_t base = no ? 0 : addresses_.reserve(size);
     Bytes bytes;
     if (base != 0 && config.dry == 0) {
@@ -644,9 +653,9 @@ Memory* State::alloc_device(Device& device, size_t size) {
 Memory* State::alloc_host(Device& device, size_t size) {
     const loopback_config& config = device.config;
     loopback_books& books = device.books;
-    const bool no = refused(++device.host_alloc_ordinal, config.refuse_host_alloc, config.refuse_host_alloc_count) ||
-                    (config.host_memory_total >= 0 &&
-                     static_cast<int64_t>(books.host_bytes + size) > config.host_memory_total);
+    const bool no =
+        refused(++device.host_alloc_ordinal, config.refuse_host_alloc, config.refuse_host_alloc_count) ||
+        (config.host_memory_total >= 0 && static_cast<int64_t>(books.host_bytes + size) > config.host_memory_total);
     Bytes bytes;
     if (!no) {
         bytes = Bytes::allocate(size, config.dry != 0);
@@ -675,10 +684,10 @@ void State::free(Memory* memory) {
     finish_completed();
     const Verdict verdict = memory->accesses.unfinished(host_);
     if (verdict.conflict != Conflict::NONE) {
-        report(device, LOOPBACK_FREE_IN_USE,
-               format("%s of %zu bytes is freed while it is used by %s",
-                      memory->pinned ? "a host buffer" : "device memory", memory->size,
-                      describe(verdict.other).c_str()));
+        report(
+            device, LOOPBACK_FREE_IN_USE,
+            format("%s of %zu bytes is freed while it is used by %s",
+                   memory->pinned ? "a host buffer" : "device memory", memory->size, describe(verdict.other).c_str()));
     }
     const double begin = host_seconds;
     if (memory->pinned) {

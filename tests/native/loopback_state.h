@@ -76,7 +76,9 @@ class State {
     Memory* alloc_host(Device& device, size_t size);
     void free(Memory* memory);
     Memory* find(const void* pointer);
-    bool is_device_address(const void* pointer) const { return addresses_.contains(reinterpret_cast<uintptr_t>(pointer)); }
+    bool is_device_address(const void* pointer) const {
+        return addresses_.contains(reinterpret_cast<uintptr_t>(pointer));
+    }
 
     // Streams and events; nullptr when they are refused.
     Stream* new_stream(Device& device);
@@ -90,7 +92,8 @@ class State {
     bool is_pending(const Stream& stream) const { return !host_.covers(stream.clock); }
 
     // Operations of a stream, or of the host, which waits for them, when the stream is nullptr.
-    void upload(Device& device, Stream* stream, const ggml_tensor* tensor, const void* data, size_t offset, size_t size);
+    void upload(Device& device, Stream* stream, const ggml_tensor* tensor, const void* data, size_t offset,
+                size_t size);
     void download(Device& device, Stream* stream, const ggml_tensor* tensor, void* data, size_t offset, size_t size);
     void copy(Device& device, Stream* stream, const ggml_tensor* src, const ggml_tensor* dst);
     void fill(Memory& memory, uintptr_t address, uint8_t value, size_t size);
@@ -106,7 +109,8 @@ class State {
     uint64_t violation_counts[LOOPBACK_VIOLATION_KINDS] = {};
     std::vector<std::string> violation_messages;
     std::vector<loopback_log_entry> log;
-    void add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, double begin, double end);
+    void add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, double begin,
+                 double end);
 
    private:
     // A copy between a host buffer and a device that the host has not waited for. The bytes were moved at once; what is
@@ -150,9 +154,9 @@ class State {
     AddressSpace addresses_;
     std::map<uintptr_t, std::unique_ptr<Memory>> memories_;
     VectorClock host_;
-    std::vector<uint64_t> ticks_;       // operations so far, by agent
-    std::vector<std::string> agents_;   // names, by agent
-    std::vector<Agent> retired_agents_; // of streams that were freed
+    std::vector<uint64_t> ticks_;        // operations so far, by agent
+    std::vector<std::string> agents_;    // names, by agent
+    std::vector<Agent> retired_agents_;  // of streams that were freed
     std::set<Event*> events_;
     std::vector<Pending> pending_;
 };

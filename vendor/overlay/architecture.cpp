@@ -2,6 +2,7 @@
 #include "architecture.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <numeric>
@@ -17,6 +18,10 @@ constexpr int64_t norm_groups = 32;  // of every group normalisation in the UNet
 constexpr int64_t head_width = 64;   // of CLIP, and of the UNets that fix a head's channels instead of the heads
 constexpr int64_t unet_heads = 8;    // of the UNets that fix the heads
 constexpr int64_t clip_tokens = 49408;
+constexpr int64_t clip_positions = 77;  // where the engine splits a prompt at fixed places
+constexpr int64_t qwen_tokens = 151669;
+constexpr int64_t mistral_tokens = 131072;
+constexpr int64_t vision_head_width = 80;  // of Qwen2.5-VL's vision tower
 constexpr int64_t size_embedding = 6 * 256;  // SDXL's picture sizes in the vector condition
 
 // Bounds on what a file can ask for, far above every published model, so that the engine's tables cannot overflow.
@@ -73,6 +78,27 @@ int64_t axis(const File& file, const std::string& name, int index, int64_t other
     return size;
 }
 
+// The number of layers: one more than the highest index i in the names that begin with prefix + i + ".".
+int64_t layers(const File& file, const std::string& prefix, int64_t otherwise) {
+    int64_t found = 0;
+    for (const auto& [name, tensor] : file) {
+        if (!starts_with(name, prefix)) {
+            continue;
+        }
+        const size_t end = name.find_first_not_of("0123456789", prefix.size());
+        if (end == prefix.size() || end == std::string::npos || name[end] != '.') {
+            continue;
+        }
+        const std::string index = name.substr(prefix.size(), end - prefix.size());
+        if (index.size() > 3 || std::stoi(index) >= max_layers) {
+            fail("tensor '%s' is of layer %s: at most %d layers are supported", name.c_str(), index.c_str(),
+                 max_layers);
+        }
+        found = std::max<int64_t>(found, std::stoi(index) + 1);
+    }
+    return found > 0 ? found : otherwise;
+}
+
 // The number of names prefix + i + suffix, i = 0, 1, ..., that the checkpoint holds without a gap.
 int count(const File& file, const std::string& prefix, const std::string& suffix, int limit) {
     int found = 0;
@@ -99,6 +125,30 @@ int64_t group_width(const File& file, const std::string& name, int index, int64_
     const int64_t width = axis(file, name, index, otherwise);
     require_multiple(file, name, width, norm_groups, "the groups of the normalisation");
     return width;
+}
+
+// The rows of a token embedding, which must reach to the tokenizer's last token.
+int64_t token_rows(const File& file, const std::string& name, int64_t tokens) {
+    const int64_t rows = axis(file, name, 1, tokens);
+    if (rows < tokens) {
+        fail("tensor '%s' has shape %s: the tokenizer needs %lld rows", name.c_str(),
+             shape_text(*find(file, name)).c_str(), static_cast<long long>(tokens));
+    }
+    return rows;
+}
+
+// Shares a head's width among the rope's axes as the published model does.
+template <typename Sum>
+void scale_axes(const std::string& name, int64_t head_dim, std::vector<int>& axes, Sum& sum) {
+    for (int& axis : axes) {
+        const int64_t scaled = axis * head_dim;
+        if (scaled % (2 * sum) != 0) {
+            fail("tensor '%s': a head of %lld values cannot be shared among the axes of the positions", name.c_str(),
+                 static_cast<long long>(head_dim));
+        }
+        axis = static_cast<int>(scaled / sum);
+    }
+    sum = static_cast<Sum>(head_dim);
 }
 
 }  // namespace
@@ -212,27 +262,23 @@ void architecture_clip(const String2TensorStorage& file, const std::string& pref
     if (!has(file, tokens)) {
         return;
     }
-    const std::string layers = prefix + ".encoder.layers.";
+    const std::string blocks = prefix + ".encoder.layers.";
     const int64_t hidden = axis(file, tokens, 0, 0);
     require_multiple(file, tokens, hidden, head_width, "the width of an attention head");
-    const int64_t vocabulary = axis(file, tokens, 1, 0);
-    if (vocabulary < clip_tokens) {
-        fail("tensor '%s' has shape %s: the tokenizer needs %lld rows", tokens.c_str(),
-             shape_text(*find(file, tokens)).c_str(), static_cast<long long>(clip_tokens));
-    }
+    const int64_t vocabulary = token_rows(file, tokens, clip_tokens);
     sizes.hidden_size = static_cast<int32_t>(hidden);
     sizes.n_head = static_cast<int32_t>(hidden / head_width);
     sizes.vocab_size = static_cast<int32_t>(vocabulary);
     sizes.n_token =
         static_cast<int32_t>(axis(file, prefix + ".embeddings.position_embedding.weight", 1, sizes.n_token));
     sizes.intermediate_size =
-        static_cast<int32_t>(axis(file, layers + "0.mlp.fc1.weight", 1, sizes.intermediate_size));
+        static_cast<int32_t>(axis(file, blocks + "0.mlp.fc1.weight", 1, sizes.intermediate_size));
     sizes.projection_dim = static_cast<int32_t>(axis(file, prefix + ".text_projection", 1, sizes.projection_dim));
-    const int found = count(file, layers, ".layer_norm1.weight", max_layers);
+    const int64_t found = layers(file, blocks, sizes.n_layer);
     // Published SD 2 checkpoints may lack the last of 24 layers, which the engine counts but does not run.
     const bool last_stripped = found == 23 && sizes.n_layer == 24;
-    if (found > 0 && !last_stripped) {
-        sizes.n_layer = found;
+    if (!last_stripped) {
+        sizes.n_layer = static_cast<int32_t>(found);
     }
 }
 
@@ -268,6 +314,189 @@ VaeSizes architecture_vae(const String2TensorStorage& file, const std::string& p
         sizes.ch_mult[i] = static_cast<int>(widths[i] / channels);
     }
     sizes.num_res_blocks = count(file, levels + "0.block.", ".conv1.weight", max_res_blocks + 1) - (decoder ? 1 : 0);
+    return sizes;
+}
+
+void architecture_wan_vae(const String2TensorStorage& file, const std::string& prefix, const std::vector<int>& dim_mult,
+                          int64_t& dim, int64_t& dec_dim) {
+    // The kernels' two channel axes are merged in the table; the biases have one each.
+    dim = axis(file, prefix + ".encoder.conv1.bias", 0, dim);
+    const std::string last = prefix + ".decoder.conv1.bias";
+    const int64_t width = axis(file, last, 0, dec_dim * dim_mult.back());
+    require_multiple(file, last, width, dim_mult.back(), "the multiplier of the last level");
+    dec_dim = width / dim_mult.back();
+}
+
+void architecture_t5(const String2TensorStorage& file, const std::string& prefix, T5Sizes sizes) {
+    const std::string tokens = prefix + ".shared.weight";
+    const std::string blocks = prefix + ".encoder.block.";
+    const std::string attention = blocks + "0.layer.0.SelfAttention.";
+    sizes.model_dim = axis(file, tokens, 0, sizes.model_dim);
+    sizes.vocab_size = token_rows(file, tokens, sizes.vocab_size);
+    sizes.inner_dim = axis(file, attention + "q.weight", 1, sizes.model_dim);
+    sizes.num_heads = axis(file, attention + "relative_attention_bias.weight", 0, sizes.num_heads);
+    sizes.ff_dim = axis(file, blocks + "0.layer.1.DenseReluDense.wi_0.weight", 1, sizes.ff_dim);
+    sizes.num_layers = layers(file, blocks, sizes.num_layers);
+    require_multiple(file, attention + "q.weight", sizes.inner_dim, sizes.num_heads, "the attention heads");
+}
+
+void architecture_llm(const String2TensorStorage& file, const std::string& prefix, LlmSizes sizes) {
+    const std::string tokens = prefix + ".model.embed_tokens.weight";
+    const std::string blocks = prefix + ".model.layers.";
+    const std::string attention = blocks + "0.self_attn.";
+    sizes.num_layers = layers(file, blocks, 0);
+    if (has(file, tokens)) {
+        sizes.hidden_size = axis(file, tokens, 0, sizes.hidden_size);
+        sizes.vocab_size = token_rows(file, tokens, sizes.mistral ? mistral_tokens : qwen_tokens);
+    }
+    sizes.intermediate_size = axis(file, blocks + "0.mlp.gate_proj.weight", 1, sizes.intermediate_size);
+    sizes.head_dim = static_cast<int>(axis(file, attention + "q_norm.weight", 0, sizes.head_dim));
+    const std::string query = attention + "q_proj.weight";
+    const std::string key = attention + "k_proj.weight";
+    const int64_t query_width = axis(file, query, 1, int64_t{sizes.num_heads} * sizes.head_dim);
+    const int64_t key_width = axis(file, key, 1, int64_t{sizes.num_kv_heads} * sizes.head_dim);
+    require_multiple(file, attention + "q_norm.weight", sizes.head_dim, 2, "the parts that a rotation turns");
+    require_multiple(file, key, key_width, sizes.head_dim, "the width of an attention head");
+    require_multiple(file, query, query_width, key_width, "the width of keys and values");
+    sizes.num_heads = static_cast<int>(query_width / sizes.head_dim);
+    sizes.num_kv_heads = static_cast<int>(key_width / sizes.head_dim);
+
+    const std::string vision = prefix + ".visual.";
+    const std::string norm = vision + "blocks.0.norm1.weight";
+    if (!has(file, norm)) {
+        return;
+    }
+    sizes.vision_layers = static_cast<int>(layers(file, vision + "blocks.", sizes.vision_layers));
+    sizes.vision_hidden_size = axis(file, norm, 0, sizes.vision_hidden_size);
+    require_multiple(file, norm, sizes.vision_hidden_size, vision_head_width, "the width of an attention head");
+    sizes.vision_heads = static_cast<int>(sizes.vision_hidden_size / vision_head_width);
+    sizes.vision_intermediate_size =
+        axis(file, vision + "blocks.0.mlp.gate_proj.weight", 1, sizes.vision_intermediate_size);
+    sizes.vision_out_hidden_size = axis(file, vision + "merger.mlp.2.weight", 1, sizes.vision_out_hidden_size);
+}
+
+std::set<int> architecture_llm_outputs(const std::set<int>& published, int64_t num_layers) {
+    const int last = static_cast<int>(num_layers);
+    if (published.empty() || last >= *published.rbegin()) {
+        return published;
+    }
+    if (published.size() == 1) {
+        return {std::max(last - 1, 1)};  // the published one is the last but one
+    }
+    std::set<int> outputs;
+    for (size_t i = 1; i <= published.size(); ++i) {
+        outputs.insert(static_cast<int>(i) * last / static_cast<int>(published.size() + 1));  // evenly spread
+    }
+    return outputs;
+}
+
+void architecture_mmdit(const String2TensorStorage& file, MmditSizes sizes) {
+    const std::string transformer = "model.diffusion_model.";
+    const std::string patches = transformer + "x_embedder.proj.weight";
+    sizes.depth = layers(file, transformer + "joint_blocks.", sizes.depth);
+    sizes.hidden_size = axis(file, patches, 3, head_width * sizes.depth);
+    require_multiple(file, patches, sizes.hidden_size, head_width, "the width of an attention head");
+    sizes.num_heads = sizes.hidden_size / head_width;
+    sizes.context_size = axis(file, transformer + "context_embedder.weight", 0, sizes.context_size);
+    sizes.adm_in_channels = axis(file, transformer + "y_embedder.mlp.0.weight", 0, sizes.adm_in_channels);
+    const std::string positions = transformer + "pos_embed";
+    sizes.num_patchs = axis(file, positions, 1, sizes.num_patchs);
+    sizes.pos_embed_max_size = std::lround(std::sqrt(static_cast<double>(sizes.num_patchs)));
+    if (sizes.pos_embed_max_size * sizes.pos_embed_max_size != sizes.num_patchs) {
+        fail("tensor '%s' has shape %s: %lld positions are no square", positions.c_str(),
+             shape_text(*find(file, positions)).c_str(), static_cast<long long>(sizes.num_patchs));
+    }
+}
+
+void architecture_flux(const String2TensorStorage& file, const std::string& prefix, FluxSizes sizes) {
+    const std::string text = prefix + ".txt_in.weight";
+    const std::string norm = prefix + ".double_blocks.0.txt_attn.norm.key_norm.scale";
+    const int64_t published_head = sizes.axes_dim_sum;
+    sizes.depth = static_cast<int>(layers(file, prefix + ".double_blocks.", 0));
+    sizes.depth_single_blocks = static_cast<int>(layers(file, prefix + ".single_blocks.", 0));
+    sizes.context_in_dim = axis(file, text, 0, sizes.context_in_dim);
+    sizes.hidden_size = axis(file, text, 1, sizes.hidden_size);
+    if (sizes.vec_in_dim > 0) {
+        sizes.vec_in_dim = axis(file, prefix + ".vector_in.in_layer.weight", 0, sizes.vec_in_dim);
+    }
+    sizes.head_dim = axis(file, norm, 0, sizes.head_dim > 0 ? sizes.head_dim : published_head);
+    require_multiple(file, text, sizes.hidden_size, sizes.head_dim, "the width of an attention head");
+    scale_axes(norm, sizes.head_dim, sizes.axes_dim, sizes.axes_dim_sum);
+    if (sizes.chroma && (sizes.depth != 19 || sizes.depth_single_blocks != 38)) {
+        fail("tensor '%s.double_blocks.%d.img_attn.qkv.weight' is the last of %d double and %d single blocks: Chroma's "
+             "table of modulations is for 19 and 38",
+             prefix.c_str(), sizes.depth - 1, sizes.depth, sizes.depth_single_blocks);
+    }
+    const int64_t patch = sizes.radiance_patch_size;
+    if (patch > 0 && patch != sizes.patch_size && 2 * patch != sizes.patch_size) {
+        fail("tensor '%s.img_in_patch.weight' has patches of %lld pixels: the model needs %d", prefix.c_str(),
+             static_cast<long long>(patch), sizes.patch_size);
+    }
+}
+
+void architecture_z_image(const String2TensorStorage& file, const std::string& prefix, ZImageSizes sizes) {
+    constexpr int64_t time_width = 256;  // of the time embedding, which modulates every block
+    const std::string patches = prefix + ".x_embedder.weight";
+    const std::string attention = prefix + ".layers.0.attention.";
+    sizes.hidden_size = axis(file, patches, 1, sizes.hidden_size);
+    if (sizes.hidden_size < time_width) {
+        fail("tensor '%s' has shape %s: the time embedding needs a width of at least %lld", patches.c_str(),
+             shape_text(*find(file, patches)).c_str(), static_cast<long long>(time_width));
+    }
+    sizes.cap_feat_dim = axis(file, prefix + ".cap_embedder.0.weight", 0, sizes.cap_feat_dim);
+    sizes.num_layers = layers(file, prefix + ".layers.", sizes.num_layers);
+    sizes.num_refiner_layers = layers(file, prefix + ".noise_refiner.", sizes.num_refiner_layers);
+    const std::string norm = attention + "q_norm.weight";
+    sizes.head_dim = axis(file, norm, 0, sizes.head_dim);
+    scale_axes(norm, sizes.head_dim, sizes.axes_dim, sizes.axes_dim_sum);
+    const std::string out = attention + "out.weight";
+    const std::string qkv = attention + "qkv.weight";
+    const int64_t query_width = axis(file, out, 0, sizes.num_heads * sizes.head_dim);
+    const int64_t qkv_width = axis(file, qkv, 1, query_width + 2 * sizes.num_kv_heads * sizes.head_dim);
+    require_multiple(file, out, query_width, sizes.head_dim, "the width of an attention head");
+    sizes.num_heads = query_width / sizes.head_dim;
+    sizes.num_kv_heads = (qkv_width - query_width) / (2 * sizes.head_dim);
+    if (sizes.num_kv_heads < 1 || query_width + 2 * sizes.num_kv_heads * sizes.head_dim != qkv_width ||
+        sizes.num_heads % sizes.num_kv_heads != 0) {
+        fail("tensor '%s' has shape %s: its rows are not queries of %lld values and keys and values of whole heads",
+             qkv.c_str(), shape_text(*find(file, qkv)).c_str(), static_cast<long long>(query_width));
+    }
+    const int64_t published = (static_cast<int64_t>(sizes.ffn_dim_multiplier * sizes.hidden_size) + 255) / 256 * 256;
+    const int64_t feed = axis(file, prefix + ".layers.0.feed_forward.w1.weight", 1, published);
+    if (feed != published) {
+        // The engine takes a multiplier and rounds down: half a value more gives exactly this width.
+        sizes.multiple_of = 1;
+        sizes.ffn_dim_multiplier = static_cast<float>((feed + 0.5) / sizes.hidden_size);
+    }
+}
+
+void architecture_qwen_image(const String2TensorStorage& file, const std::string& prefix, QwenImageSizes sizes) {
+    const std::string image = prefix + ".img_in.weight";
+    const std::string norm = prefix + ".transformer_blocks.0.attn.norm_q.weight";
+    sizes.num_layers = static_cast<int>(layers(file, prefix + ".transformer_blocks.", 0));
+    sizes.attention_head_dim = axis(file, norm, 0, sizes.attention_head_dim);
+    scale_axes(norm, sizes.attention_head_dim, sizes.axes_dim, sizes.axes_dim_sum);
+    const int64_t width = axis(file, image, 1, sizes.num_attention_heads * sizes.attention_head_dim);
+    require_multiple(file, image, width, sizes.attention_head_dim, "the width of an attention head");
+    sizes.num_attention_heads = width / sizes.attention_head_dim;
+    sizes.joint_attention_dim = axis(file, prefix + ".txt_in.weight", 0, sizes.joint_attention_dim);
+}
+
+TextSizes architecture_text(const String2TensorStorage& file) {
+    const std::string transformer = "model.diffusion_model.";
+    TextSizes sizes;
+    sizes.context = axis(file, transformer + "txt_in.weight", 0,
+                         axis(file, transformer + "context_embedder.weight", 0, sizes.context));
+    sizes.clip_l = axis(file, transformer + "vector_in.in_layer.weight", 0, sizes.clip_l);
+    const std::string label = transformer + "y_embedder.mlp.0.weight";
+    if (has(file, label)) {
+        const std::string tokens = "transformer.text_model.embeddings.token_embedding.weight";
+        const int64_t both = axis(file, label, 0, 0);
+        const int64_t share = both * sizes.clip_l / (sizes.clip_l + sizes.clip_g);
+        const int64_t second = axis(file, "text_encoders.clip_g." + tokens, 0, both - share);
+        sizes.clip_l = axis(file, "text_encoders.clip_l." + tokens, 0, std::max<int64_t>(both - second, 0));
+        sizes.clip_g = std::max<int64_t>(both - sizes.clip_l, 0);
+    }
     return sizes;
 }
 
@@ -326,6 +555,57 @@ void check_unet(SDVersion version, const Params& params) {
     }
 }
 
+void check_clip_positions(const Params& params, const std::string& encoder) {
+    const std::string name = encoder + "transformer.text_model.embeddings.position_embedding.weight";
+    const int64_t rows = param_axis(params, name, 1);
+    if (rows != 0 && rows != clip_positions) {
+        fail("tensor '%s' has %lld rows, but the model needs %lld", name.c_str(), static_cast<long long>(rows),
+             static_cast<long long>(clip_positions));
+    }
+}
+
+void check_sd3(const Params& params) {
+    const std::string tokens = "transformer.text_model.embeddings.token_embedding.weight";
+    const std::string context = "model.diffusion_model.context_embedder.weight";
+    const std::string label = "model.diffusion_model.y_embedder.mlp.0.weight";
+    const int64_t first = param_axis(params, "text_encoders.clip_l." + tokens, 0);
+    const int64_t second = param_axis(params, "text_encoders.clip_g." + tokens, 0);
+    const int64_t pooled = param_axis(params, "text_encoders.clip_g.transformer.text_model.text_projection", 1);
+    const int64_t width = param_axis(params, context, 0);
+    check_clip_positions(params, "text_encoders.clip_l.");
+    check_clip_positions(params, "text_encoders.clip_g.");
+    require_fit(context, width, "T5's output", param_axis(params, "text_encoders.t5xxl.transformer.shared.weight", 0));
+    if (first != 0 && second != 0) {
+        require_fit(label, param_axis(params, label, 0), "the pooled text", first + pooled);
+    }
+    if (first + second > width || first + pooled > param_axis(params, label, 0)) {
+        fail("tensor '%s' takes vectors of %lld values, but the CLIP encoders have %lld together", context.c_str(),
+             static_cast<long long>(width), static_cast<long long>(first + second));
+    }
+}
+
+void check_flux(const Params& params) {
+    const std::string text = "model.diffusion_model.txt_in.weight";
+    const std::string vector = "model.diffusion_model.vector_in.in_layer.weight";
+    check_clip_positions(params, "text_encoders.clip_l.");
+    require_fit(text, param_axis(params, text, 0), "T5's output",
+                param_axis(params, "text_encoders.t5xxl.transformer.shared.weight", 0));
+    require_fit(vector, param_axis(params, vector, 0), "the pooled text",
+                param_axis(params, "text_encoders.clip_l.transformer.text_model.embeddings.token_embedding.weight", 0));
+}
+
+// The language models' families: outputs is how many layers' outputs lie side by side in the text.
+void check_llm(const Params& params, const std::string& text, int64_t outputs) {
+    const std::string tokens = "text_encoders.llm.model.embed_tokens.weight";
+    require_fit(text, param_axis(params, text, 0), "the language model's output",
+                outputs * param_axis(params, tokens, 0));
+    if (outputs > 1 && params.count("text_encoders.llm.model.layers.3.input_layernorm.weight") == 0) {
+        fail("tensor 'text_encoders.llm.model.layers.3.input_layernorm.weight' is missing from the checkpoint");
+    }
+    const std::string vision = "text_encoders.llm.visual.merger.mlp.2.weight";
+    require_fit(tokens, param_axis(params, tokens, 0), "the vision tower's output", param_axis(params, vision, 1));
+}
+
 }  // namespace
 
 namespace sdcpp {
@@ -368,6 +648,16 @@ void architecture_check(SDVersion version, const std::map<std::string, ggml_tens
     }
     if (sd_version_is_unet(version)) {
         check_unet(version, params);
+    } else if (sd_version_is_sd3(version)) {
+        check_sd3(params);
+    } else if (sd_version_is_flux2(version)) {
+        check_llm(params, "model.diffusion_model.txt_in.weight", 3);
+    } else if (version == VERSION_OVIS_IMAGE || sd_version_is_qwen_image(version)) {
+        check_llm(params, "model.diffusion_model.txt_in.weight", 1);
+    } else if (sd_version_is_flux(version)) {
+        check_flux(params);
+    } else if (sd_version_is_z_image(version)) {
+        check_llm(params, "model.diffusion_model.cap_embedder.1.weight", 1);
     }
 }
 

@@ -1,0 +1,152 @@
+"""The command, run as a user runs it: in a process of its own where that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import sdcpp_py
+from sdcpp_py import cli
+
+SMALL = ["-W", "64", "-H", "64", "--steps", "1", "--seed", "1"]
+
+
+def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_txt2img_writes_picture_and_report(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, report = tmp_path / "out.png", tmp_path / "r.json"
+    arguments = ["txt2img", "-m", checkpoint, "-p", "a lovely cat", *SMALL, "-o", picture, "--report", report]
+    status, out, err = run(*arguments, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert out == f"{picture}  seed 1\n"
+    with Image.open(picture) as image:
+        assert image.size == (64, 64)
+        assert image.info["parameters"].startswith("a lovely cat\nSteps: 1, ")
+    content = json.loads(report.read_text())
+    assert content["seeds"] == [1]
+    assert content["files"] == [str(picture)]
+    assert content["timings"]["sampling"] > 0
+    assert content["parameters"]["prompt"] == "a lovely cat"
+    assert content["devices"][0]["name"]
+    first = picture.read_bytes()
+    run(*arguments, capsys=capsys)
+    assert picture.read_bytes() == first, "the same seed gives the same bytes"
+
+
+def test_batch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(
+        "txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-b", 2, "-o", tmp_path / "a.png", capsys=capsys
+    )
+    assert status == 0
+    assert out.splitlines() == [f"{tmp_path}/a.png  seed 1", f"{tmp_path}/a_2.png  seed 2"]
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "a_2.png").read_bytes()
+
+
+BAD = {
+    "missing model": (["-m", "none.safetensors"], "none.safetensors does not exist"),
+    "directory": (["-m", "."], "is a directory"),
+    "width 0": (["-W", "0"], "width must be from 8"),
+    "width negative": (["-W", "-8"], "width must be from 8"),
+    "width odd": (["-W", "100"], "multiple of 8"),
+    "width huge": (["-W", "100000"], "width must be from 8 to 16384"),
+    "steps": (["--steps", "0"], "steps must be from 1"),
+    "cfg": (["--cfg-scale", "nan"], "cfg_scale must be a finite number"),
+    "sampler": (["--sampler", "eular"], "valid: euler, euler_a"),
+    "scheduler": (["--scheduler", "kar"], "valid: discrete"),
+    "batch": (["-b", "0"], "batch_count must be from 1"),
+    "seed": (["-s", "99999999999999999999"], "seed must be from -1"),
+    "sigmas": (["--sigmas", "1,x"], "numbers separated by commas"),
+    "output directory": (["-o", "none/out.png"], "does not exist"),
+    "output suffix": (["-o", "out.txt"], "is no picture format"),
+    "output not writable": (["-o", "/proc/out.png"], "cannot be written"),
+    "report directory": (["--report", "none/r.json"], "the directory does not exist"),
+    "control image": (["--control-image", "none.png"], "not a picture"),
+    "lora": (["--lora", "none.safetensors:0.5"], "LoRA: none.safetensors does not exist"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_gets_one_line(
+    kind: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[kind]
+    status, out, err = run("txt2img", "-m", checkpoint, "-p", "a", *SMALL, *arguments, capsys=capsys)
+    assert status == 1
+    assert message in err
+    assert err.startswith("sdcpp: error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_undecodable_arguments(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdcpp_py.cli", "txt2img", "-p"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    prompt = subprocess.run(
+        [*map(os.fsencode, command), b"\xff", b"-m", os.fsencode(checkpoint)],
+        capture_output=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert prompt.returncode == 1
+    assert b"prompt is not valid Unicode" in prompt.stderr
+    path = subprocess.run(
+        [*map(os.fsencode, command), b"a", b"-m", b"\xff.safetensors"],
+        capture_output=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert path.returncode == 1
+    assert b"does not exist" in path.stderr
+    assert b"Traceback" not in path.stderr + prompt.stderr
+
+
+def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run("txt2img", capsys=capsys)
+    assert status == 2
+    assert "--prompt" in err
+    status, _, err = run("nonsense", capsys=capsys)
+    assert status == 2
+    status, out, _ = run("--version", capsys=capsys)
+    assert (status, out) == (0, f"sdcpp {sdcpp_py.__version__}\n")
+
+
+def test_help_names_every_option_of_txt2img(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("txt2img", "--help", capsys=capsys)
+    assert status == 0
+    for option in ("--prompt", "--model", "--width", "--steps", "--sampler", "--lora", "--report", "--vae-tiling"):
+        assert option in out
+
+
+def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("devices", capsys=capsys)
+    assert status == 0
+    assert out.splitlines()[0].startswith("device  kind")
+    assert any(line.startswith("CPU ") for line in out.splitlines())
+    status, out, _ = run("devices", "--json", capsys=capsys)
+    assert json.loads(out)[0].keys() >= {"name", "kind", "memory_total", "host_buffer_type"}
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("doctor", capsys=capsys)
+    assert status == 0
+    assert "stable-diffusion.cpp" in out
+    status, out, _ = run("doctor", "--json", "--names", capsys=capsys)
+    report = json.loads(out)
+    assert report["problems"] == []
+    assert "euler" in report["names"]["sampler"]
+
+
+def test_console_script() -> None:
+    script = Path(sys.executable).with_name("sdcpp")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"sdcpp {sdcpp_py.__version__}\n"

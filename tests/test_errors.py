@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from sdcpp_py import errors
+
+
+def test_tree() -> None:
+    for name in ("ArgumentError", "ModelError", "GenerationError", "OutputError", "BackendError", "ClosedError"):
+        assert issubclass(getattr(errors, name), errors.SdcppError)
+    assert issubclass(errors.ArgumentError, ValueError)
+    assert issubclass(errors.OutputError, OSError)
+    assert issubclass(errors.CancelledError, errors.GenerationError)
+
+
+def test_docstring_draws_every_class() -> None:
+    assert errors.__doc__ is not None
+    classes = [name for name, value in vars(errors).items() if isinstance(value, type) and name.endswith("Error")]
+    assert [name for name in classes if name not in errors.__doc__] == []
+
+
+def test_engine_lines_are_shown() -> None:
+    error = errors.ModelError("cannot load; try again", ["tensor a is missing", "giving up"])
+    assert str(error) == "cannot load; try again\n  engine: tensor a is missing\n  engine: giving up"
+    assert error.engine_log == ("tensor a is missing", "giving up")
+    with pytest.raises(errors.SdcppError, match="cannot load"):
+        raise error

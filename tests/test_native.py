@@ -1,0 +1,220 @@
+"""The border: cancelling, exceptions in callbacks, threads, logging, and what the engine must never leak."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import sdcpp_py
+from sdcpp_py import _native
+
+SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1, "progress": False}
+LONG = {"width": 64, "height": 64, "steps": 5000, "seed": 1}
+
+
+def draw(sd: sdcpp_py.StableDiffusion, **more: object) -> bytes:
+    return sd.txt2img("a cat", **{**SMALL, **more})[0].tobytes()  # type: ignore[arg-type]
+
+
+def test_progress_counts_the_steps(sd: sdcpp_py.StableDiffusion) -> None:
+    seen: list[tuple[int, int]] = []
+    sd.txt2img("a", width=64, height=64, steps=3, seed=1, progress=lambda *args: seen.append(args[:2]))
+    assert [step for step, steps in seen if steps == 3] == [0, 1, 2, 3]
+
+
+def test_exception_in_a_callback_reaches_the_caller(
+    sd: sdcpp_py.StableDiffusion, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = draw(sd)
+    calls = 0
+
+    def fail(step: int, steps: int, seconds: float) -> None:
+        nonlocal calls
+        calls += 1
+        if step == 2:
+            raise LookupError("from the callback")
+
+    with pytest.raises(LookupError, match="from the callback"):
+        sd.txt2img("a", **{**LONG, "progress": fail})  # type: ignore[arg-type]
+    assert calls <= 4, "the run was cancelled at once"
+    assert capfd.readouterr().err == ""
+    assert draw(sd) == before, "the object works on"
+
+
+def test_cancel_from_another_thread(sd: sdcpp_py.StableDiffusion) -> None:
+    before = draw(sd)
+    timer = threading.Timer(0.3, sd.cancel)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(sdcpp_py.CancelledError):
+        sd.txt2img("a", **LONG)  # type: ignore[arg-type]
+    timer.join()
+    assert time.monotonic() - start < 60
+    assert draw(sd) == before
+
+
+def test_cancel_with_nothing_under_way_does_nothing(sd: sdcpp_py.StableDiffusion) -> None:
+    sd.cancel()
+    assert len(draw(sd)) == 64 * 64 * 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_keyboard_interrupt_stops_within_a_step(checkpoint: Path) -> None:
+    """In a process of its own: the signal goes to the main thread, while the engine runs in it."""
+    code = f"""
+import os, signal, threading, time, sdcpp_py
+sd = sdcpp_py.StableDiffusion({str(checkpoint)!r})
+small = dict(width=64, height=64, steps=2, seed=1)
+before = sd.txt2img("a", **small)[0].tobytes()
+steps = []
+def stop():
+    while len(steps) < 3: time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=stop).start()
+try:
+    sd.txt2img("a", width=64, height=64, steps=5000, seed=1, progress=lambda *args: steps.append(args[0]))
+except KeyboardInterrupt:
+    print("interrupted after", len(steps))
+assert len(steps) < 200, steps[-1]
+assert sd.txt2img("a", **small)[0].tobytes() == before
+sd.close()
+print("works on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "interrupted after" in done.stdout
+    assert "works on" in done.stdout
+    assert done.stderr == ""
+
+
+def test_engine_is_not_entered_twice(sd: sdcpp_py.StableDiffusion) -> None:
+    def again(step: int, steps: int, seconds: float) -> None:
+        draw(sd)
+
+    with pytest.raises(sdcpp_py.ArgumentError, match="one of its own callbacks"):
+        sd.txt2img("a", **{**SMALL, "progress": again})  # type: ignore[arg-type]
+
+
+def test_threads_take_turns(sd: sdcpp_py.StableDiffusion) -> None:
+    expected = {seed: draw(sd, seed=seed) for seed in (1, 2)}
+    found: dict[int, bytes] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = draw(sd, seed=seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_python_runs_while_the_engine_works(sd: sdcpp_py.StableDiffusion) -> None:
+    ticks = 0
+    done = threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.is_set():
+            ticks += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        start = time.monotonic()
+        draw(sd, steps=10)
+        seconds = time.monotonic() - start
+    finally:
+        done.set()
+        thread.join()
+    assert ticks > seconds * 20, "the interpreter's lock was held"
+
+
+def test_log_lines_go_to_logging(sd: sdcpp_py.StableDiffusion, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="sdcpp_py.engine"):
+        draw(sd)
+    levels = {record.levelno for record in caplog.records if record.name == "sdcpp_py.engine"}
+    assert logging.INFO in levels
+    assert any("generate_image" in record.message for record in caplog.records)
+
+
+def test_nothing_is_printed(sd: sdcpp_py.StableDiffusion, capfd: pytest.CaptureFixture[str]) -> None:
+    draw(sd)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_failed_engine_check_is_an_error(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A size of 0, which the Python layer refuses, fails a GGML_ASSERT: by itself the engine ends the process."""
+    sd = sdcpp_py.StableDiffusion(checkpoint)
+    try:
+        with pytest.raises(_native.BrokenContextError) as caught:
+            _native.image_generate(sd._context, {"prompt": "a", "width": 0, "height": 0})
+    finally:
+        sd.close()
+    error = caught.value.__cause__
+    assert isinstance(error, sdcpp_py.GenerationError)
+    assert "GGML_ASSERT" in error.engine_log[-1]
+    assert capfd.readouterr().err == ""
+
+
+def test_cpp_exception_is_an_error_and_the_object_works_on(sd: sdcpp_py.StableDiffusion) -> None:
+    before = draw(sd)
+    with pytest.raises(sdcpp_py.GenerationError, match="non-negative"):
+        _native.image_generate(sd._context, {"prompt": "a", "width": -64, "height": 64})
+    assert draw(sd) == before
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_load_generate_close_leaks_nothing(checkpoint: Path) -> None:
+    def cycle() -> None:
+        with sdcpp_py.StableDiffusion(checkpoint) as sd:
+            sd.txt2img("a", width=64, height=64, steps=1, seed=1)
+
+    for _ in range(3):
+        cycle()
+    gc.collect()
+    before = resident_bytes()
+    for _ in range(8):
+        cycle()
+    gc.collect()
+    grown = resident_bytes() - before
+    assert grown < 8 << 20, f"{grown / 2**20:.1f} MiB more after 8 cycles of a 34 MB model"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_failed_loads_leak_nothing(tmp_path: Path, checkpoint: Path) -> None:
+    cut = tmp_path / "model.gguf"
+    cut.write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 64)
+
+    def attempt() -> None:
+        with pytest.raises(sdcpp_py.ModelError):
+            sdcpp_py.StableDiffusion(cut)
+
+    for _ in range(5):
+        attempt()
+    before = resident_bytes()
+    for _ in range(50):
+        attempt()
+    assert resident_bytes() - before < 4 << 20
+
+
+def test_signal_handlers_are_left_alone(sd: sdcpp_py.StableDiffusion) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    draw(sd)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,53 @@
+"""The package as a whole: public names, import, version, licences."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+
+import sdcpp_py
+
+PUBLIC = {
+    "ArgumentError", "BackendError", "Cache", "CancelledError", "ClosedError", "Device", "GeneratedImage",
+    "GenerationError", "Hires", "Images", "Lora", "ModelError", "OutputError", "PhotoMaker", "SdcppError",
+    "SkipLayerGuidance", "StableDiffusion", "Tiling", "Timings", "choices", "devices", "doctor", "__version__",
+}  # fmt: skip
+
+
+def test_public_names() -> None:
+    assert set(sdcpp_py.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(sdcpp_py, name) is not None
+    # The function wins over the module of the same name.
+    assert callable(sdcpp_py.devices)
+
+
+def test_import_loads_no_native_code() -> None:
+    code = (
+        "import sys, sdcpp_py; "
+        "bad = [m for m in ('sdcpp_py._engine', 'numpy', 'tqdm', 'typer') if m in sys.modules]; "
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version_is_the_distributions() -> None:
+    assert importlib.metadata.version("sdcpp-py") == sdcpp_py.__version__
+
+
+def test_licences_are_installed() -> None:
+    files = [str(file) for file in importlib.metadata.files("sdcpp-py") or ()]
+    licences = [file for file in files if "licenses" in file and file.endswith("LICENSE")]
+    assert len(licences) == 3, "ours, the engine's and ggml's"
+
+
+def test_nothing_but_the_border_imports_the_engine() -> None:
+    from pathlib import Path
+
+    importers = [
+        path.name
+        for path in Path(sdcpp_py.__file__).parent.glob("*.py")
+        if "_engine import" in path.read_text() or "import _engine" in path.read_text()
+    ]
+    assert importers == ["_native.py"]

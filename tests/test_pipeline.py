@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_checkpoint import write_checkpoint, write_lora
+from PIL import Image
+
+import sdcpp_py
+from sdcpp_py import ArgumentError, Cache, ClosedError, Hires, Lora, ModelError, StableDiffusion, Tiling
+
+SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1}
+
+
+def draw(sd: StableDiffusion, **more: object) -> bytes:
+    return sd.txt2img("a lovely cat", **{**SMALL, **more})[0].tobytes()  # type: ignore[arg-type]
+
+
+def test_txt2img(sd: StableDiffusion) -> None:
+    images = sd.txt2img("a lovely cat", width=128, height=64, steps=2, seed=7)
+    assert len(images) == 1
+    assert isinstance(images[0], Image.Image)
+    assert (images[0].mode, images[0].size) == ("RGB", (128, 64))
+    assert images.seeds == (7,)
+    assert images.parameters["sampler"] == "euler_a"
+    assert images.parameters["scheduler"] == "discrete"
+    assert images[0].info["parameters"].startswith("a lovely cat\nSteps: 2, Sampler: Euler a, ")
+    assert len(np.unique(np.asarray(images[0]))) > 10, "a picture, not one colour"
+
+
+def test_timings_add_up(sd: StableDiffusion) -> None:
+    timings = sd.txt2img("a", **SMALL).timings  # type: ignore[arg-type]
+    parts = timings.text + timings.sampling + timings.decoding
+    assert min(timings.load, timings.text, timings.sampling, timings.decoding) > 0
+    assert parts <= timings.total < parts + 1.0
+    assert set(timings.to_dict()) == {"load", "text", "sampling", "decoding", "total"}
+
+
+def test_seeds_decide(sd: StableDiffusion) -> None:
+    first = draw(sd)
+    assert draw(sd) == first
+    assert draw(sd, seed=2) != first
+    batch = sd.txt2img("a lovely cat", **{**SMALL, "batch_count": 2})  # type: ignore[arg-type]
+    assert batch.seeds == (1, 2)
+    assert batch[0].tobytes() == first
+    assert batch[1].tobytes() == draw(sd, seed=2)
+    assert "Seed: 2," in batch[1].info["parameters"]
+
+
+def test_a_new_object_draws_the_same(sd: StableDiffusion, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint) as other:
+        assert draw(other) == draw(sd)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "euler"},
+        {"scheduler": "karras"},
+        {"cfg_scale": 1.0},
+        {"negative_prompt": "a dog"},
+        {"sigmas": [10.0, 2.0, 0.0]},
+        {"eta": 0.5},
+        {"clip_skip": 2},
+        {"steps": 3},
+    ],
+    ids=str,
+)
+def test_options_reach_the_engine(sd: StableDiffusion, options: dict[str, object]) -> None:
+    changed = draw(sd, **options)
+    assert changed != draw(sd)
+    assert changed == draw(sd, **options)
+
+
+@pytest.mark.parametrize("sampler", sdcpp_py.choices()["sampler"])
+def test_every_sampler_draws(sd: StableDiffusion, sampler: str) -> None:
+    # LCM-type samplers need their own number of steps; two suit all.
+    assert len(draw(sd, sampler=sampler)) == 64 * 64 * 3
+
+
+@pytest.mark.parametrize("scheduler", sdcpp_py.choices()["scheduler"])
+def test_every_scheduler_draws(sd: StableDiffusion, scheduler: str) -> None:
+    assert len(draw(sd, scheduler=scheduler, steps=4)) == 64 * 64 * 3
+
+
+def test_vae_tiling(sd: StableDiffusion) -> None:
+    whole = sd.txt2img("a", width=128, height=128, steps=1, seed=1)[0]
+    tiles = Tiling(tile_size_x=8, tile_size_y=8, target_overlap=0.5)
+    tiled = sd.txt2img("a", width=128, height=128, steps=1, seed=1, vae_tiling=tiles)[0]
+    assert tiled.size == whole.size
+    assert tiled.tobytes() != whole.tobytes()
+
+
+def test_caching(sd: StableDiffusion) -> None:
+    plain = draw(sd, steps=8)
+    cached = draw(sd, steps=8, cache=Cache("ucache", reuse_threshold=10.0, start_percent=0.0, end_percent=1.0))
+    assert cached != plain
+    assert len(cached) == len(plain)
+
+
+def test_hires(sd: StableDiffusion) -> None:
+    images = sd.txt2img("a", **SMALL, hires=Hires(scale=2.0, steps=1))  # type: ignore[arg-type]
+    assert images[0].size == (128, 128)
+
+
+def test_lora(checkpoint: Path, tmp_path: Path) -> None:
+    lora = tmp_path / "lora.safetensors"
+    write_lora(lora, tiny=True)
+    for mode in ("immediately", "at_runtime"):
+        with StableDiffusion(checkpoint, lora_apply_mode=mode) as sd:
+            plain = draw(sd)
+            strong = draw(sd, loras=[Lora(lora, 1.5)])
+            assert strong != plain, mode
+            assert draw(sd, loras={lora: 1.5}) == strong, mode
+            assert draw(sd) == plain, f"{mode}: the LoRA is gone again"
+
+
+def test_weight_type_is_converted(sd: StableDiffusion, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint, weight_type="q8_0") as quantized:
+        assert draw(quantized) != draw(sd)
+    with pytest.raises(ArgumentError, match=r"weight_type 'q9' is unknown; valid: f32, f16"):
+        StableDiffusion(checkpoint, weight_type="q9")
+
+
+def test_odd_size_is_reported(sd: StableDiffusion, caplog: pytest.LogCaptureFixture) -> None:
+    images = sd.txt2img("a", width=72, height=64, steps=1, seed=1)
+    if images[0].size != (72, 64):
+        assert "72x64 is no size for this model" in caplog.text
+        assert f"Size: {images[0].width}x64" in images[0].info["parameters"]
+
+
+def test_saved_file_is_the_same_for_the_same_seed(sd: StableDiffusion, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        sd.txt2img("a", **SMALL)[0].save(tmp_path / name)  # type: ignore[arg-type]
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+# --- life -------------------------------------------------------------------------------------------------------------
+
+
+def test_close(checkpoint: Path) -> None:
+    sd = StableDiffusion(checkpoint)
+    assert not sd.closed
+    assert repr(sd) == "<StableDiffusion tiny-sd1.safetensors>"
+    sd.close()
+    sd.close()
+    assert sd.closed
+    with pytest.raises(ClosedError, match="it was closed"):
+        draw(sd)
+
+
+def test_context_manager_closes_after_an_error(checkpoint: Path) -> None:
+    with pytest.raises(LookupError), StableDiffusion(checkpoint) as sd:
+        raise LookupError
+    assert sd.closed
+
+
+def test_forgotten_object_warns_and_is_freed(checkpoint: Path) -> None:
+    sd = StableDiffusion(checkpoint)
+    with pytest.warns(ResourceWarning, match="unclosed <StableDiffusion"):
+        del sd
+
+
+def test_two_models_at_once(sd: StableDiffusion, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    write_checkpoint("sd1", other, tiny=True, seed=5)
+    before = draw(sd)
+    with StableDiffusion(other) as second:
+        assert draw(second) != before
+        assert draw(sd) == before
+
+
+# --- bad models -------------------------------------------------------------------------------------------------------
+
+
+def rewrite(source: Path, target: Path, change: object) -> Path:
+    """Copy a safetensors file with its header changed by a function."""
+    data = source.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    assert callable(change)
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    target.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    return target
+
+
+UNET_TENSOR = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+
+
+def test_no_model() -> None:
+    with pytest.raises(ModelError, match="no model given"):
+        StableDiffusion()
+
+
+def test_missing_tensor_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    path = rewrite(checkpoint, tmp_path / "a.safetensors", lambda header: header.pop(UNET_TENSOR))
+    with pytest.raises(ModelError, match=UNET_TENSOR.replace(".", r"\.")) as caught:
+        StableDiffusion(path)
+    assert caught.value.engine_log
+
+
+def test_other_tensors_only(checkpoint: Path, tmp_path: Path) -> None:
+    def rename(header: dict[str, object]) -> None:
+        for name in list(header):
+            header[f"x.{name}"] = header.pop(name)
+
+    with pytest.raises(ModelError, match="version"):
+        StableDiffusion(rewrite(checkpoint, tmp_path / "a.safetensors", rename))
+
+
+def test_cut_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1000, 5) + b"\x05")
+    with pytest.raises(ModelError, match="a.gguf"):
+        StableDiffusion(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names are Unicode there")
+def test_path_that_is_not_utf8(checkpoint: Path, tmp_path: Path, sd: StableDiffusion) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff\xfe.safetensors"
+    Path(os.fsdecode(path)).write_bytes(checkpoint.read_bytes())
+    with StableDiffusion(path) as other:
+        assert draw(other) == draw(sd)
+
+
+def test_wrong_kinds_of_arguments(checkpoint: Path, sd: StableDiffusion) -> None:
+    with pytest.raises(ArgumentError, match="prompt must be a string"):
+        sd.txt2img(7)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="control_image needs control_net"):
+        sd.txt2img("a", control_image=Image.new("RGB", (64, 64)))
+    with pytest.raises(TypeError):
+        sd.txt2img("a", 64)  # type: ignore[misc]
+    with pytest.raises(ArgumentError, match="threads must be from 1"):
+        StableDiffusion(checkpoint, threads=0)
+
+
+def test_strange_prompts(sd: StableDiffusion) -> None:
+    for prompt in (
+        "",
+        " ",
+        "word " * 10_000,
+        "😺 猫 \N{COMBINING ACUTE ACCENT}",
+        "(red:1.4) [blue] ((((",
+        "a" * 100_000,
+    ):
+        assert len(sd.txt2img(prompt, **{**SMALL, "steps": 1})) == 1  # type: ignore[arg-type]
