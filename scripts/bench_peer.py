@@ -276,7 +276,8 @@ def render(who: str, python: Path, settings: Settings, scratch: Path) -> tuple[d
         raise BenchError(f"rendering with {MODULES[who]} failed with status {done.returncode}:\n{tail}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if tuple(answer["size"]) != (settings.width, settings.height):
-        raise BenchError(f"{MODULES[who]} rendered {answer['size']}, not the size it was asked for")
+        size = "x".join(map(str, answer["size"]))
+        raise BenchError(f"the engine rounded the size to {size}: pass --width and --height that it keeps")
     return answer["seconds"], pixels.read_bytes()
 
 

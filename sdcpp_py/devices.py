@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import platform
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,6 +68,8 @@ def choices() -> dict[str, tuple[str, ...]]:
 @functools.cache
 def _has_nvidia_driver() -> bool:
     """Tell whether the NVIDIA driver's library can be loaded."""
+    import ctypes
+
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -82,6 +82,8 @@ def doctor() -> dict[str, Any]:
 
     Never raises for a broken installation: ``problems`` says what is wrong, each with its remedy.
     """
+    import platform
+
     from . import __version__
 
     report: dict[str, Any] = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from .errors import ArgumentError, OutputError
 from .model_files import show_path
@@ -101,10 +100,10 @@ class GeneratedImage(Image.Image):
         kind = (format or _format_of(fp)).upper()
         text = self.info.get("parameters")
         if text and kind == "PNG" and "pnginfo" not in params:
-            params["pnginfo"] = PngInfo()
-            params["pnginfo"].add_text("parameters", text) if text.isascii() else params["pnginfo"].add_itxt(
-                "parameters", text
-            )
+            from PIL.PngImagePlugin import PngInfo
+
+            chunks = params["pnginfo"] = PngInfo()
+            (chunks.add_text if text.isascii() else chunks.add_itxt)("parameters", text)
         elif text and kind in ("JPEG", "WEBP") and "exif" not in params:
             exif = Image.Exif()
             exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")

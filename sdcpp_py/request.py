@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,7 +88,7 @@ class Request:
         batch_count = check.check_int("batch_count", batch_count, 1, check.MAX_BATCH)
         seed = check.check_int("seed", seed, -1, check.MAX_SEED - batch_count + 1, "; -1 draws one")
         if seed == -1:
-            seed = secrets.randbelow(2**32)
+            seed = int.from_bytes(os.urandom(4), "little")
         if sampler is not None:
             check.check_choice("sampler", sampler, _native.enum_names("sample_method"))
         if scheduler is not None:

@@ -176,7 +176,8 @@ static ggml_backend_buffer_t device_buft_alloc(ggml_backend_buffer_type_t buft, 
         Lock lock(state.mutex);
         Memory* memory = state.alloc_device(device_of(buft), size);
         if (memory != nullptr) {
-            return ggml_backend_buffer_init(buft, DEVICE_BUFFER, memory, size);
+            memory->buffer = ggml_backend_buffer_init(buft, DEVICE_BUFFER, memory, size);
+            return memory->buffer;
         }
     }
     // Without the lock, because a log callback may use the control interface.
@@ -223,7 +224,8 @@ static ggml_backend_buffer_t host_buft_alloc(ggml_backend_buffer_type_t buft, si
         Device& device = device_of(buft);
         Memory* memory = state.alloc_host(device, size);
         if (memory != nullptr) {
-            return ggml_backend_buffer_init(buft, HOST_BUFFER, memory, size);
+            memory->buffer = ggml_backend_buffer_init(buft, HOST_BUFFER, memory, size);
+            return memory->buffer;
         }
         fallback = device.config.host_fallback != 0;
     }

@@ -1,6 +1,23 @@
 // Control interface of the loopback accelerator, a ggml backend module that behaves like a discrete GPU and computes
 // on the CPU. The functions are exported by the module and are also returned by ggml_backend_reg_get_proc_address().
 //
+// Memory. The address of a device tensor cannot be used by host code: doing so is a segmentation fault. The bytes lie
+// elsewhere, and graphs are run on copies of their tensors that point there. "Pinned" is memory of Loopback_Host
+// buffers, "pageable" all other host memory.
+//
+// Order. Each ggml_backend_t is a stream. What is given to a stream runs after what was given to it before, and after
+// everything that the host had waited for by then. Between streams only events and the host's waits make an order.
+// Blocking copies (ggml_backend_tensor_set and the like) are the host's own: as on CUDA they wait for no stream. Work
+// is really done when it is given to a stream; whether its order was assured is checked by these rules, independently
+// of any timing, for every byte of device memory and of host buffers. All threads of the host count as one.
+// Use of a pageable source is over when the call returns, a pageable destination has its bytes then, but only a wait
+// assures that a device has received what was uploaded.
+//
+// Time. The virtual clock knows the host, the streams, and for each device an engine for uploads, one for downloads and
+// one for graphs, copies inside the device and fills. An operation starts when the host has given it, its stream is
+// free and the first gap in its engine's time is long enough. The host's time advances only by blocking copies, by
+// copies from or to pageable memory, by waits, by freeing device memory, and by loopback_host_advance().
+//
 // Everything between the two "cdef" lines is plain C without preprocessor lines, so that cffi can read it as it is.
 // A device argument is an index; -1 means every device when setting and the sum over all devices when reading.
 #pragma once

@@ -1,51 +1,61 @@
 #include "loopback_clock.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "loopback.h"
 
 namespace loopback {
 
-Engine::Interval Engine::reserve(double ready, double seconds, double host_now) {
-    busy_.erase(busy_.begin(), std::find_if(busy_.begin(), busy_.end(),
-                                            [&](const Interval& interval) { return interval.end > host_now; }));
+Time to_time(double seconds) {
+    return static_cast<Time>(std::llround(seconds * static_cast<double>(SECOND)));
+}
+
+double to_seconds(Time time) {
+    return static_cast<double>(time) / static_cast<double>(SECOND);
+}
+
+Engine::Interval Engine::reserve(Time ready, Time duration, Time host_now) {
+    intervals_.erase(intervals_.begin(),
+                     std::find_if(intervals_.begin(), intervals_.end(),
+                                  [&](const Interval& interval) { return interval.end > host_now; }));
     // The engine takes whatever is ready, so an operation that waits for an event does not hold up one that does not.
-    double begin = ready;
-    auto place = busy_.begin();
-    for (; place != busy_.end(); ++place) {
-        if (begin + seconds <= place->begin) {
+    Time begin = ready;
+    auto place = intervals_.begin();
+    for (; place != intervals_.end(); ++place) {
+        if (begin + duration <= place->begin) {
             break;
         }
         begin = std::max(begin, place->end);
     }
-    const Interval result{begin, begin + seconds};
-    busy_seconds_ += seconds;
-    if (seconds > 0) {
-        place = busy_.insert(place, result);
+    const Interval result{begin, begin + duration};
+    busy_time_ += duration;
+    if (duration > 0) {
+        place = intervals_.insert(place, result);
         auto next = place + 1;
-        if (next != busy_.end() && place->end == next->begin) {
+        if (next != intervals_.end() && place->end == next->begin) {
             place->end = next->end;
-            place = busy_.erase(next) - 1;
+            place = intervals_.erase(next) - 1;
         }
-        if (place != busy_.begin() && (place - 1)->end == place->begin) {
+        if (place != intervals_.begin() && (place - 1)->end == place->begin) {
             (place - 1)->end = place->end;
-            busy_.erase(place);
+            intervals_.erase(place);
         }
     }
     return result;
 }
 
-double Engine::overlap(const Interval& interval) const {
-    double sum = 0;
-    for (const Interval& other : busy_) {
-        sum += std::max(0.0, std::min(interval.end, other.end) - std::max(interval.begin, other.begin));
+Time Engine::overlap(const Interval& interval) const {
+    Time sum = 0;
+    for (const Interval& other : intervals_) {
+        sum += std::max<Time>(0, std::min(interval.end, other.end) - std::max(interval.begin, other.begin));
     }
     return sum;
 }
 
 void Engine::reset() {
-    busy_.clear();
-    busy_seconds_ = 0;
+    intervals_.clear();
+    busy_time_ = 0;
 }
 
 bool is_view_op(const ggml_tensor* node) {

@@ -11,27 +11,35 @@ struct loopback_cost;
 
 namespace loopback {
 
+// Virtual time in picoseconds. Sums of integers do not depend on the order of the summands, and the engine's order of
+// some copies depends on addresses.
+using Time = int64_t;
+constexpr Time SECOND = 1000000000000;
+
+Time to_time(double seconds);
+double to_seconds(Time time);
+
 // A copy engine or the compute engine of a device, which does one operation at a time.
 class Engine {
    public:
     struct Interval {
-        double begin;
-        double end;
+        Time begin;
+        Time end;
     };
 
-    // Books `seconds` of work at the first free moment from `ready` on and returns when it is done. Nothing is given to
-    // an engine before `host_now`, so older intervals are forgotten.
-    Interval reserve(double ready, double seconds, double host_now);
+    // Books work at the first free moment from `ready` on and returns when it is done. Nothing is given to an engine
+    // before `host_now`, so older intervals are forgotten.
+    Interval reserve(Time ready, Time duration, Time host_now);
 
-    // Seconds of [begin, end) in which the engine is busy, as far as its intervals are remembered.
-    double overlap(const Interval& interval) const;
+    // The part of an interval in which the engine is busy, as far as its intervals are remembered.
+    Time overlap(const Interval& interval) const;
 
-    double busy_seconds() const { return busy_seconds_; }
+    Time busy() const { return busy_time_; }
     void reset();
 
    private:
-    std::vector<Interval> busy_;  // in order, not touching one another
-    double busy_seconds_ = 0;
+    std::vector<Interval> intervals_;  // in order, not touching one another
+    Time busy_time_ = 0;
 };
 
 // True for operations that only reinterpret memory and are never run.

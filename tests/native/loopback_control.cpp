@@ -11,6 +11,7 @@
 using loopback::Device;
 using loopback::State;
 using loopback::Stream;
+using loopback::to_seconds;
 
 using Lock = std::lock_guard<std::mutex>;
 
@@ -168,20 +169,20 @@ int loopback_clock_get(int device, loopback_clock* clock) {
     Lock lock(state.mutex);
     const auto devices = devices_of(state, device);
     *clock = loopback_clock{};
-    clock->host_seconds = state.host_seconds;
+    clock->host_seconds = to_seconds(state.host_time);
     clock->first_compute = -1;
     for (const Device* each : devices) {
-        const loopback_clock& other = each->clock;
-        clock->device_seconds = std::max(clock->device_seconds, other.device_seconds);
-        clock->upload_busy += each->upload_engine.busy_seconds();
-        clock->download_busy += each->download_engine.busy_seconds();
-        clock->compute_busy += each->compute_engine.busy_seconds();
-        clock->host_wait += other.host_wait;
-        clock->upload_hidden += other.upload_hidden;
-        if (other.first_compute >= 0 && (clock->first_compute < 0 || other.first_compute < clock->first_compute)) {
-            clock->first_compute = other.first_compute;
+        clock->device_seconds = std::max(clock->device_seconds, to_seconds(each->last_end));
+        clock->upload_busy += to_seconds(each->upload_engine.busy());
+        clock->download_busy += to_seconds(each->download_engine.busy());
+        clock->compute_busy += to_seconds(each->compute_engine.busy());
+        clock->host_wait += to_seconds(each->host_wait);
+        clock->upload_hidden += to_seconds(each->upload_hidden);
+        const double first = to_seconds(each->first_graph);
+        if (each->first_graph >= 0 && (clock->first_compute < 0 || first < clock->first_compute)) {
+            clock->first_compute = first;
         }
-        clock->last_compute_end = std::max(clock->last_compute_end, other.last_compute_end);
+        clock->last_compute_end = std::max(clock->last_compute_end, to_seconds(each->last_graph_end));
     }
     return devices.empty() ? -1 : 0;
 }
@@ -189,7 +190,7 @@ int loopback_clock_get(int device, loopback_clock* clock) {
 void loopback_host_advance(double seconds) {
     State& state = State::get();
     Lock lock(state.mutex);
-    state.host_seconds += seconds;
+    state.host_time += loopback::to_time(seconds);
 }
 
 int loopback_stream_get(void* backend, loopback_stream* result) {
@@ -202,7 +203,7 @@ int loopback_stream_get(void* backend, loopback_stream* result) {
                 result->device = device->index;
                 result->index = stream->index;
                 result->pending = state.is_pending(*stream) ? 1 : 0;
-                result->seconds = stream->seconds;
+                result->seconds = to_seconds(stream->time);
                 return 0;
             }
         }
@@ -262,7 +263,7 @@ uint64_t loopback_log_read(uint64_t first, loopback_log_entry* entries, uint64_t
 void loopback_mark(int64_t value) {
     State& state = State::get();
     Lock lock(state.mutex);
-    state.add_log(LOOPBACK_LOG_MARK, nullptr, nullptr, 0, value, state.host_seconds, state.host_seconds);
+    state.add_log(LOOPBACK_LOG_MARK, nullptr, nullptr, 0, value, state.host_time, state.host_time);
 }
 
 int loopback_pointer_kind(const void* pointer) {

@@ -76,16 +76,24 @@ bool AddressSpace::contains(uintptr_t address) const {
     return false;
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+static constexpr bool MAP_LARGE = false;  // its allocator notices what runs over the end of a buffer
+#else
+static constexpr bool MAP_LARGE =
+    true;  // large buffers go back to the system at once, so that tests can watch its books
+#endif
+
 Bytes Bytes::allocate(size_t size, bool sparse) {
     Bytes bytes;
-    if (sparse) {
-        void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    bytes.size_ = size;
+    bytes.mapped_ = sparse || (MAP_LARGE && size >= (size_t{1} << 20));
+    if (bytes.mapped_) {
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (sparse ? MAP_NORESERVE : 0);
+        void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
         bytes.data_ = data == MAP_FAILED ? nullptr : static_cast<char*>(data);
     } else {
         bytes.data_ = static_cast<char*>(::operator new(size, std::align_val_t{ALIGNMENT}, std::nothrow));
     }
-    bytes.size_ = size;
-    bytes.sparse_ = sparse;
     return bytes;
 }
 
@@ -94,7 +102,7 @@ Bytes& Bytes::operator=(Bytes&& other) noexcept {
         release();
         data_ = std::exchange(other.data_, nullptr);
         size_ = other.size_;
-        sparse_ = other.sparse_;
+        mapped_ = other.mapped_;
     }
     return *this;
 }
@@ -103,7 +111,7 @@ void Bytes::release() {
     if (data_ == nullptr) {
         return;
     }
-    if (sparse_) {
+    if (mapped_) {
         munmap(data_, size_);
     } else {
         ::operator delete(data_, std::align_val_t{ALIGNMENT});

@@ -10,6 +10,8 @@
 
 #include "loopback_order.h"
 
+struct ggml_backend_buffer;
+
 namespace loopback {
 
 // Addresses that no host code can use. Tensors in device memory point into them, while the bytes lie elsewhere. An
@@ -55,7 +57,7 @@ class Bytes {
 
     char* data_ = nullptr;
     size_t size_ = 0;
-    bool sparse_ = false;
+    bool mapped_ = false;
 };
 
 struct Device;
@@ -69,7 +71,8 @@ struct Memory {
     bool pinned;     // a host buffer; otherwise device memory
     uintptr_t base;  // what tensors see
     size_t size;
-    Bytes bytes;  // without data in dry mode
+    Bytes bytes;                            // without data in dry mode
+    ggml_backend_buffer* buffer = nullptr;  // which knows what it is used for
     AccessMap accesses;
 
     bool contains(uintptr_t address, size_t length) const {

@@ -52,10 +52,6 @@ static bool refused(int64_t ordinal, int64_t first, int64_t count) {
     return first > 0 && ordinal >= first && (count < 0 || ordinal < first + count);
 }
 
-static ggml_backend_buffer_t buffer_of(const ggml_tensor* tensor) {
-    return tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
-}
-
 static uintptr_t address_of(const ggml_tensor* tensor, size_t offset = 0) {
     return reinterpret_cast<uintptr_t>(tensor->data) + offset;
 }
@@ -73,7 +69,6 @@ void State::create_devices() {
         device->index = i;
         device->name = "Loopback" + std::to_string(i);
         device->config = config_from_environment();
-        device->clock.first_compute = -1;
         devices.push_back(std::move(device));
     }
     registered = true;
@@ -95,26 +90,26 @@ void State::reset() {
         books.streams_live = device->books.streams_live;
         books.events_live = device->books.events_live;
         device->books = books;
-        device->clock = loopback_clock{};
-        device->clock.first_compute = -1;
+        device->last_end = device->host_wait = device->upload_hidden = device->last_graph_end = 0;
+        device->first_graph = -1;
         device->upload_engine.reset();
         device->download_engine.reset();
         device->compute_engine.reset();
         for (Stream* stream : device->streams) {
-            stream->seconds = 0;
+            stream->time = 0;
         }
     }
     for (Event* event : events_) {
-        event->seconds = 0;
+        event->time = 0;
     }
-    host_seconds = 0;
+    host_time = 0;
     std::fill(std::begin(violation_counts), std::end(violation_counts), 0);
     violation_messages.clear();
     log.clear();
 }
 
-void State::add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, double begin,
-                    double end) {
+void State::add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, Time begin,
+                    Time end) {
     if (kind > LOOPBACK_LOG_MARK && device != nullptr && device->config.log_operations == 0) {
         return;
     }
@@ -124,8 +119,8 @@ void State::add_log(int kind, const Device* device, const Stream* stream, int fl
     entry.stream = stream != nullptr ? stream->index : -1;
     entry.flags = flags;
     entry.value = value;
-    entry.begin = begin;
-    entry.end = end;
+    entry.begin = to_seconds(begin);
+    entry.end = to_seconds(end);
     log.push_back(entry);
 }
 
@@ -204,24 +199,24 @@ State::Operation State::begin(Device& device, Stream* stream, const char* what) 
     return Operation{device, stream, Access{stream->agent, ticks_[stream->agent], what}, stream->clock};
 }
 
-void State::host_wait_until(Device& device, double seconds) {
-    if (seconds > host_seconds) {
-        device.clock.host_wait += seconds - host_seconds;
-        host_seconds = seconds;
+void State::host_wait_until(Device& device, Time time) {
+    if (time > host_time) {
+        device.host_wait += time - host_time;
+        host_time = time;
     }
 }
 
 Engine::Interval State::run(Device& device, Engine& engine, Stream* stream, double seconds, bool blocking) {
-    const double ready = stream != nullptr ? std::max(stream->seconds, host_seconds) : host_seconds;
-    const Engine::Interval interval = engine.reserve(ready, seconds, host_seconds);
+    const Time ready = stream != nullptr ? std::max(stream->time, host_time) : host_time;
+    const Engine::Interval interval = engine.reserve(ready, to_time(seconds), host_time);
     if (&engine == &device.upload_engine) {
-        device.clock.upload_hidden += device.compute_engine.overlap(interval);
+        device.upload_hidden += device.compute_engine.overlap(interval);
     } else if (&engine == &device.compute_engine) {
-        device.clock.upload_hidden += device.upload_engine.overlap(interval);
+        device.upload_hidden += device.upload_engine.overlap(interval);
     }
-    device.clock.device_seconds = std::max(device.clock.device_seconds, interval.end);
+    device.last_end = std::max(device.last_end, interval.end);
     if (stream != nullptr) {
-        stream->seconds = interval.end;
+        stream->time = interval.end;
     }
     if (blocking) {
         host_wait_until(device, interval.end);
@@ -265,6 +260,9 @@ Memory* State::operand(const Operation& operation, const void* address, size_t s
 
 void State::upload(Device& device, Stream* stream, const ggml_tensor* tensor, const void* data, size_t offset,
                    size_t size) {
+    if (size == 0) {
+        return;
+    }
     const Operation operation = begin(device, stream, "upload");
     const uintptr_t target = address_of(tensor, offset);
     const uintptr_t origin = reinterpret_cast<uintptr_t>(data);
@@ -297,7 +295,7 @@ void State::upload(Device& device, Stream* stream, const ggml_tensor* tensor, co
         }
     }
 
-    const bool weights = ggml_backend_buffer_get_usage(buffer_of(tensor)) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+    const bool weights = ggml_backend_buffer_get_usage(to->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
     const bool blocking = stream == nullptr || !pinned;
     const double bandwidth = pinned ? device.config.pinned_bandwidth : device.config.pageable_bandwidth;
     const double seconds = static_cast<double>(size) / bandwidth + device.config.copy_latency;
@@ -318,6 +316,9 @@ void State::upload(Device& device, Stream* stream, const ggml_tensor* tensor, co
 
 void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, void* data, size_t offset,
                      size_t size) {
+    if (size == 0) {
+        return;
+    }
     const Operation operation = begin(device, stream, "download");
     const uintptr_t origin = address_of(tensor, offset);
     const uintptr_t target = reinterpret_cast<uintptr_t>(data);
@@ -374,6 +375,9 @@ void State::download(Device& device, Stream* stream, const ggml_tensor* tensor, 
 
 void State::copy(Device& device, Stream* stream, const ggml_tensor* src, const ggml_tensor* dst) {
     const size_t size = ggml_nbytes(src);
+    if (size == 0) {
+        return;
+    }
     const Operation operation = begin(device, stream, "device copy");
     Memory* from = find(src->data);
     Memory* to = find(dst->data);
@@ -451,6 +455,7 @@ loopback_cost State::graph_cost(const Device& device, const ggml_cgraph* graph) 
     if (cost.ops > 0) {
         cost.seconds += device.config.graph_latency;
     }
+    cost.seconds = to_seconds(to_time(cost.seconds));
     return cost;
 }
 
@@ -476,12 +481,12 @@ ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
         if (memory == nullptr) {
             memory = find(tensor->data);
         }
-        if (memory != nullptr) {
+        if (memory != nullptr && memory->contains(address_of(tensor), ggml_nbytes(tensor))) {
             char* real = memory->real(address_of(tensor));
             dry = dry || real == nullptr;
             return real;
         }
-        if (tensor->data == nullptr || is_device_address(tensor->data)) {
+        if (memory != nullptr || tensor->data == nullptr || is_device_address(tensor->data)) {
             computable = false;
             return nullptr;
         }
@@ -549,10 +554,10 @@ ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
         host_.join(stream.clock);
         finish_completed();
     }
-    if (device.clock.first_compute < 0) {
-        device.clock.first_compute = interval.begin;
+    if (device.first_graph < 0) {
+        device.first_graph = interval.begin;
     }
-    device.clock.last_compute_end = std::max(device.clock.last_compute_end, interval.end);
+    device.last_graph_end = std::max(device.last_graph_end, interval.end);
     device.books.graphs++;
     device.books.ops += static_cast<uint64_t>(cost.ops);
     device.books.flops += cost.flops;
@@ -616,8 +621,8 @@ void State::finish_overlapping(const void* pointer, size_t size, bool uploads) {
 Memory* State::alloc_device(Device& device, size_t size) {
     const loopback_config& config = device.config;
     loopback_books& books = device.books;
-    const double begin = host_seconds;
-    host_seconds += config.alloc_latency;
+    const Time begin = host_time;
+    host_time += to_time(config.alloc_latency);
     const int64_t available = config.memory_total - config.memory_reserved - static_cast<int64_t>(books.device_bytes);
     const bool no =
         refused(++device.device_alloc_ordinal, config.refuse_device_alloc, config.refuse_device_alloc_count) ||
@@ -633,7 +638,7 @@ Memory* State::alloc_device(Device& device, size_t size) {
         }
         books.device_refusals++;
         add_log(LOOPBACK_LOG_DEVICE_ALLOC, &device, nullptr, LOOPBACK_FLAG_REFUSED, static_cast<int64_t>(size), begin,
-                host_seconds);
+                host_time);
         return nullptr;
     }
     if (bytes.data() != nullptr && config.poison != 0) {
@@ -646,7 +651,7 @@ Memory* State::alloc_device(Device& device, size_t size) {
     books.device_allocs++;
     books.device_bytes += size;
     books.device_bytes_peak = std::max(books.device_bytes_peak, books.device_bytes);
-    add_log(LOOPBACK_LOG_DEVICE_ALLOC, &device, nullptr, 0, static_cast<int64_t>(size), begin, host_seconds);
+    add_log(LOOPBACK_LOG_DEVICE_ALLOC, &device, nullptr, 0, static_cast<int64_t>(size), begin, host_time);
     return result;
 }
 
@@ -662,8 +667,8 @@ Memory* State::alloc_host(Device& device, size_t size) {
     }
     if (bytes.data() == nullptr) {
         books.host_refusals++;
-        add_log(LOOPBACK_LOG_HOST_ALLOC, &device, nullptr, LOOPBACK_FLAG_REFUSED, static_cast<int64_t>(size),
-                host_seconds, host_seconds);
+        add_log(LOOPBACK_LOG_HOST_ALLOC, &device, nullptr, LOOPBACK_FLAG_REFUSED, static_cast<int64_t>(size), host_time,
+                host_time);
         return nullptr;
     }
     const uintptr_t base = reinterpret_cast<uintptr_t>(bytes.data());
@@ -674,7 +679,7 @@ Memory* State::alloc_host(Device& device, size_t size) {
     books.host_allocs++;
     books.host_bytes += size;
     books.host_bytes_peak = std::max(books.host_bytes_peak, books.host_bytes);
-    add_log(LOOPBACK_LOG_HOST_ALLOC, &device, nullptr, 0, static_cast<int64_t>(size), host_seconds, host_seconds);
+    add_log(LOOPBACK_LOG_HOST_ALLOC, &device, nullptr, 0, static_cast<int64_t>(size), host_time, host_time);
     return result;
 }
 
@@ -689,7 +694,7 @@ void State::free(Memory* memory) {
             format("%s of %zu bytes is freed while it is used by %s",
                    memory->pinned ? "a host buffer" : "device memory", memory->size, describe(verdict.other).c_str()));
     }
-    const double begin = host_seconds;
+    const Time begin = host_time;
     if (memory->pinned) {
         const char* first = memory->bytes.data();
         pending_.erase(std::remove_if(pending_.begin(), pending_.end(),
@@ -701,15 +706,15 @@ void State::free(Memory* memory) {
         books.host_bytes -= memory->size;
     } else {
         if (device.config.free_synchronises != 0) {
-            host_wait_until(device, device.clock.device_seconds);
+            host_wait_until(device, device.last_end);
         }
-        host_seconds += device.config.alloc_latency;
+        host_time += to_time(device.config.alloc_latency);
         addresses_.release(memory->base);
         books.device_frees++;
         books.device_bytes -= memory->size;
     }
     add_log(memory->pinned ? LOOPBACK_LOG_HOST_FREE : LOOPBACK_LOG_DEVICE_FREE, &device, nullptr, 0,
-            static_cast<int64_t>(memory->size), begin, host_seconds);
+            static_cast<int64_t>(memory->size), begin, host_time);
     memories_.erase(memory->base);
 }
 
@@ -736,7 +741,7 @@ Stream* State::new_stream(Device& device) {
     }
     agents_[stream->agent] = format("stream %d of %s", stream->index, device.name.c_str());
     stream->clock = host_;
-    stream->seconds = host_seconds;
+    stream->time = host_time;
     device.books.streams_created++;
     device.books.streams_live++;
     device.streams.push_back(stream.get());
@@ -783,42 +788,42 @@ void State::record(Event& event, Stream& stream) {
     stream.clock.join(host_);
     event.recorded = true;
     event.clock = stream.clock;
-    event.seconds = std::max(stream.seconds, host_seconds);
-    add_log(LOOPBACK_LOG_EVENT_RECORD, stream.device, &stream, 0, 0, event.seconds, event.seconds);
+    event.time = std::max(stream.time, host_time);
+    add_log(LOOPBACK_LOG_EVENT_RECORD, stream.device, &stream, 0, 0, event.time, event.time);
 }
 
 void State::wait(Event& event, Stream& stream) {
     stream.device->books.event_waits++;
-    const double before = std::max(stream.seconds, host_seconds);
+    const Time before = std::max(stream.time, host_time);
     if (event.recorded) {
         stream.clock.join(event.clock);
-        stream.seconds = std::max(before, event.seconds);
+        stream.time = std::max(before, event.time);
     } else {
         stream.device->books.unrecorded_waits++;
     }
-    add_log(LOOPBACK_LOG_EVENT_WAIT, stream.device, &stream, 0, 0, before, std::max(before, stream.seconds));
+    add_log(LOOPBACK_LOG_EVENT_WAIT, stream.device, &stream, 0, 0, before, std::max(before, stream.time));
 }
 
 void State::synchronise(Event& event) {
     Device& device = *event.device;
     device.books.event_waits++;
-    const double before = host_seconds;
+    const Time before = host_time;
     if (event.recorded) {
         host_.join(event.clock);
-        host_wait_until(device, event.seconds);
+        host_wait_until(device, event.time);
         finish_completed();
     } else {
         device.books.unrecorded_waits++;
     }
-    add_log(LOOPBACK_LOG_EVENT_WAIT, &device, nullptr, LOOPBACK_FLAG_BLOCKING, 0, before, host_seconds);
+    add_log(LOOPBACK_LOG_EVENT_WAIT, &device, nullptr, LOOPBACK_FLAG_BLOCKING, 0, before, host_time);
 }
 
 void State::synchronise(Stream& stream) {
-    const double before = host_seconds;
+    const Time before = host_time;
     host_.join(stream.clock);
-    host_wait_until(*stream.device, stream.seconds);
+    host_wait_until(*stream.device, stream.time);
     finish_completed();
-    add_log(LOOPBACK_LOG_SYNCHRONISE, stream.device, &stream, LOOPBACK_FLAG_BLOCKING, 0, before, host_seconds);
+    add_log(LOOPBACK_LOG_SYNCHRONISE, stream.device, &stream, LOOPBACK_FLAG_BLOCKING, 0, before, host_time);
 }
 
 }  // namespace loopback

@@ -23,8 +23,8 @@ struct Stream {
     Device* device = nullptr;
     int index = 0;
     Agent agent = HOST;
-    VectorClock clock;   // what has completed when the next operation of the stream runs
-    double seconds = 0;  // virtual time at which the last operation ends
+    VectorClock clock;  // what has completed when the next operation of the stream runs
+    Time time = 0;      // at which the last operation ends
     ggml_backend_t backend = nullptr;
 };
 
@@ -32,7 +32,7 @@ struct Event {
     Device* device = nullptr;
     bool recorded = false;
     VectorClock clock;
-    double seconds = 0;
+    Time time = 0;
 };
 
 struct Device {
@@ -40,10 +40,14 @@ struct Device {
     std::string name;
     loopback_config config;
     loopback_books books{};
-    loopback_clock clock{};
     Engine upload_engine;
     Engine download_engine;
     Engine compute_engine;
+    Time last_end = 0;       // of any operation
+    Time host_wait = 0;      // how long the host waited for this device
+    Time upload_hidden = 0;  // how long uploads and graphs ran at once
+    Time first_graph = -1;
+    Time last_graph_end = 0;
     int64_t device_alloc_ordinal = 0;
     int64_t host_alloc_ordinal = 0;
     int64_t event_ordinal = 0;
@@ -105,12 +109,11 @@ class State {
 
     loopback_cost graph_cost(const Device& device, const ggml_cgraph* graph) const;
 
-    double host_seconds = 0;
+    Time host_time = 0;
     uint64_t violation_counts[LOOPBACK_VIOLATION_KINDS] = {};
     std::vector<std::string> violation_messages;
     std::vector<loopback_log_entry> log;
-    void add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, double begin,
-                 double end);
+    void add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, Time begin, Time end);
 
    private:
     // A copy between a host buffer and a device that the host has not waited for. The bytes were moved at once; what is
@@ -136,7 +139,7 @@ class State {
     State();
     Operation begin(Device& device, Stream* stream, const char* what);
     Engine::Interval run(Device& device, Engine& engine, Stream* stream, double seconds, bool blocking);
-    void host_wait_until(Device& device, double seconds);
+    void host_wait_until(Device& device, Time time);
 
     Memory* operand(const Operation& operation, const void* address, size_t size, const char* role, const char* name);
     void read(const Operation& operation, Memory& memory, uintptr_t address, size_t size, const char* name);

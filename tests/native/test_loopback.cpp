@@ -5,11 +5,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -20,6 +22,8 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "loopback.h"
+#include "loopback_clock.h"
+#include "loopback_order.h"
 
 // --- the control interface, through the registry ---------------------------------------------------------------------
 
@@ -724,6 +728,22 @@ static void test_wrong_memory() {
         EXPECT_VIOLATIONS(LOOPBACK_WRONG_MEMORY, 1);
         call_loopback_reset();
     }
+    {
+        ContextPtr context = new_context();
+        ggml_tensor* beyond = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, 64);
+        beyond->data = mine.floats() + 1;
+        Sum sum(mine.tensor, beyond, result.tensor);
+        CHECK(ggml_backend_graph_compute(stream.get(), sum.graph) == GGML_STATUS_FAILED);
+        EXPECT_VIOLATIONS(LOOPBACK_WRONG_MEMORY, 1);
+        call_loopback_reset();
+        // The place decides, also for tensors without a buffer.
+        beyond->data = mine.floats();
+        ggml_backend_buffer_set_usage(mine.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        ggml_backend_tensor_set_async(stream.get(), beyond, host.floats(), 0, 256);
+        ggml_backend_synchronize(stream.get());
+        CHECK_EQUAL(books().weight_upload_pinned_bytes, 256);
+        EXPECT_CLEAN();
+    }
     ggml_backend_tensor_set_async(stream.get(), theirs.tensor, host.floats(), 0, 256);
     EXPECT_VIOLATIONS(LOOPBACK_WRONG_MEMORY, 1);
     call_loopback_reset();
@@ -793,6 +813,92 @@ static void test_host_access() {
                 SIGABRT);
 }
 
+static void test_access_map() {
+    // Against a model that keeps one last write and all reads for each byte.
+    struct Byte {
+        loopback::Access writer;
+        std::vector<loopback::Access> readers;
+    };
+    uint32_t seed = 5;
+    auto below = [&](uint32_t limit) {
+        seed = seed * 1664525u + 1013904223u;
+        return (seed >> 16) % limit;
+    };
+    constexpr uint32_t AGENTS = 4;
+    constexpr uint32_t SIZE = 48;
+    size_t conflicts[5] = {};
+    for (int round = 0; round < 200; round++) {
+        loopback::AccessMap map(SIZE, false);
+        std::vector<Byte> model(SIZE);
+        loopback::VectorClock clocks[AGENTS];
+        uint64_t ticks[AGENTS] = {};
+        for (int step = 0; step < 80; step++) {
+            const loopback::Agent agent = below(AGENTS);
+            if (below(3) == 0) {  // one agent waits for another
+                clocks[agent].join(clocks[below(AGENTS)]);
+                continue;
+            }
+            clocks[agent].join(clocks[loopback::HOST]);  // whoever is given work knows what the host knows
+            clocks[agent].set(agent, ++ticks[agent]);
+            const loopback::Access access{agent, ticks[agent], ""};
+            const uint64_t begin = below(SIZE);
+            const uint64_t end = begin + 1 + below(static_cast<uint32_t>(SIZE - begin));
+            const bool writing = below(2) == 0;
+            const loopback::VectorClock& known = clocks[agent];
+            const loopback::VectorClock& host = clocks[loopback::HOST];
+            bool unwritten = false;
+            bool early = false;
+            bool clash = false;
+            for (uint64_t i = begin; i < end; i++) {
+                Byte& byte = model[i];
+                const bool written = byte.writer.agent != loopback::NOBODY;
+                const bool unordered = written && !known.covers(byte.writer);
+                if (writing) {
+                    clash = clash || unordered;
+                    for (const loopback::Access& reader : byte.readers) {
+                        clash = clash || !known.covers(reader);
+                    }
+                    byte.writer = access;
+                    byte.readers.clear();
+                } else {
+                    unwritten = unwritten || !written;
+                    early = early || unordered;
+                    byte.readers.push_back(access);
+                }
+            }
+            const loopback::Verdict verdict =
+                writing ? map.write(begin, end, access, known, host) : map.read(begin, end, access, known, host);
+            conflicts[static_cast<size_t>(verdict.conflict)]++;
+            if (writing) {
+                CHECK_EQUAL(verdict.conflict != loopback::Conflict::NONE, clash);
+            } else {
+                CHECK_EQUAL(verdict.conflict == loopback::Conflict::READ_BEFORE_WRITE_COMPLETED, early);
+                CHECK_EQUAL(verdict.conflict == loopback::Conflict::UNINITIALISED, unwritten && !early);
+            }
+            bool busy = false;
+            for (const Byte& byte : model) {
+                busy = busy || (byte.writer.agent != loopback::NOBODY && !host.covers(byte.writer));
+                for (const loopback::Access& reader : byte.readers) {
+                    busy = busy || !host.covers(reader);
+                }
+            }
+            CHECK_EQUAL(map.unfinished(host).conflict != loopback::Conflict::NONE, busy);
+            CHECK(map.span_count() <= SIZE);
+        }
+    }
+    for (size_t count : conflicts) {
+        CHECK(count > 50);
+    }
+    // Once everything is settled, one write leaves one span.
+    loopback::AccessMap map(SIZE, false);
+    loopback::VectorClock host;
+    for (uint64_t i = 0; i < SIZE; i++) {
+        host.set(loopback::HOST, i + 1);
+        map.write(i, i + 1, loopback::Access{loopback::HOST, i + 1, ""}, host, host);
+    }
+    CHECK_EQUAL(map.span_count(), 1u);
+}
+
 // --- virtual clock ---------------------------------------------------------------------------------------------------
 
 // Numbers that are exact in binary: a mebibyte takes 1/1024 s pinned, 1/256 s pageable.
@@ -806,6 +912,51 @@ static void set_clock(double copy_latency = 0) {
     set("graph_latency", 0);
     set("op_latency", 0);
     call_loopback_reset();
+}
+
+static void test_engine() {
+    using Interval = loopback::Engine::Interval;
+    uint32_t seed = 6;
+    auto below = [&](uint32_t limit) {
+        seed = seed * 1664525u + 1013904223u;
+        return static_cast<loopback::Time>((seed >> 16) % limit);
+    };
+    for (int round = 0; round < 100; round++) {
+        loopback::Engine engine;
+        std::vector<Interval> done;
+        loopback::Time now = 0;
+        loopback::Time sum = 0;
+        for (int step = 0; step < 50; step++) {
+            now += below(4);
+            const loopback::Time ready = now + below(30);
+            const loopback::Time duration = 1 + below(8);
+            const Interval result = engine.reserve(ready, duration, now);
+            CHECK(result.begin >= ready && result.end == result.begin + duration);
+            auto is_free = [&](loopback::Time begin) {
+                for (const Interval& other : done) {
+                    if (begin < other.end && other.begin < begin + duration) {
+                        return false;
+                    }
+                }
+                return true;
+            };
+            CHECK(is_free(result.begin));
+            for (loopback::Time earlier = ready; earlier < result.begin; earlier++) {
+                CHECK(!is_free(earlier));
+            }
+            done.push_back(result);
+            sum += duration;
+            CHECK_EQUAL(engine.busy(), sum);
+            CHECK_EQUAL(engine.overlap(result), duration);
+        }
+        CHECK_EQUAL(engine.overlap(Interval{now, now + 1000000}) + 0, [&] {
+            loopback::Time total = 0;
+            for (const Interval& other : done) {
+                total += std::max<loopback::Time>(0, other.end - std::max(other.begin, now));
+            }
+            return total;
+        }());
+    }
 }
 
 static constexpr int64_t MEBI_FLOATS = 262144;
@@ -961,11 +1112,12 @@ static void test_clock_of_graphs() {
     CHECK_EQUAL(cost.flops, 2.0 * 256 * 512 * 1024);
     CHECK_EQUAL(cost.bytes, 4.0 * MEBI + 8 * 1024 + 16);
     CHECK_EQUAL(cost.ops, 3);
-    CHECK_EQUAL(cost.seconds, 0.25 + (4.0 * MEBI + 8 * 1024 + 16) / 4294967296.0);
+    auto picoseconds = [](double seconds) { return std::round(seconds * 1e12) / 1e12; };
+    CHECK_EQUAL(cost.seconds, picoseconds(0.25 + (4.0 * MEBI + 8 * 1024 + 16) / 4294967296.0));
     set("op_latency", 1);
     set("graph_latency", 0.5);
     call_loopback_graph_cost(0, graph, &cost);
-    CHECK_EQUAL(cost.seconds, 3.75 + (4.0 * MEBI + 8 * 1024 + 16) / 4294967296.0);
+    CHECK_EQUAL(cost.seconds, picoseconds(3.75 + (4.0 * MEBI + 8 * 1024 + 16) / 4294967296.0));
 
     BufferPtr buffer = allocate(ctx, device_type());
     fill_random(a, 16);
@@ -1001,6 +1153,69 @@ static void test_clock_of_graphs() {
         CHECK_EQUAL(cost.flops, flops);
     }
     EXPECT_CLEAN();
+}
+
+// Layers copied one ahead into two slots: a copy takes 1/1024 s (4 when pageable), the arithmetic of a layer `working`
+// times that. Returns the whole time in the same unit.
+static double stream_layers(int layers, double working, bool pinned, bool graph_first) {
+    set_clock();
+    set("memory_bandwidth", 3 * 1073741824.0 / working);  // a sum touches 3 MiB
+    Vector host(pinned ? host_type() : ggml_backend_cpu_buffer_type(), MEBI_FLOATS);
+    Vector a(device_type(), MEBI_FLOATS);
+    Vector b(device_type(), MEBI_FLOATS);
+    Vector out(device_type(), MEBI_FLOATS);
+    memset(host.floats(), 0, MEBI);
+    Sum sums[2] = {{a.tensor, a.tensor, out.tensor}, {b.tensor, b.tensor, out.tensor}};
+    ggml_tensor* slots[2] = {a.tensor, b.tensor};
+    BackendPtr copy = new_stream();
+    BackendPtr compute = new_stream();
+    EventPtr arrived[2];
+    EventPtr used[2];
+    for (int i = 0; i < 2; i++) {
+        arrived[i].reset(ggml_backend_event_new(device()));
+        used[i].reset(ggml_backend_event_new(device()));
+    }
+    auto prefetch = [&](int layer) {
+        if (layer < layers) {
+            ggml_backend_event_wait(copy.get(), used[layer % 2].get());
+            ggml_backend_tensor_set_async(copy.get(), slots[layer % 2], host.floats(), 0, MEBI);
+            ggml_backend_event_record(arrived[layer % 2].get(), copy.get());
+        }
+    };
+    prefetch(0);
+    for (int layer = 0; layer < layers; layer++) {
+        if (!graph_first) {
+            prefetch(layer + 1);
+        }
+        ggml_backend_event_wait(compute.get(), arrived[layer % 2].get());
+        ggml_backend_graph_compute_async(compute.get(), sums[layer % 2].graph);
+        ggml_backend_event_record(used[layer % 2].get(), compute.get());
+        if (graph_first) {
+            prefetch(layer + 1);
+        }
+    }
+    ggml_backend_synchronize(compute.get());
+    ggml_backend_synchronize(copy.get());
+    EXPECT_CLEAN();
+    CHECK_EQUAL(the_clock().upload_busy, layers * PINNED * (pinned ? 1 : 4));
+    CHECK_EQUAL(the_clock().compute_busy, layers * PINNED * working);
+    return the_clock().host_seconds / PINNED;
+}
+
+static void test_clock_of_streaming() {
+    constexpr int LAYERS = 6;
+    for (double working : {0.25, 1.0, 3.0}) {
+        // Pinned: all is hidden but the first copy, or but the work of the last layer.
+        const double bound = working > 1 ? 1 + LAYERS * working : LAYERS + working;
+        for (bool graph_first : {false, true}) {
+            CHECK_EQUAL(stream_layers(LAYERS, working, true, graph_first), bound);
+            CHECK_EQUAL(the_clock().upload_hidden, (LAYERS - 1) * PINNED * std::min(1.0, working));
+        }
+        // Pageable: a copy holds the host, so that nothing is hidden unless the graph was given before.
+        CHECK_EQUAL(stream_layers(LAYERS, working, false, true), LAYERS * 4 + working);
+        CHECK_EQUAL(stream_layers(LAYERS, working, false, false), LAYERS * (4 + working));
+        CHECK_EQUAL(the_clock().upload_hidden, 0.0);
+    }
 }
 
 // --- faults ----------------------------------------------------------------------------------------------------------
@@ -1526,6 +1741,7 @@ static void test_threads() {
         Vector b(device_type(index), 256);
         BackendPtr stream = new_stream(index);
         EventPtr event(ggml_backend_event_new(device(index)));
+        memset(host.floats(), 0, host.bytes());
         for (int i = 0; i < 50; i++) {
             host.floats()[0] = static_cast<float>(i);
             ggml_backend_tensor_set_async(stream.get(), a.tensor, host.floats(), 0, 1024);
@@ -1572,9 +1788,12 @@ static const std::pair<const char*, void (*)()> TESTS[] = {
     {"events", test_events},
     {"many_streams", test_many_streams},
     {"host_access", test_host_access},
+    {"access_map", test_access_map},
+    {"engine", test_engine},
     {"clock_of_copies", test_clock_of_copies},
     {"clock_of_engines", test_clock_of_engines},
     {"clock_of_graphs", test_clock_of_graphs},
+    {"clock_of_streaming", test_clock_of_streaming},
     {"refused_device_memory", test_refused_device_memory},
     {"refused_host_memory", test_refused_host_memory},
     {"refused_streams_and_events", test_refused_streams_and_events},

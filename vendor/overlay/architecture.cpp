@@ -395,8 +395,9 @@ void architecture_mmdit(const String2TensorStorage& file, MmditSizes sizes) {
     const std::string patches = transformer + "x_embedder.proj.weight";
     sizes.depth = layers(file, transformer + "joint_blocks.", sizes.depth);
     sizes.hidden_size = axis(file, patches, 3, head_width * sizes.depth);
-    require_multiple(file, patches, sizes.hidden_size, head_width, "the width of an attention head");
-    sizes.num_heads = sizes.hidden_size / head_width;
+    const int64_t head = axis(file, transformer + "joint_blocks.0.x_block.attn.ln_q.weight", 0, head_width);
+    require_multiple(file, patches, sizes.hidden_size, head, "the width of an attention head");
+    sizes.num_heads = sizes.hidden_size / head;
     sizes.context_size = axis(file, transformer + "context_embedder.weight", 0, sizes.context_size);
     sizes.adm_in_channels = axis(file, transformer + "y_embedder.mlp.0.weight", 0, sizes.adm_in_channels);
     const std::string positions = transformer + "pos_embed";
@@ -555,6 +556,14 @@ void check_unet(SDVersion version, const Params& params) {
     }
 }
 
+// Throws where a model that cannot do without text has no encoder for it.
+void require_encoder(const Params& params) {
+    if (params.lower_bound("text_encoders.") == params.lower_bound("text_encoders/")) {
+        fail("tensor 'text_encoders.t5xxl.transformer.shared.weight' is missing from the checkpoint, and so is every "
+             "other text encoder");
+    }
+}
+
 void check_clip_positions(const Params& params, const std::string& encoder) {
     const std::string name = encoder + "transformer.text_model.embeddings.position_embedding.weight";
     const int64_t rows = param_axis(params, name, 1);
@@ -572,6 +581,7 @@ void check_sd3(const Params& params) {
     const int64_t second = param_axis(params, "text_encoders.clip_g." + tokens, 0);
     const int64_t pooled = param_axis(params, "text_encoders.clip_g.transformer.text_model.text_projection", 1);
     const int64_t width = param_axis(params, context, 0);
+    require_encoder(params);
     check_clip_positions(params, "text_encoders.clip_l.");
     check_clip_positions(params, "text_encoders.clip_g.");
     require_fit(context, width, "T5's output", param_axis(params, "text_encoders.t5xxl.transformer.shared.weight", 0));
@@ -587,6 +597,9 @@ void check_sd3(const Params& params) {
 void check_flux(const Params& params) {
     const std::string text = "model.diffusion_model.txt_in.weight";
     const std::string vector = "model.diffusion_model.vector_in.in_layer.weight";
+    if (params.count("model.diffusion_model.distilled_guidance_layer.in_proj.weight") == 0) {
+        require_encoder(params);  // Chroma runs without: the engine gives it empty text
+    }
     check_clip_positions(params, "text_encoders.clip_l.");
     require_fit(text, param_axis(params, text, 0), "T5's output",
                 param_axis(params, "text_encoders.t5xxl.transformer.shared.weight", 0));

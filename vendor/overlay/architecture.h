@@ -156,7 +156,7 @@ void architecture_llm(const String2TensorStorage& file, const std::string& prefi
 // Returns the layers whose outputs are the text, scaled down where the model has fewer layers than the published one.
 std::set<int> architecture_llm_outputs(const std::set<int>& published, int64_t num_layers);
 
-// Reads the sizes of SD 3's transformer; a head is 64 wide.
+// Reads the sizes of SD 3's transformer; a head is as wide as its norm, or 64 where heads are not normalised.
 void architecture_mmdit(const String2TensorStorage& file, MmditSizes sizes);
 
 // Reads the sizes of a Flux transformer; a head is as wide as its norm, and the rope's axes share that width.
