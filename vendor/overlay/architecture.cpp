@@ -228,6 +228,10 @@ void architecture_unet(const String2TensorStorage& file, SDVersion version, Unet
             continue;  // the rest of a level repeats its first block, which architecture_check holds it to
         }
         level.mult = static_cast<int>(width / channels);
+        if (levels.size() == 1 && level.mult != 1) {
+            fail("tensor '%s' has shape %s: the first level must be as wide as the first layer, %lld channels",
+                 conv.c_str(), shape_text(*find(file, conv)).c_str(), static_cast<long long>(channels));
+        }
         const std::string blocks = block + "1.transformer_blocks.";
         level.depth = count(file, blocks, ".attn1.to_q.weight", max_depth);
         if (level.depth > 0) {
