@@ -199,7 +199,11 @@ void architecture_unet(const String2TensorStorage& file, SDVersion version, Unet
         int depth = 0;  // 0: no attention
     };
     constexpr size_t max_levels = 4;  // pictures are multiples of 64: 8 for the latent, 2 for each level but the last
-    const bool heads_fixed = sd_version_is_sd1(version);
+    const auto require_heads = [&](const std::string& name, int64_t width) {
+        const bool fixed = sd_version_is_sd1(version);
+        require_multiple(file, name, width, fixed ? unet_heads : head_width,
+                         fixed ? "the attention heads" : "the width of an attention head");
+    };
     std::vector<Level> levels(1);
     int index = 1;
     for (;; ++index) {
@@ -235,8 +239,7 @@ void architecture_unet(const String2TensorStorage& file, SDVersion version, Unet
         const std::string blocks = block + "1.transformer_blocks.";
         level.depth = count(file, blocks, ".attn1.to_q.weight", max_depth);
         if (level.depth > 0) {
-            require_multiple(file, conv, width, heads_fixed ? unet_heads : head_width,
-                             heads_fixed ? "the attention heads" : "the width of an attention head");
+            require_heads(conv, width);
         }
     }
     if (levels.back().blocks == 0) {
@@ -244,6 +247,9 @@ void architecture_unet(const String2TensorStorage& file, SDVersion version, Unet
     }
 
     const int middle = count(file, unet + "middle_block.1.transformer_blocks.", ".attn1.to_q.weight", max_depth);
+    if (middle > 0) {
+        require_heads(unet + "middle_block.0.in_layers.2.weight", levels.back().mult * channels);
+    }
     sizes.num_res_blocks = levels.front().blocks;
     sizes.channel_mult.clear();
     sizes.attention_resolutions.clear();
