@@ -10,6 +10,7 @@ Quick start::
 
 from __future__ import annotations
 
+from ._version import __version__
 from .devices import Device, choices, devices, doctor
 from .errors import (
     ArgumentError,
@@ -21,11 +22,9 @@ from .errors import (
     OutputError,
     SdcppError,
 )
-from .images import GeneratedImage, Images
+from .images import GeneratedImage, Images, Timings
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
-from .pipeline import StableDiffusion, Timings
-
-__version__ = "0.1.0"
+from .pipeline import StableDiffusion
 
 __all__ = [
     "ArgumentError",

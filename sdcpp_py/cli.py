@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from ._version import __version__
 from .devices import Device, choices, devices, doctor
 from .errors import ArgumentError, OutputError, SdcppError
 from .images import Images, check_output, save_all

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import _native
+from ._version import __version__
 from .errors import SdcppError
 
 
@@ -83,8 +84,6 @@ def doctor() -> dict[str, Any]:
     Never raises for a broken installation: ``problems`` says what is wrong, each with its remedy.
     """
     import platform
-
-    from . import __version__
 
     report: dict[str, Any] = {
         "sdcpp_py": __version__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
@@ -16,8 +17,6 @@ from .options import StrPath
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from .pipeline import Timings
 
 # The names that web UIs show and read back for the engine's samplers and schedulers.
 _SAMPLER_TITLES = {
@@ -196,6 +195,29 @@ def save_all(images: Iterable[Image.Image], files: Sequence[Path]) -> None:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise OutputError(f"{show_path(file)} cannot be written ({error.strerror or error})") from None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each part of a generation.
+
+    Attributes:
+        load: loading the model, once an object.
+        text: encoding the prompts.
+        sampling: all sampling steps of all images.
+        decoding: latents to pixels, and reading the model again where it was freed.
+        total: the whole call, Python included.
+    """
+
+    load: float
+    text: float
+    sampling: float
+    decoding: float
+    total: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the fields as plain values for JSON."""
+        return asdict(self)
 
 
 class Images(Sequence[GeneratedImage]):

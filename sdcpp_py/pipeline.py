@@ -9,13 +9,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _native, options
 from .errors import ArgumentError, ClosedError, ModelError
-from .images import Images, from_pixels, parameters_text
+from .images import Images, Timings, from_pixels, parameters_text
 from .model_files import check_model_file, model_path, show_path
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, StrPath, Tiling
 from .request import TXT2IMG_OPTIONS, Request
@@ -26,29 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdcpp_py")
 
 Progress = Callable[[int, int, float], object]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of each part of a generation.
-
-    Attributes:
-        load: loading the model, once an object.
-        text: encoding the prompts.
-        sampling: all sampling steps of all images.
-        decoding: latents to pixels, and reading the model again where it was freed.
-        total: the whole call, Python included.
-    """
-
-    load: float
-    text: float
-    sampling: float
-    decoding: float
-    total: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the fields as plain values for JSON."""
-        return asdict(self)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from . import options as check
+from ._version import __version__
 from .errors import ArgumentError
 from .images import to_pixels
 from .model_files import check_model_file, show_path
@@ -144,7 +145,7 @@ class Request:
             "Flow shift": flow_shift,
             "Cache": settings["cache"] and (cache.mode if isinstance(cache, Cache) else cache),
             "Lora": ", ".join(used),
-            "Version": f"sdcpp-py {_package_version()}",
+            "Version": f"sdcpp-py {__version__}",
         }
         return cls(
             settings=_without_none(settings),
@@ -230,10 +231,3 @@ def _photo_maker(photo_maker: PhotoMaker) -> dict[str, Any]:
         "id_embed_path": None if embed is None else check_model_file(embed, "id_embed"),
         "style_strength": photo_maker.style_strength,
     }
-
-
-def _package_version() -> str:
-    """Return the package's version; imported late because the package imports this module."""
-    from . import __version__
-
-    return __version__
