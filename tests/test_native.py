@@ -72,6 +72,7 @@ def test_keyboard_interrupt_stops_within_a_step(checkpoint: Path) -> None:
     """In a process of its own: the signal goes to the main thread, while the engine runs in it."""
     code = f"""
 import os, signal, threading, time, sdcpp_py
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs of a shell
 sd = sdcpp_py.StableDiffusion({str(checkpoint)!r})
 small = dict(width=64, height=64, steps=2, seed=1)
 before = sd.txt2img("a", **small)[0].tobytes()
