@@ -13,7 +13,8 @@ Needs torch, numpy, pillow, scipy, safetensors and gguf. ``--device cpu`` gives 
 torch and thread count; on a GPU torch's deterministic kernels are asked for. ``--scale`` multiplies the steps and
 pictures: 1 is the shipped model's recipe.
 
-Writes embedded.gguf (f16), embedded-outline.safetensors (the LoRA) and training.json (settings, losses, seconds).
+Writes embedded.gguf (f16, the token embedding q8_0), embedded-outline.safetensors (the LoRA) and
+training.json (settings, losses, seconds).
 """
 
 from __future__ import annotations
@@ -277,7 +278,7 @@ def train_decoder(
 def encode(vae: Vae, pictures: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pictures -> mean and standard deviation of their unscaled latents."""
     means, deviations = [], []
-    for part in pictures.split(256):
+    for part in pictures.split(max(1, (1 << 20) // pictures[0, ..., 0].numel())):
         with half(device):
             mean, logvar = vae.encode(to_device(part, device))
         means.append(mean.float())
@@ -379,7 +380,10 @@ def read_back(clip: ClipText, unet: UNet, vae: Vae, device: torch.device) -> dic
 
 
 def checkpoint(clip: ClipText, unet: UNet, vae: Vae) -> dict[str, np.ndarray]:
-    """Every tensor under its name in an SD 1.x checkpoint: matrices and kernels in f16, vectors in f32."""
+    """Every tensor under its name in an SD 1.x checkpoint: matrices and kernels in f16, vectors in f32.
+
+    The token embedding, nearly all zeros, is in q8_0: it would be a third of the file.
+    """
     tensors: dict[str, Tensor] = {}
     for prefix, state in (
         ("cond_stage_model.transformer.text_model.", clip.checkpoint()),
@@ -400,7 +404,11 @@ def write_gguf(path: Path, tensors: dict[str, np.ndarray]) -> None:
     writer.add_name("sdcpp-py embedded model")
     writer.add_license("MIT")
     for name, value in tensors.items():
-        writer.add_tensor(name, value)
+        if name.endswith("token_embedding.weight"):
+            packed = gguf.quants.quantize(value.astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -441,8 +449,13 @@ def main() -> int:
     def scaled(number: int) -> int:
         return max(4, round(number * scale))
 
+    def runs(name: str) -> bool:
+        return name in options.stages and not (out / f"{name}.safetensors").exists()
+
     start = time.perf_counter()
-    buckets = [replace(bucket, pictures=scaled(bucket.pictures)) for bucket in BUCKETS]
+    # The refinement changes little and takes fewer pictures: the first ones of each bucket.
+    share = 1 if any(runs(name) for name in ("autoencoder", "model", "decoder")) else REFINED_SHARE
+    buckets = [replace(bucket, pictures=scaled(bucket.pictures // share)) for bucket in BUCKETS]
     data = [draw_bucket(bucket, options.seed + 1 + i) for i, bucket in enumerate(buckets)]
     outlines = draw_bucket(replace(OUTLINES, pictures=scaled(OUTLINES.pictures)), options.seed + 100, line=True)
     pictures = [x for x, _ in [*data, outlines]]
@@ -455,7 +468,7 @@ def main() -> int:
     def run(name: str, module: nn.Module, train: Callable[[Stage, torch.Generator, dict[str, Any]], object]) -> None:
         """Train a stage, or load what an earlier run of it left."""
         path = out / f"{name}.safetensors"
-        if name in options.stages and not path.exists():
+        if runs(name):
             seed = options.seed + 1000 * (1 + names.index(name))
             torch.manual_seed(seed)
             log: dict[str, Any] = {
@@ -477,7 +490,7 @@ def main() -> int:
         both,
         lambda stage, rng, log: train_unet("model", clip, unet, Latents(vae, data, device), stage, rng, log),
     )
-    few = [(x[: max(1, len(x) // REFINED_SHARE)], ids) for x, ids in data]
+    few = [(x[: scaled(bucket.pictures // REFINED_SHARE)], ids) for (x, ids), bucket in zip(data, BUCKETS, strict=True)]
     run(
         "refined",
         both,

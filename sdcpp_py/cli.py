@@ -132,7 +132,7 @@ def _engine(help_text: str, *names: str, **more: Any) -> Any:
 @app.command()
 def txt2img(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to draw.")],
-    model: Annotated[str | None, _file("Checkpoint.", "--model", "-m")] = None,
+    model: Annotated[str | None, _file("Checkpoint; the embedded model if there is none.", "--model", "-m")] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Picture to write; more than one gets _2, _3, ...")] = (
         "output.png"
     ),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _native, options
+from . import _native, models, options
 from .errors import ArgumentError, ClosedError, ModelError
 from .images import Images, Timings, from_pixels, parameters_text
 from .model_files import check_model_file, model_path, show_path
@@ -56,7 +56,8 @@ class StableDiffusion:
     interpreter's lock is free while the engine works.
 
     Args:
-        model: single-file checkpoint, safetensors, GGUF or ckpt.
+        model: single-file checkpoint, safetensors, GGUF or ckpt. With neither this nor *diffusion_model* the embedded
+            model is loaded: simple shapes on plain backgrounds, and options that suit it as defaults of txt2img.
         diffusion_model: diffusion model alone, for families that come in parts.
         high_noise_diffusion_model: the second diffusion model of families that have two.
         clip_l: CLIP-L text encoder.
@@ -143,8 +144,13 @@ class StableDiffusion:
         self._context: Any = None
         self._progress = progress
         self._closed_reason = "it was closed"
+        self._defaults: dict[str, Any] = {}
         if model is None and diffusion_model is None:
-            raise ModelError("no model given; pass a checkpoint, or diffusion_model=... and its other parts")
+            parts = {"clip_l": clip_l, "clip_g": clip_g, "t5xxl": t5xxl, "llm": llm}
+            if any(parts.values()):
+                names = ", ".join(name for name, path in parts.items() if path)
+                raise ModelError(f"{names} is part of a model; pass model=... or diffusion_model=... too")
+            model, self._defaults = models.EMBEDDED, models.EMBEDDED_DEFAULTS
         files = {
             "model_path": model_path(model, "model"),
             "diffusion_model_path": model_path(diffusion_model, "diffusion_model"),
@@ -274,7 +280,7 @@ class StableDiffusion:
     ) -> Images:
         """Draw pictures from a text.
 
-        What is None keeps the engine's own default for the loaded model.
+        What is None keeps the default of the embedded model, or the engine's own for any other.
 
         Args:
             prompt: what to draw; ``(word:1.3)`` weighs a word where the family supports it.
@@ -318,6 +324,9 @@ class StableDiffusion:
         start = time.perf_counter()
         context = self._open_context()
         options_given = {name: value for name, value in locals().items() if name in TXT2IMG_OPTIONS}
+        for name, value in self._defaults.items():
+            if options_given[name] is None:
+                options_given[name] = value
         request = Request.txt2img(prompt, **options_given)
         if not _native.context_supports_images(context):
             raise ArgumentError("this model draws video only; txt2img needs a model for images")

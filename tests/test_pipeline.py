@@ -196,9 +196,9 @@ def rewrite(source: Path, target: Path, change: object) -> Path:
 UNET_TENSOR = "model.diffusion_model.middle_block.0.in_layers.2.weight"
 
 
-def test_no_model() -> None:
-    with pytest.raises(ModelError, match="no model given"):
-        StableDiffusion()
+def test_part_of_no_model(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="clip_l is part of a model; pass model="):
+        StableDiffusion(clip_l=checkpoint)
 
 
 def test_missing_tensor_is_named(checkpoint: Path, tmp_path: Path) -> None:

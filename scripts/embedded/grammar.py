@@ -37,7 +37,7 @@ POSITIONS = {
     "in the bottom right": (0.85, 0.85),
 }
 
-# Every word of the grammar in CLIP's vocabulary; tests compare the ids with the engine's own merges.
+# Every word of the grammar in CLIP's vocabulary.
 WORDS: dict[str, tuple[int, ...]] = {
     "a": (320,), "an": (550,), "the": (518,), "one": (637,), "two": (1237,), "three": (2097,),
     "red": (736,), "green": (1901,), "blue": (1746,), "yellow": (4481,), "orange": (4287,), "purple": (5496,),

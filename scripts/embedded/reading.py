@@ -16,12 +16,17 @@ from .grammar import COLOURS, SHAPES, Scene
 SIDE = 48  # shapes are compared at this size
 SMALLEST = 0.003  # share of the picture below which a spot is no shape
 
+PLAIN = 0.7  # share of the frame that looks alike where there is a background of one colour
+
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a picture; `likeness` is the overlap with the shape's template, from 0 to 1."""
+    """What is in a picture; `likeness` is the overlap with the shape's template, from 0 to 1.
+
+    Names are empty where there is no shape, or no plain background.
+    """
 
     shape: str
     colour: str
@@ -62,6 +67,8 @@ def read(pixels: NDArray[np.uint8]) -> Found:
     frame = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3),
                             picture[:, :2].reshape(-1, 3), picture[:, -2:].reshape(-1, 3)])  # fmt: skip
     background = np.median(frame, axis=0)
+    if np.mean(np.sqrt(np.square(frame - background).sum(axis=1)) < 60.0) < PLAIN:
+        return Found("", "", "", 0, 0.0)
     distance = np.sqrt(np.square(picture - background).sum(axis=2))
     mask = distance > max(30.0, 0.5 * float(np.percentile(distance, 99.5)))
     labels, found = ndimage.label(mask)
