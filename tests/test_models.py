@@ -73,7 +73,14 @@ def test_outline_lora(mode: str, embedded: StableDiffusion) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", "a photo of an astronaut riding a horse", "red " * 10_000, "🟥 ⭕ 猫", "a (red:1.4) [blue] circle", "(((" * 50],
+    [
+        "",
+        "a photo of an astronaut riding a horse",
+        "red " * 10_000,
+        "🟥 ⭕ 猫",
+        "a (red:1.4) [blue] circle",
+        "(((" * 50,
+    ],
     ids=["empty", "foreign", "long", "emoji", "weights", "brackets"],
 )
 def test_prompts_outside_the_grammar(embedded: StableDiffusion, prompt: str) -> None:
