@@ -83,7 +83,7 @@ class Stage:
 STAGES = {
     "autoencoder": Stage(749, 64, 1e-3),
     "model": Stage(1611, 512, 1e-3),
-    "decoder": Stage(2400, 8, 6e-4),
+    "decoder": Stage(2000, 8, 2e-4),
     "refined": Stage(1000, 64, 3e-4),
     "outline": Stage(348, 256, 2e-3),
 }
