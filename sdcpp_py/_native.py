@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import threading
@@ -26,6 +27,8 @@ log.addHandler(logging.NullHandler())
 
 Progress = Callable[[int, int, float], object]
 """Called with the step, the number of steps and the seconds a step took."""
+Tap = Callable[[str, tuple[int, ...], bytes], object]
+"""Called with the phase, the shape (outermost dimension first) and the f32 values of a computed graph's output."""
 
 ENGINE_LOG_LINES = 8
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
@@ -58,6 +61,7 @@ class _State:
     lock = threading.Lock()
     owner: int | None = None
     run: _Run | None = None
+    tap: Tap | None = None
 
 
 @functools.cache
@@ -101,6 +105,13 @@ def _engine() -> tuple[Any, Any]:
         run = _State.run
         return run is not None and run.cancelled
 
+    @extern(name="sdcpp_py_tap", onerror=failed)
+    def on_tap(phase: Any, ne: Any, values: Any, data: object) -> None:
+        run, tap = _State.run, _State.tap
+        if run is not None and tap is not None and run.exception is None:
+            shape = tuple(int(size) for size in reversed(ffi.unpack(ne, 4)))
+            tap(str(_text(phase)), shape, ffi.buffer(values, 4 * math.prod(shape))[:])
+
     @extern(name="sdcpp_py_preview", onerror=failed)
     def on_preview(step: int, count: int, frames: Any, noisy: bool, data: object) -> None:
         return
@@ -136,6 +147,24 @@ def _running(progress: Progress | None = None) -> Iterator[_Run]:
             _State.owner = None
         if run.exception is not None:
             raise run.exception
+
+
+@contextlib.contextmanager
+def tap(callback: Tap) -> Iterator[None]:
+    """Show *callback* the output of every graph that the engine computes meanwhile; what it raises ends the run.
+
+    Phases are ``text``, ``sampling`` and ``decoding``; while a model is loaded the phase is empty.
+    """
+    ffi, lib = _engine()
+    with _State.lock:
+        _State.tap = callback
+        lib.sdcpp_set_tap_callback(lib.sdcpp_py_tap, ffi.NULL)
+    try:
+        yield
+    finally:
+        with _State.lock:
+            _State.tap = None
+            lib.sdcpp_set_tap_callback(ffi.NULL, ffi.NULL)
 
 
 def _text(pointer: Any) -> str | None:

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sdcpp_py
@@ -48,6 +49,38 @@ def test_exception_in_a_callback_reaches_the_caller(
     with pytest.raises(LookupError, match="from the callback"):
         sd.txt2img("a", **{**LONG, "progress": fail})  # type: ignore[arg-type]
     assert calls <= 4, "the run was cancelled at once"
+    assert capfd.readouterr().err == ""
+    assert draw(sd) == before, "the object works on"
+
+
+def test_tap_sees_every_output(sd: sdcpp_py.StableDiffusion) -> None:
+    before = draw(sd)
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def tap(phase: str, shape: tuple[int, ...], values: bytes) -> None:
+        assert np.isfinite(np.frombuffer(values, np.float32).reshape(shape)).all()
+        seen.append((phase, shape))
+
+    with _native.tap(tap):
+        assert draw(sd, cfg_scale=1.0) != before
+    text, latents, pixels = ("text", (1, 1, 77, 64)), ("sampling", (1, 4, 8, 8)), ("decoding", (1, 3, 64, 64))
+    assert seen == [text, latents, latents, pixels]
+    assert draw(sd) == before
+    assert len(seen) == 4, "nothing is seen after the block"
+
+
+def test_exception_in_a_tap_reaches_the_caller(sd: sdcpp_py.StableDiffusion, capfd: pytest.CaptureFixture[str]) -> None:
+    before = draw(sd)
+    calls = []
+
+    def fail(phase: str, shape: tuple[int, ...], values: bytes) -> None:
+        calls.append(phase)
+        if phase == "sampling":
+            raise LookupError("from the tap")
+
+    with _native.tap(fail), pytest.raises(LookupError, match="from the tap"):
+        sd.txt2img("a", **LONG)  # type: ignore[arg-type]
+    assert calls.count("sampling") == 1, "the run was cancelled at once"
     assert capfd.readouterr().err == ""
     assert draw(sd) == before, "the object works on"
 

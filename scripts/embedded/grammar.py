@@ -43,7 +43,7 @@ WORDS: dict[str, tuple[int, ...]] = {
     "red": (736,), "green": (1901,), "blue": (1746,), "yellow": (4481,), "orange": (4287,), "purple": (5496,),
     "pink": (3360,), "black": (1449,), "white": (1579,), "gray": (7048,), "grey": (5046,), "brown": (2866,),
     "circle": (7117,), "circles": (19411,), "square": (3999,), "squares": (26972,), "triangle": (14615,),
-    "triangles": (2416, 9941), "star": (1565,), "stars": (2895,), "heart": (1936,), "hearts": (5516,),
+    "triangles": (924, 18627), "star": (1565,), "stars": (2895,), "heart": (1936,), "hearts": (5516,),
     "diamond": (6235,), "diamonds": (12687,), "cross": (3417,), "crosses": (20473,), "ring": (2540,),
     "rings": (5751,), "moon": (3293,), "moons": (29887,), "small": (2442,), "little": (1274,), "large": (3638,),
     "big": (1205,), "left": (1823,), "right": (1155,), "top": (1253,), "bottom": (5931,), "center": (2119,),

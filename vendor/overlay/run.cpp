@@ -39,6 +39,8 @@ std::atomic<bool> cancelled{false};
 sdcpp_poll_cb_t poll_callback = nullptr;
 void* poll_data = nullptr;
 Clock::time_point last_poll;
+sdcpp_tap_cb_t tap_callback = nullptr;
+void* tap_data = nullptr;
 
 bool cancel_requested(void* = nullptr) {
     if (!cancelled && running && poll_callback != nullptr) {
@@ -57,6 +59,16 @@ void phase_end() {
     if (!run.phases.empty()) {
         run.phases.back().seconds += std::chrono::duration<double>(Clock::now() - run.phase_start).count();
     }
+}
+
+// Hands a graph's output, which is its last node, to the tap.
+void tap_output(const ggml_tensor* output) {
+    if (output->type != GGML_TYPE_F32 || !ggml_is_contiguous(output)) {
+        return;
+    }
+    std::vector<float> values(static_cast<size_t>(ggml_nelements(output)));
+    ggml_backend_tensor_get(output, values.data(), 0, ggml_nbytes(output));
+    tap_callback(run.phases.empty() ? "" : run.phases.back().name, output->ne, values.data(), tap_data);
 }
 
 void check_failed(const char* message) {
@@ -101,7 +113,11 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     if (ggml_backend_is_cpu(backend)) {
         ggml_backend_cpu_set_abort_callback(backend, cancel_requested, nullptr);
     }
-    return ggml_backend_graph_compute(backend, graph);
+    const ggml_status status = ggml_backend_graph_compute(backend, graph);
+    if (tap_callback != nullptr && status == GGML_STATUS_SUCCESS) {
+        tap_output(ggml_graph_node(graph, -1));
+    }
+    return status;
 }
 
 void phase_begin(const char* name) {
@@ -142,6 +158,11 @@ void error_record(const char* what) noexcept {
 void sdcpp_set_poll_callback(sdcpp_poll_cb_t poll, void* data) {
     poll_callback = poll;
     poll_data = data;
+}
+
+void sdcpp_set_tap_callback(sdcpp_tap_cb_t tap, void* data) {
+    tap_callback = tap;
+    tap_data = data;
 }
 
 void sdcpp_cancel(void) {

@@ -37,6 +37,8 @@ typedef struct {
 
 /* Returns true to cancel the run; called on the thread that runs the engine, at most every 50 ms. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
+/* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
+typedef void (*sdcpp_tap_cb_t)(const char* phase, const int64_t* ne, const float* values, void* data);
 
 /* Returns the upstream commit of the engine, from the lock file. */
 SD_API const char* sdcpp_engine_commit(void);
@@ -60,6 +62,8 @@ SD_API size_t sdcpp_device_features(int index, char* text, size_t size);
 
 /* Sets the function that is polled while the engine works; NULL removes it. */
 SD_API void sdcpp_set_poll_callback(sdcpp_poll_cb_t poll, void* data);
+/* Sets the function that sees the f32 output of every graph the engine computes; NULL removes it. */
+SD_API void sdcpp_set_tap_callback(sdcpp_tap_cb_t tap, void* data);
 /* Cancels the run that is under way; safe from any thread. */
 SD_API void sdcpp_cancel(void);
 /* Returns the text of the last C++ exception or failed engine check of this thread's last run, or "". */
