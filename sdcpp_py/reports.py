@@ -44,10 +44,10 @@ class ModuleMemory:
         runtime_device: the device that computes it.
         params_device: the device whose memory keeps its weights.
         buffer_type: name of the buffer type that the engine really got.
-        pinned: whether that is the runtime device's host buffer type.
-        bytes: size of the buffer.
-        tensors: number of tensors in it.
-        reason: why the weights lie there.
+        pinned: whether that is the runtime device's host buffer type, for all of them.
+        bytes: their size.
+        tensors: their number.
+        reason: why they do not lie where they were wanted; empty when they do.
     """
 
     module: str
@@ -65,7 +65,7 @@ class MemoryReport:
     """Where the weights of a loaded model lie, read from the buffers themselves.
 
     Attributes:
-        modules: one entry for each buffer of weights.
+        modules: one entry for each module that has weights.
     """
 
     modules: tuple[ModuleMemory, ...]

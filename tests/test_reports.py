@@ -16,7 +16,7 @@ MEMORY = [
         "pinned": True,
         "bytes": 3 * GIB // 2,
         "tensors": 686,
-        "reason": "page-locked for CUDA0",
+        "reason": "",
     },
     {
         "module": "vae",
@@ -56,7 +56,7 @@ def test_memory_report() -> None:
     assert report.pinned_bytes == 3 * GIB // 2
     assert str(report) == (
         "module     runs on  weights on  buffer type  pinned       size  tensors  reason\n"
-        "diffusion  CUDA0    CPU         CUDA_Host    yes      1.50 GiB      686  page-locked for CUDA0\n"
+        "diffusion  CUDA0    CPU         CUDA_Host    yes      1.50 GiB      686\n"
         "vae        CUDA0    CPU         CPU          no      100.0 MiB      248  the driver refused\n"
         "weights 1.60 GiB, of which pinned 1.50 GiB"
     )
