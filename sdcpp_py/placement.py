@@ -35,7 +35,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 PIN_POLICIES = ("auto", "require", "never")
 
-# Backends whose host buffer type locks its pages with mlock(), which RLIMIT_MEMLOCK limits. None of ggml's does:
+# Backends whose host buffer type locks its pages with mlock(), which RLIMIT_MEMLOCK limits. None of ggml 0.9.8 does:
 # CUDA, ROCm, MUSA, Vulkan, SYCL and CANN ask their drivers, which pin in the kernel and do not count there.
 MLOCK_BACKENDS: frozenset[str] = frozenset()
 
@@ -296,8 +296,9 @@ def _cgroup_directories(root: Path) -> Iterator[tuple[int, str]]:
 def _cgroup_part(root: Path) -> BudgetPart:
     """Return what the tightest of this process's cgroups and their ancestors leaves.
 
-    Use is what cannot be reclaimed: all that is charged less the inactive file cache, which is the "working set" of
-    the Kubernetes memory pressure calculation. ``memory.high`` counts as a limit, since the kernel throttles above it.
+    Use is what cannot be reclaimed: all that is charged less the inactive file cache, as Kubernetes computes its
+    working set (kubernetes.io, node-pressure eviction). ``memory.high`` counts as a limit, since the kernel throttles
+    a process above it.
     """
     tightest = BudgetPart("cgroup", None, "no memory limit")
     for version, directory in _cgroup_directories(root):
@@ -314,8 +315,8 @@ def _cgroup_part(root: Path) -> BudgetPart:
         used = limit if charged is None else max(0, charged - inactive)
         left = max(0, limit - used)
         if tightest.bytes is None or left < tightest.bytes:
-            detail = f"{show_bytes(limit)} limit - {show_bytes(used)} in use (v{version}, /{directory})"
-            tightest = BudgetPart("cgroup", left, detail)
+            shown = "unknown use" if charged is None else f"{show_bytes(used)} in use"
+            tightest = BudgetPart("cgroup", left, f"{show_bytes(limit)} limit - {shown} (v{version}, /{directory})")
     return tightest
 
 

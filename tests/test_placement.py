@@ -269,7 +269,8 @@ def test_memory_high_is_a_limit() -> None:
 
 
 def test_unreadable_use_leaves_nothing() -> None:
-    assert part(measure(v2("/a", {"a": {"memory.max": GIB}})), "cgroup").bytes == 0
+    found = part(measure(v2("/a", {"a": {"memory.max": GIB}})), "cgroup")
+    assert found == BudgetPart("cgroup", 0, "1.00 GiB limit - unknown use (v2, /sys/fs/cgroup/a)")
 
 
 def test_cgroup_of_a_container() -> None:
