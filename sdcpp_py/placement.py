@@ -381,10 +381,6 @@ class Plan:
     budget: PinBudget
     unaffordable: tuple[str, ...] = ()
 
-    def __getitem__(self, module: str) -> ModulePlan:
-        """Return the entry of one module."""
-        return next(row for row in self.modules if row.module == module)
-
     @property
     def pinned_bytes(self) -> int:
         """What will be pinned, in bytes."""
@@ -434,6 +430,24 @@ class Plan:
         }
 
 
+def _places(
+    devices: Sequence[Device], runtime_backend: Spec | None, params_backend: Spec | None
+) -> dict[str, tuple[Device, Device]]:
+    """Return each module's (runtime device, params device)."""
+    # All words are resolved, also those that every module overrides: a typo is an error wherever it stands.
+    runtimes, homes = (
+        {module: find_device(what, word, devices) for module, word in parse_spec(what, spec).items()}
+        for what, spec in (("runtime_backend", runtime_backend), ("params_backend", params_backend))
+    )
+    if _DEFAULT not in runtimes:
+        runtimes[_DEFAULT] = find_device("runtime_backend", "auto", devices)
+    places = {}
+    for module in MODULES:
+        runtime = runtimes.get(module, runtimes[_DEFAULT])
+        places[module] = runtime, homes.get(module, homes.get(_DEFAULT, runtime))
+    return places
+
+
 def _obstacle(size: int, runtime: Device, home: Device) -> str | None:
     """Return why there is nothing to pin, or None when there is."""
     if not size:
@@ -471,23 +485,12 @@ def plan(
         ArgumentError: a spec is wrong, or asks to pin where there is nothing to pin.
         PlacementError: a module must be pinned and cannot be.
     """
-    runtimes = parse_spec("runtime_backend", runtime_backend)
-    homes = parse_spec("params_backend", params_backend)
+    places = _places(devices, runtime_backend, params_backend)
     pins = {module: _policy(word) for module, word in parse_spec("pin_params", pin_params).items()}
-    # All words are resolved, also those that every module overrides: a typo is an error wherever it stands.
-    runtime_devices = {key: find_device("runtime_backend", word, devices) for key, word in runtimes.items()}
-    home_devices = {key: find_device("params_backend", word, devices) for key, word in homes.items()}
-    if _DEFAULT not in runtime_devices:
-        runtime_devices[_DEFAULT] = find_device("runtime_backend", "auto", devices)
-
-    places: dict[str, tuple[Device, Device]] = {}
-    policies: dict[str, str] = {}
-    obstacles: dict[str, str] = {}
-    for module in MODULES:
-        runtime = runtime_devices.get(module, runtime_devices[_DEFAULT])
-        home = home_devices.get(module, home_devices.get(_DEFAULT, runtime))
-        places[module] = runtime, home
-        policies[module] = pins.get(module, pins.get(_DEFAULT, "auto"))
+    policies = {module: pins.get(module, pins.get(_DEFAULT, "auto")) for module in MODULES}
+    reasons: dict[str, str] = {}
+    pinnable = []
+    for module, (runtime, home) in places.items():
         obstacle = _obstacle(weights.get(module, 0), runtime, home)
         if obstacle is not None and pins.get(module) == "require":
             raise ArgumentError(f"pin_params is 'require' for {module}, but there is nothing to pin: {obstacle}")
@@ -495,10 +498,11 @@ def plan(
             obstacle = f"{runtime.name} has no host buffer type"
             if policies[module] == "require":
                 raise PlacementError(f"{module} must be pinned, but {obstacle}; use pin_params='auto'")
-        if obstacle is not None:
-            obstacles[module] = obstacle
+        if obstacle is None:
+            pinnable.append(module)
+        else:
+            reasons[module] = f"nothing to pin: {obstacle}"
 
-    pinnable = [module for module in MODULES if module not in obstacles]
     required = [module for module in pinnable if policies[module] == "require"]
     if pins.get(_DEFAULT) == "require" and all(module in pins for module in required):
         raise ArgumentError(
@@ -512,39 +516,30 @@ def plan(
             f"{show_bytes(budget.bytes)} ({budget.bytes} bytes), set by {budget.binding.name}: "
             f"{budget.binding.detail}; use pin_params='auto' to pin what fits"
         )
+
     left = budget.bytes - needed
     pinned = set(required)
-    reasons: dict[str, str] = {}
     unaffordable = []
     for module in pinnable:
-        if policies[module] != "auto":
-            continue
-        if weights[module] <= left:
+        if policies[module] == "auto" and weights[module] <= left:
             pinned.add(module)
             left -= weights[module]
-        else:
+        elif policies[module] == "auto":
             unaffordable.append(module)
             reasons[module] = f"pageable: only {show_bytes(left)} of the pin budget left"
-
-    rows = []
-    for module in MODULES:
-        runtime, home = places[module]
-        if module in obstacles:
-            reason = f"nothing to pin: {obstacles[module]}"
-        elif module in pinned:
-            reason = f"page-locked for {runtime.name}"
-        else:
-            reason = reasons.get(module, "pageable: pin_params is never")
-        rows.append(
-            ModulePlan(
-                module=module,
-                runtime_device=runtime.name,
-                params_device=home.name,
-                buffer_type=str(runtime.host_buffer_type) if module in pinned else home.name,
-                pin=policies[module],
-                pinned=module in pinned,
-                bytes=weights.get(module, 0),
-                reason=reason,
-            )
+        elif policies[module] == "never":
+            reasons[module] = "pageable: pin_params is never"
+    rows = (
+        ModulePlan(
+            module=module,
+            runtime_device=runtime.name,
+            params_device=home.name,
+            buffer_type=str(runtime.host_buffer_type) if module in pinned else home.name,
+            pin=policies[module],
+            pinned=module in pinned,
+            bytes=weights.get(module, 0),
+            reason=reasons.get(module, f"page-locked for {runtime.name}"),
         )
+        for module, (runtime, home) in places.items()
+    )
     return Plan(tuple(rows), budget, tuple(unaffordable))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import sdcpp_py
@@ -27,6 +28,9 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure() -> None:
+    # How long an example takes says how busy the machine is; pytest-timeout finds what hangs.
+    hypothesis.settings.register_profile("sdcpp", deadline=None)
+    hypothesis.settings.load_profile("sdcpp")
     # A segfault in native code names the test that was running.
     faulthandler.enable()
 
