@@ -286,7 +286,7 @@ class StableDiffusion:
         return MemoryReport.from_rows(_native.context_memory(self._open_context()))
 
     def transfer_report(self) -> TransferReport:
-        """Return what was copied between host and devices since the model was loaded.
+        """Return what was copied of the weights between host and devices since the model began to load.
 
         Raises:
             ClosedError: the object is closed.

@@ -353,7 +353,7 @@ class ModulePlan:
         buffer_type: the buffer type to ask for; a params device's own is called by the device's name.
         pin: what was asked: ``auto``, ``require`` or ``never``.
         pinned: whether the runtime device's host buffer type will be asked for.
-        bytes: size of its weights by the headers of the files; 0 when they hold none.
+        bytes: size of its weights by the headers of the files, without padding between tensors; 0 when they hold none.
         reason: why it is pinned or is not.
     """
 

@@ -40,12 +40,14 @@ class ModuleMemory:
     """Where the weights of one module lie.
 
     Attributes:
-        module: ``diffusion``, ``te``, ``vae``, ...
+        module: ``diffusion``, ``te``, ``vae``, ...; ``te.lora`` for its LoRA weights.
         runtime_device: the device that computes it.
         params_device: the device whose memory keeps its weights.
-        buffer_type: name of the buffer type that the engine really got.
-        pinned: whether that is the runtime device's host buffer type, for all of them.
-        bytes: their size.
+        wanted_buffer_type: name of the buffer type that was asked for.
+        buffer_type: name of the one that the system gave; ``A+B`` when parts differ.
+        pinned: whether all of them lie in the runtime device's host buffer type.
+        bytes: their size, with the padding between tensors.
+        pinned_bytes: the part of it in the runtime device's host buffer type.
         tensors: their number.
         reason: why they do not lie where they were wanted; empty when they do.
     """
@@ -53,9 +55,11 @@ class ModuleMemory:
     module: str
     runtime_device: str
     params_device: str
+    wanted_buffer_type: str
     buffer_type: str
     pinned: bool
     bytes: int
+    pinned_bytes: int
     tensors: int
     reason: str
 
@@ -65,7 +69,7 @@ class MemoryReport:
     """Where the weights of a loaded model lie, read from the buffers themselves.
 
     Attributes:
-        modules: one entry for each module that has weights.
+        modules: one entry for each module that has or had weights.
     """
 
     modules: tuple[ModuleMemory, ...]
@@ -83,7 +87,7 @@ class MemoryReport:
     @property
     def pinned_bytes(self) -> int:
         """The weights in a host buffer type, in bytes."""
-        return sum(module.bytes for module in self.modules if module.pinned)
+        return sum(module.pinned_bytes for module in self.modules)
 
     def __str__(self) -> str:
         """Return a table with a line for each module."""
@@ -115,14 +119,14 @@ class MemoryReport:
 
 @dataclass(frozen=True)
 class ModuleTransfer:
-    """What was copied between host and device for one module.
+    """What was copied of one module's weights between host and device.
 
     Attributes:
-        module: ``diffusion``, ``te``, ``vae``, ..., or ``total``.
+        module: ``diffusion``, ``te``, ``te.lora``, ``vae``, ..., or ``total``.
         to_device_bytes_pinned: copied to the device from its host buffer type.
         to_device_bytes_pageable: copied to the device from other host memory.
         from_device_bytes: copied from the device.
-        seconds: spent in all these copies.
+        seconds: spent in all these copies, summed over threads.
         copies: number of copies.
     """
 
@@ -150,7 +154,7 @@ class ModuleTransfer:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What was copied between host and devices for a loaded model.
+    """What was copied of a model's weights between host and devices since it began to load.
 
     Attributes:
         modules: one entry for each module.

@@ -91,9 +91,11 @@ class NativePlacement:
                 "module": module,
                 "runtime_device": place["runtime_device"],
                 "params_device": place["params_device"],
+                "wanted_buffer_type": "Fake_Host" if place["pin"] else place["params_device"],
                 "buffer_type": "Fake_Host" if pinned else place["params_device"],
                 "pinned": pinned,
                 "bytes": self.weights.get(module, 0),
+                "pinned_bytes": self.weights.get(module, 0) if pinned else 0,
                 "tensors": 3,
                 "reason": "the driver refused" if module in self.refuses else "",
             })  # fmt: skip

@@ -12,9 +12,11 @@ MEMORY = [
         "module": "diffusion",
         "runtime_device": "CUDA0",
         "params_device": "CPU",
+        "wanted_buffer_type": "CUDA_Host",
         "buffer_type": "CUDA_Host",
         "pinned": True,
         "bytes": 3 * GIB // 2,
+        "pinned_bytes": 3 * GIB // 2,
         "tensors": 686,
         "reason": "",
     },
@@ -22,9 +24,11 @@ MEMORY = [
         "module": "vae",
         "runtime_device": "CUDA0",
         "params_device": "CPU",
-        "buffer_type": "CPU",
+        "wanted_buffer_type": "CUDA_Host",
+        "buffer_type": "CPU+CUDA_Host",
         "pinned": False,
         "bytes": 100 << 20,
+        "pinned_bytes": 40 << 20,
         "tensors": 248,
         "reason": "the driver refused",
     },
@@ -53,12 +57,12 @@ def test_memory_report() -> None:
     report = MemoryReport.from_rows(MEMORY)
     assert report.modules[0].pinned
     assert report.bytes == 3 * GIB // 2 + (100 << 20)
-    assert report.pinned_bytes == 3 * GIB // 2
+    assert report.pinned_bytes == 3 * GIB // 2 + (40 << 20)
     assert str(report) == (
-        "module     runs on  weights on  buffer type  pinned       size  tensors  reason\n"
-        "diffusion  CUDA0    CPU         CUDA_Host    yes      1.50 GiB      686\n"
-        "vae        CUDA0    CPU         CPU          no      100.0 MiB      248  the driver refused\n"
-        "weights 1.60 GiB, of which pinned 1.50 GiB"
+        "module     runs on  weights on  buffer type    pinned       size  tensors  reason\n"
+        "diffusion  CUDA0    CPU         CUDA_Host      yes      1.50 GiB      686\n"
+        "vae        CUDA0    CPU         CPU+CUDA_Host  no      100.0 MiB      248  the driver refused\n"
+        "weights 1.60 GiB, of which pinned 1.54 GiB"
     )
     assert json.loads(json.dumps(report.to_dict())) == {
         "modules": MEMORY,
