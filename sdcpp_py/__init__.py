@@ -20,15 +20,19 @@ from .errors import (
     GenerationError,
     ModelError,
     OutputError,
+    PlacementError,
     SdcppError,
 )
 from .images import GeneratedImage, Images, Timings
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
+from .placement import BudgetPart, ModulePlan, PinBudget, Plan
+from .reports import MemoryReport, ModuleMemory, ModuleTransfer, TransferReport
 
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "BudgetPart",
     "Cache",
     "CancelledError",
     "ClosedError",
@@ -38,14 +42,22 @@ __all__ = [
     "Hires",
     "Images",
     "Lora",
+    "MemoryReport",
     "ModelError",
+    "ModuleMemory",
+    "ModulePlan",
+    "ModuleTransfer",
     "OutputError",
     "PhotoMaker",
+    "PinBudget",
+    "PlacementError",
+    "Plan",
     "SdcppError",
     "SkipLayerGuidance",
     "StableDiffusion",
     "Tiling",
     "Timings",
+    "TransferReport",
     "__version__",
     "choices",
     "devices",

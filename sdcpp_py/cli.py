@@ -21,6 +21,7 @@ from .images import Images, check_output, save_all
 from .model_files import show_path
 from .options import Cache, Hires, Lora, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
+from .reports import GIB, table
 from .request import Request
 
 app = typer.Typer(
@@ -31,8 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-GIB = 1 << 30
 
 
 class ImageFormat(str, Enum):
@@ -108,12 +107,16 @@ def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[
         "timings": images.timings.to_dict(),
         "parameters": images.parameters,
         "devices": [device.to_dict() for device in devices()],
+        "plan": sd.plan.to_dict(),
+        "memory": sd.memory_report().to_dict(),
+        "transfer": sd.transfer_report().to_dict(),
     }
 
 
 ModelPath = Annotated[str | None, typer.Option(show_default=False)]
 PANEL_FILES = "Model files"
 PANEL_SAMPLING = "Sampling"
+PANEL_PLACEMENT = "Placement"
 PANEL_ENGINE = "Engine"
 
 
@@ -123,6 +126,10 @@ def _file(help_text: str, *names: str) -> Any:
 
 def _sampling(help_text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=PANEL_SAMPLING, show_default=False, **more)
+
+
+def _placement(help_text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=PANEL_PLACEMENT, show_default=False, **more)
 
 
 def _engine(help_text: str, *names: str, **more: Any) -> Any:
@@ -136,7 +143,9 @@ def txt2img(
     output: Annotated[str, typer.Option("--output", "-o", help="Picture to write; more than one gets _2, _3, ...")] = (
         "output.png"
     ),
-    report: Annotated[Path | None, typer.Option("--report", help="Write seeds, timings and devices as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write seeds, timings, plan and reports as JSON.")
+    ] = None,
     negative_prompt: Annotated[str, _sampling("What to avoid.", "--negative-prompt", "-n")] = "",
     width: Annotated[int | None, _sampling("Pixels, a multiple of 8.", "--width", "-W")] = None,
     height: Annotated[int | None, _sampling("Pixels, a multiple of 8.", "--height", "-H")] = None,
@@ -177,6 +186,17 @@ def txt2img(
     vae: Annotated[str | None, _file("VAE.", "--vae")] = None,
     taesd: Annotated[str | None, _file("Tiny autoencoder.", "--taesd", "--tae")] = None,
     control_net: Annotated[str | None, _file("ControlNet.", "--control-net")] = None,
+    runtime_backend: Annotated[
+        str | None,
+        _placement("Devices that compute: NAME or MODULE=NAME,...", "--runtime-backend", "--backend", metavar="SPEC"),
+    ] = None,
+    params_backend: Annotated[
+        str | None, _placement("Devices that keep the weights; likewise.", "--params-backend", metavar="SPEC")
+    ] = None,
+    pin_params: Annotated[
+        str, _placement("Page-lock weights: auto, require or never, or by module.", "--pin-params", metavar="SPEC")
+    ] = "auto",
+    pin_budget: Annotated[float | None, _placement("Most to page-lock.", "--pin-budget", metavar="GIB")] = None,
     weight_type: Annotated[str | None, _engine("Convert weights to this type.", "--type")] = None,
     tensor_type_rules: Annotated[
         str | None, _engine("PATTERN=TYPE,... for single tensors.", "--tensor-type-rules")
@@ -257,6 +277,10 @@ def txt2img(
         vae=vae,
         taesd=taesd,
         control_net=control_net,
+        runtime_backend=runtime_backend,
+        params_backend=params_backend,
+        pin_params=pin_params,
+        pin_budget=pin_budget,
         weight_type=weight_type,
         tensor_type_rules=tensor_type_rules,
         threads=threads,
@@ -276,14 +300,13 @@ def txt2img(
         typer.echo(f"{show_path(file)}  seed {each}")
 
 
-def _device_lines(found: Sequence[Device]) -> list[str]:
-    """Return a device table's lines."""
-    rows: list[tuple[str, ...]] = [("device", "kind", "memory", "free", "host buffer type", "description")]
+def _device_table(found: Sequence[Device]) -> str:
+    """Return the table of ``sdcpp devices``."""
+    rows = []
     for device in found:
         memory = [f"{size / GIB:.1f} GiB" if size else "?" for size in (device.memory_total, device.memory_free)]
         rows.append((device.name, device.kind, *memory, device.host_buffer_type or "-", device.description))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return table(("device", "kind", "memory", "free", "host buffer type", "description"), rows, ("memory", "free"))
 
 
 @app.command("devices")
@@ -295,7 +318,7 @@ def devices_command(
     if as_json:
         typer.echo(json.dumps([device.to_dict() for device in found], indent=2))
     else:
-        typer.echo("\n".join(_device_lines(found)))
+        typer.echo(_device_table(found))
 
 
 @app.command("doctor")

@@ -5,6 +5,7 @@
     SdcppError
     ├── ArgumentError (also ValueError)    a value that a caller passed
     ├── ModelError                         a model file that cannot be loaded
+    ├── PlacementError                     weights that cannot be pinned although that was required
     ├── GenerationError                    the engine gave up on an image
     │   └── CancelledError                 cancel() was called from another thread
     ├── OutputError (also OSError)         a file that cannot be written
@@ -45,6 +46,10 @@ class ArgumentError(SdcppError, ValueError):
 
 class ModelError(SdcppError):
     """A model file is missing, damaged, of an unknown kind or incomplete."""
+
+
+class PlacementError(SdcppError):
+    """Weights cannot be pinned although ``pin_params="require"`` asked for it."""
 
 
 class GenerationError(SdcppError):

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _native, models, options
-from .errors import ArgumentError, ClosedError, ModelError
+from . import _native, models, options, placement
+from .devices import devices
+from .errors import ArgumentError, ClosedError, ModelError, PlacementError
 from .images import Images, Timings, from_pixels, parameters_text
 from .model_files import check_model_file, model_path, show_path
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, StrPath, Tiling
+from .placement import Plan, Spec, measure_pin_budget
+from .reports import MemoryReport, TransferReport
 from .request import TXT2IMG_OPTIONS, Request
 
 if TYPE_CHECKING:
@@ -71,6 +74,14 @@ class StableDiffusion:
         control_net: ControlNet.
         photo_maker: PhotoMaker.
         embeddings: textual inversions: name -> file; the name in a prompt calls it.
+        runtime_backend: the device that computes: ``NAME``, ``module=NAME,...`` with ``all=`` for the others, or a
+            mapping of module to name. A name is a device of ``devices()`` or a unique beginning of one, ``cpu``,
+            ``gpu`` or ``auto`` (a GPU if there is one); modules are ``diffusion``, ``te``, ``vae``,
+            ``clip_vision``, ``controlnet``, ``photomaker`` and ``upscaler``.
+        params_backend: the device that keeps the weights, likewise; by default the one that computes.
+        pin_params: whether weights that the CPU keeps for another device lie in its host buffer type: ``auto`` (what
+            the pin budget affords), ``require`` (or raise) or ``never``; one word, or by module likewise.
+        pin_budget: most to pin, in GiB; by default what the system affords.
         weight_type: convert weights to this type while loading, such as ``f16`` or ``q8_0``; see ``choices()``.
         tensor_type_rules: ``PATTERN=TYPE,...``: conversion for the tensors whose names match.
         threads: CPU threads; the engine's default is the number of physical cores.
@@ -98,6 +109,7 @@ class StableDiffusion:
     Raises:
         ArgumentError: an option is unknown or out of range.
         ModelError: a file is missing, damaged or does not fit.
+        PlacementError: weights must be pinned and cannot be.
         BackendError: the compiled engine cannot be loaded.
     """
 
@@ -118,6 +130,10 @@ class StableDiffusion:
         control_net: StrPath | None = None,
         photo_maker: StrPath | None = None,
         embeddings: Mapping[str, StrPath] | None = None,
+        runtime_backend: Spec | None = None,
+        params_backend: Spec | None = None,
+        pin_params: Spec = "auto",
+        pin_budget: float | None = None,
         weight_type: str | None = None,
         tensor_type_rules: str | None = None,
         threads: int | None = None,
@@ -202,12 +218,86 @@ class StableDiffusion:
         self._name = os.path.basename(show_path(model or diffusion_model or ""))
         self._uses_control = control_net is not None
         self._uses_photo_maker = photo_maker is not None
-        given = {name: value for name, value in {**files, **settings}.items() if value is not None}
+        self._given = {name: value for name, value in {**files, **settings}.items() if value is not None}
+        self._plan: Plan | None = None
         start = time.perf_counter()
-        with _progress(progress, "loading") as callback:
-            self._context = _native.context_new(given, terms, callback)
+        # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
+        if (runtime_backend, params_backend, pin_params, pin_budget) == (None, None, "auto", None):
+            with _progress(progress, "loading") as callback:
+                self._context = _native.context_new(self._given, terms, callback)
+        else:
+            self._plan = self._make_plan(runtime_backend, params_backend, pin_params, pin_budget)
+            with _progress(progress, "loading") as callback:
+                self._context = _native.context_new(self._given, terms, callback, placements=self._plan.placements())
+            try:
+                self._check_pins(self._plan)
+            except BaseException:
+                self.close()
+                raise
         self._load_seconds = time.perf_counter() - start
         log.info("loaded %s in %.2f s", self._name, self._load_seconds)
+
+    # --- placement ----------------------------------------------------------------------------------------------------
+
+    def _make_plan(
+        self,
+        runtime_backend: Spec | None = None,
+        params_backend: Spec | None = None,
+        pin_params: Spec = "auto",
+        pin_budget: float | None = None,
+    ) -> Plan:
+        """Return the plan for this model's files on this machine as it is now."""
+        found = devices()
+        return placement.plan(
+            _native.weights_survey(self._given),
+            found,
+            measure_pin_budget(found, pin_budget=pin_budget),
+            runtime_backend=runtime_backend,
+            params_backend=params_backend,
+            pin_params=pin_params,
+        )
+
+    def _check_pins(self, plan: Plan) -> None:
+        """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""
+        pinned = {row.module: row for row in plan.modules if row.pinned}
+        refused = [row for row in self.memory_report().modules if row.module in pinned and not row.pinned]
+        said = {row.module: f"{row.module} ({row.reason or f'it got {row.buffer_type}'})" for row in refused}
+        required = [text for module, text in said.items() if pinned[module].pin == "require"]
+        if required:
+            raise PlacementError(
+                f"the system refused to pin {', '.join(required)}; use pin_params='auto' to go on without"
+            )
+        pageable = [f"{row.module} ({row.reason})" for row in plan.modules if row.module in plan.unaffordable]
+        if pageable or said:
+            missed = ", ".join([*pageable, *said.values()])
+            log.warning("weights that are not pinned, so that copying them is slower: %s", missed)
+
+    @property
+    def plan(self) -> Plan:
+        """Where each module runs, where its weights lie and why; made before loading if any placement was asked for.
+
+        Raises:
+            ModelError: nothing was asked for, and the files are gone now.
+        """
+        if self._plan is None:
+            self._plan = self._make_plan()
+        return self._plan
+
+    def memory_report(self) -> MemoryReport:
+        """Return where the weights really lie.
+
+        Raises:
+            ClosedError: the object is closed.
+        """
+        return MemoryReport.from_rows(_native.context_memory(self._open_context()))
+
+    def transfer_report(self) -> TransferReport:
+        """Return what was copied of the weights between host and devices since the model began to load.
+
+        Raises:
+            ClosedError: the object is closed.
+        """
+        return TransferReport.from_rows(_native.context_transfers(self._open_context()))
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

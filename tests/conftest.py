@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import faulthandler
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 import sdcpp_py
+from sdcpp_py import _native
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -25,6 +28,9 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure() -> None:
+    # How long an example takes says how busy the machine is; pytest-timeout finds what hangs.
+    hypothesis.settings.register_profile("sdcpp", deadline=None)
+    hypothesis.settings.load_profile("sdcpp")
     # A segfault in native code names the test that was running.
     faulthandler.enable()
 
@@ -42,3 +48,68 @@ def sd(checkpoint: Path) -> Iterator[sdcpp_py.StableDiffusion]:
     """The tiny model, loaded once."""
     with sdcpp_py.StableDiffusion(checkpoint) as loaded:
         yield loaded
+
+
+class NativePlacement:
+    """Stands in for the native half of placement: a GPU, weights of known size, and what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.weights = {"diffusion": 40 << 20, "te": 20 << 20, "vae": 10 << 20}
+        self.refuses: tuple[str, ...] = ()
+        self.calls: list[str] = []
+        self.surveyed: Mapping[str, Any] = {}
+        self.placements: Sequence[Mapping[str, Any]] = ()
+        new, free, found = _native.context_new, _native.context_free, _native.device_list()
+        gpu = {**found[0], "name": "Fake0", "kind": "gpu", "backend": "Fake", "host_buffer_type": "Fake_Host"}
+
+        def context_new(options: Any, embeddings: Any, progress: Any, **more: Any) -> Any:
+            self.calls.append(f"new {' '.join(more)}".strip())
+            self.placements = more.get("placements", ())
+            return new(options, embeddings, progress)
+
+        def context_free(context: Any) -> None:
+            self.calls.append("free")
+            free(context)
+
+        monkeypatch.setattr(_native, "context_new", context_new)
+        monkeypatch.setattr(_native, "context_free", context_free)
+        monkeypatch.setattr(_native, "device_list", lambda: [*found, gpu])
+        for name in ("weights_survey", "context_memory", "context_transfers"):
+            monkeypatch.setattr(_native, name, getattr(self, name), raising=False)
+
+    def weights_survey(self, options: Mapping[str, Any]) -> dict[str, int]:
+        self.calls.append("survey")
+        self.surveyed = options
+        return dict(self.weights)
+
+    def context_memory(self, context: Any) -> list[dict[str, Any]]:
+        rows = []
+        for place in self.placements:
+            module = place["module"]
+            pinned = place["pin"] and module not in self.refuses
+            rows.append({
+                "module": module,
+                "runtime_device": place["runtime_device"],
+                "params_device": place["params_device"],
+                "wanted_buffer_type": "Fake_Host" if place["pin"] else place["params_device"],
+                "buffer_type": "Fake_Host" if pinned else place["params_device"],
+                "pinned": pinned,
+                "bytes": self.weights.get(module, 0),
+                "pinned_bytes": self.weights.get(module, 0) if pinned else 0,
+                "tensors": 3,
+                "reason": "the driver refused" if module in self.refuses else "",
+            })  # fmt: skip
+        return [row for row in rows if row["bytes"]]
+
+    def context_transfers(self, context: Any) -> list[dict[str, Any]]:
+        return [
+            {"module": row["module"], "to_device_bytes_pinned": row["bytes"], "to_device_bytes_pageable": 0,
+             "from_device_bytes": 0, "seconds": 0.25, "copies": row["tensors"]}
+            for row in self.context_memory(context)
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def native_placement(monkeypatch: pytest.MonkeyPatch) -> NativePlacement:
+    """The native half of placement, replaced; contexts and images are real ones, made on the CPU."""
+    return NativePlacement(monkeypatch)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import NativePlacement
 from PIL import Image
 
 import sdcpp_py
@@ -24,7 +25,7 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 
 
 def test_txt2img_writes_picture_and_report(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, native_placement: NativePlacement, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture, report = tmp_path / "out.png", tmp_path / "r.json"
     arguments = ["txt2img", "-m", checkpoint, "-p", "a lovely cat", *SMALL, "-o", picture, "--report", report]
@@ -40,9 +41,57 @@ def test_txt2img_writes_picture_and_report(
     assert content["timings"]["sampling"] > 0
     assert content["parameters"]["prompt"] == "a lovely cat"
     assert content["devices"][0]["name"]
+    assert [row["module"] for row in content["plan"]["modules"] if row["bytes"]] == ["diffusion", "te", "vae"]
+    assert content["memory"]["modules"] == content["transfer"]["modules"] == []
     first = picture.read_bytes()
     run(*arguments, capsys=capsys)
     assert picture.read_bytes() == first, "the same seed gives the same bytes"
+
+
+def test_placement_options(
+    checkpoint: Path, tmp_path: Path, native_placement: NativePlacement, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "r.json"
+    placed = ["--backend", "te=cpu,all=fake0", "--params-backend", "cpu", "--pin-params", "vae=never,auto"]
+    placed += ["--pin-budget", "0.25", "--report", report]
+    status, _, err = run(
+        "txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-o", tmp_path / "a.png", *placed, capsys=capsys
+    )
+    assert (status, err) == (0, "")
+    content = json.loads(report.read_text())
+    assert content["plan"]["budget"]["parts"][-1]["bytes"] == 1 << 28
+    planned = {row["module"]: row for row in content["plan"]["modules"]}
+    assert (planned["te"]["runtime_device"], planned["diffusion"]["runtime_device"]) == ("CPU", "Fake0")
+    assert planned["vae"]["reason"] == "pageable: pin_params is never"
+    assert {row["module"]: row["pinned"] for row in content["memory"]["modules"]} == {
+        "diffusion": True,
+        "te": False,
+        "vae": False,
+    }
+    assert content["transfer"]["total"]["copies"] == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runtime-backend", "cuda0"], "runtime_backend: device 'cuda0' is unknown; devices: CPU"),
+        (["--params-backend", "tee=cpu"], "params_backend: module 'tee' is unknown"),
+        (["--pin-params", "require"], "there is nothing to pin"),
+        (["--pin-budget", "-1"], "pin_budget must be a finite number"),
+    ],
+    ids=str,
+)
+def test_bad_placement_gets_one_line(
+    arguments: list[str],
+    message: str,
+    checkpoint: Path,
+    native_placement: NativePlacement,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, out, err = run("txt2img", "-m", checkpoint, "-p", "a", *arguments, capsys=capsys)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_batch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

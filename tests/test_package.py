@@ -9,9 +9,11 @@ import sys
 import sdcpp_py
 
 PUBLIC = {
-    "ArgumentError", "BackendError", "Cache", "CancelledError", "ClosedError", "Device", "GeneratedImage",
-    "GenerationError", "Hires", "Images", "Lora", "ModelError", "OutputError", "PhotoMaker", "SdcppError",
-    "SkipLayerGuidance", "StableDiffusion", "Tiling", "Timings", "choices", "devices", "doctor", "__version__",
+    "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
+    "GeneratedImage", "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError",
+    "ModuleMemory", "ModulePlan", "ModuleTransfer", "OutputError", "PhotoMaker", "PinBudget", "PlacementError",
+    "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling", "Timings", "TransferReport",
+    "__version__", "choices", "devices", "doctor",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
@@ -8,11 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NativePlacement
 from make_checkpoint import write_checkpoint, write_lora
 from PIL import Image
 
 import sdcpp_py
-from sdcpp_py import ArgumentError, Cache, ClosedError, Hires, Lora, ModelError, StableDiffusion, Tiling
+from sdcpp_py import (
+    ArgumentError,
+    Cache,
+    ClosedError,
+    Hires,
+    Lora,
+    ModelError,
+    PlacementError,
+    StableDiffusion,
+    Tiling,
+    _native,
+)
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1}
 
@@ -176,6 +189,121 @@ def test_two_models_at_once(sd: StableDiffusion, tmp_path: Path) -> None:
     with StableDiffusion(other) as second:
         assert draw(second) != before
         assert draw(sd) == before
+
+
+# --- placement --------------------------------------------------------------------------------------------------------
+
+OFFLOAD = {"runtime_backend": "fake0", "params_backend": "cpu"}
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "sdcpp_py" and record.levelname == "WARNING"]
+
+
+def test_nothing_asked_is_left_to_the_engine(native_placement: NativePlacement, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint) as sd:
+        assert native_placement.calls == ["new"]
+        plan = sd.plan
+        assert {row.params_device for row in plan.modules} == {"Fake0"}
+        assert not any(row.pinned for row in plan.modules)
+        assert sd.plan is plan
+        assert native_placement.calls == ["new", "survey"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"runtime_backend": "cpu"}, {"params_backend": {"te": "cpu"}}, {"pin_params": "never"}, {"pin_budget": 1}],
+    ids=str,
+)
+def test_whatever_is_asked_makes_a_plan(
+    options: dict[str, object], native_placement: NativePlacement, checkpoint: Path
+) -> None:
+    with StableDiffusion(checkpoint, **options) as sd:  # type: ignore[arg-type]
+        assert native_placement.calls == ["survey", "new placements"]
+        assert native_placement.placements == sd.plan.placements()
+
+
+def test_offloaded_weights_are_pinned(
+    native_placement: NativePlacement, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with StableDiffusion(checkpoint, weight_type="f16", **OFFLOAD) as sd:  # type: ignore[arg-type]
+        assert native_placement.surveyed["model_path"] == os.fsencode(checkpoint)
+        assert native_placement.surveyed["wtype"] == "f16"
+        rows = {row["module"]: row for row in native_placement.placements}
+        assert rows["te"] == {"module": "te", "runtime_device": "Fake0", "params_device": "CPU", "pin": True}
+        assert sd.plan.pinned_bytes == sd.memory_report().pinned_bytes == 70 << 20
+        assert [row.buffer_type for row in sd.memory_report().modules] == ["Fake_Host"] * 3
+        assert sd.transfer_report().total.to_device_bytes_pinned == 70 << 20
+    assert warned(caplog) == []
+    for report in (sd.memory_report, sd.transfer_report):
+        with pytest.raises(ClosedError):
+            report()
+
+
+def test_auto_falls_back_with_one_warning(
+    native_placement: NativePlacement, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    native_placement.refuses = ("diffusion",)
+    with StableDiffusion(checkpoint, pin_budget=50 / 1024, **OFFLOAD) as sd:  # type: ignore[arg-type]
+        assert sd.plan.unaffordable == ("te",)
+        assert {row.module: row.pinned for row in sd.memory_report().modules} == {
+            "diffusion": False,
+            "te": False,
+            "vae": True,
+        }
+    assert warned(caplog) == [
+        "weights that are not pinned, so that copying them is slower: "
+        "te (pageable: only 10.0 MiB of the pin budget left), diffusion (the driver refused)"
+    ]
+
+
+def test_require_raises_before_loading(native_placement: NativePlacement, checkpoint: Path) -> None:
+    with pytest.raises(PlacementError, match=r"70\.0 MiB \(73400320 bytes\) must be pinned .* set by pin_budget"):
+        StableDiffusion(checkpoint, pin_params="require", pin_budget=0.05, **OFFLOAD)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="there is nothing to pin"):
+        StableDiffusion(checkpoint, pin_params="require")
+    assert native_placement.calls == ["survey", "survey"]
+
+
+def test_require_raises_when_refused(
+    native_placement: NativePlacement, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    native_placement.refuses = ("te", "vae")
+    with pytest.raises(PlacementError, match=r"refused to pin te \(the driver refused\); use pin_params='auto'"):
+        StableDiffusion(checkpoint, pin_params="te=require", **OFFLOAD)  # type: ignore[arg-type]
+    assert native_placement.calls == ["survey", "new placements", "free"]
+    gc.collect()
+    assert warned(caplog) == []
+
+
+def test_context_is_freed_when_its_report_fails(
+    native_placement: NativePlacement, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(context: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_native, "context_memory", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        StableDiffusion(checkpoint, **OFFLOAD)  # type: ignore[arg-type]
+    assert native_placement.calls[-1] == "free"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime_backend": "cuda0"}, "runtime_backend: device 'cuda0' is unknown; devices: CPU"),
+        ({"params_backend": "tee=cpu"}, "params_backend: module 'tee' is unknown; valid: diffusion"),
+        ({"pin_params": "always"}, "pin_params 'always' is unknown; valid: auto, require, never"),
+        ({"pin_budget": -1}, "pin_budget must be a finite number"),
+    ],
+    ids=str,
+)
+def test_bad_placement_is_found_before_loading(
+    options: dict[str, object], message: str, native_placement: NativePlacement, checkpoint: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        StableDiffusion(checkpoint, **options)  # type: ignore[arg-type]
+    assert not any(call.startswith("new") for call in native_placement.calls)
 
 
 # --- bad models -------------------------------------------------------------------------------------------------------
