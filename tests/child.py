@@ -39,7 +39,9 @@ def in_child(test: Callable[..., None]) -> Callable[..., None]:
 
 def main(module: str, name: str, given: str) -> None:
     """Run one test function, in the child."""
-    fixtures = {key: Path(value["path"]) if isinstance(value, dict) else value for key, value in json.loads(given).items()}
+    fixtures = {
+        key: Path(value["path"]) if isinstance(value, dict) else value for key, value in json.loads(given).items()
+    }
     try:
         getattr(importlib.import_module(module), name).__wrapped__(**fixtures)
     except Exception as error:
@@ -57,6 +59,7 @@ class Loopback:
         path = built("libggml-loopback.so")
         self.ffi = cffi.FFI()
         self.ffi.cdef(read_cdef())
+        _native.versions()  # the package's own ggml first, so that the module finds that one and not its build tree's
         self.lib: Any = self.ffi.dlopen(str(path))
         assert self.lib.loopback_device_count_set(devices) == 0
         _native.backend_load(str(path))

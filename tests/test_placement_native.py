@@ -319,8 +319,8 @@ def test_unknown_names_are_errors(checkpoint: Path) -> None:
     Loopback()
     for wanted, words in (
         (place("Loopback0", modules=["unet"]), "there is no module unet, only diffusion, te, clip_vision"),
-        (place("Loopback7", modules=["te"]), "module te: there is no device Loopback7, only CPU, Loopback0"),
-        (place("Loopback0", "Loopback7", modules=["te"]), "module te: there is no device Loopback7, only CPU, Loopback0"),
+        (place("Loopback7", modules=["te"]), "module te: there is no device Loopback7, only "),
+        (place("Loopback0", "Loopback7", modules=["te"]), "module te: there is no device Loopback7, only "),
         (place("CPU", modules=["te", "te"]), "module te is placed twice"),
     ):
         with pytest.raises(sdcpp_py.ModelError) as caught:
@@ -331,7 +331,7 @@ def test_unknown_names_are_errors(checkpoint: Path) -> None:
 @in_child
 def test_stream_that_cannot_be_opened(checkpoint: Path) -> None:
     """A device that was asked for is an error; the default one is replaced by the CPU."""
-    loopback = Loopback(max_streams=1)
+    Loopback(max_streams=1)
     with Model(checkpoint, ON_DEVICE) as first:
         assert first.draw() == draw(checkpoint, ON_DEVICE), "contexts share the one stream"
     # Somebody else's stream, which the cache does not know.
@@ -378,8 +378,14 @@ def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
         "pinned": PINNED,
         "pageable": PAGEABLE,
         "on the device": ON_DEVICE,
-        "text encoder elsewhere": [*place("Loopback1", modules=["te"]), *place("Loopback0", "CPU", True, ["diffusion", "vae"])],
-        "weights on a device the CPU computes for": [*place("Loopback0", modules=["te"]), *place("CPU", modules=["diffusion"])],
+        "text encoder elsewhere": [
+            *place("Loopback1", modules=["te"]),
+            *place("Loopback0", "CPU", True, ["diffusion", "vae"]),
+        ],
+        "weights on a device the CPU computes for": [
+            *place("Loopback0", modules=["te"]),
+            *place("CPU", modules=["diffusion"]),
+        ],
     }
     for mode in ("immediately", "at_runtime"):
         pictures = {}
@@ -393,8 +399,9 @@ def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
                     assert rows["te.lora"]["runtime_device"] == rows["te"]["runtime_device"]
                 if name == "pinned" and mode == "immediately":
                     assert model.transfers()["te"]["from_device_bytes"] > 0, "patched weights come back"
-                    assert total(model.transfers(), "to_device_bytes_pageable") == (
-                        model.transfers()["diffusion.lora"]["to_device_bytes_pageable"]
+                    assert (
+                        total(model.transfers(), "to_device_bytes_pageable")
+                        == (model.transfers()["diffusion.lora"]["to_device_bytes_pageable"])
                     ), "only the LoRA's own file is read by way of plain memory"
         assert len(set(pictures["cpu"])) == 2
         assert pictures == dict.fromkeys(pictures, pictures["cpu"])
