@@ -105,7 +105,11 @@ void Book::missed(const std::string& reason) {
 
 void Book::copied(bool to_device, bool pinned, uint64_t bytes, double seconds) {
     std::lock_guard<std::mutex> lock(mutex);
-    (!to_device ? transfers_.from_device : pinned ? transfers_.to_device_pinned : transfers_.to_device_pageable) += bytes;
+    if (to_device) {
+        (pinned ? transfers_.to_device_pinned : transfers_.to_device_pageable) += bytes;
+    } else {
+        transfers_.from_device += bytes;
+    }
     transfers_.copies += 1;
     transfers_.seconds += seconds;
 }

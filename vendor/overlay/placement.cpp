@@ -141,8 +141,7 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
         const std::string name = wanted.module != nullptr ? wanted.module : "";
         const auto found = specs.find(name);
         if (found == specs.end()) {
-            throw std::runtime_error("there is no module " + name + ", only " +
-                                     join(module_names));
+            throw std::runtime_error("there is no module " + name + ", only " + join(module_names));
         }
         if (++seen[name] > 1) {
             throw std::runtime_error("module " + name + " is placed twice");
