@@ -35,6 +35,7 @@ struct Run {
 
 thread_local Run run;
 thread_local bool running = false;
+thread_local int whole_graphs = 0;
 
 std::atomic<bool> cancelled{false};
 sdcpp_poll_cb_t poll_callback = nullptr;
@@ -100,9 +101,21 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     }
     // The CPU backend asks between two nodes; a device backend is asked between two graphs.
     if (ggml_backend_is_cpu(backend)) {
-        ggml_backend_cpu_set_abort_callback(backend, cancel_requested, nullptr);
+        ggml_backend_cpu_set_abort_callback(backend, whole_graphs > 0 ? nullptr : cancel_requested, nullptr);
     }
     return ggml_backend_graph_compute(backend, graph);
+}
+
+bool run_cancelled() {
+    return cancelled;
+}
+
+WholeGraphs::WholeGraphs() {
+    ++whole_graphs;
+}
+
+WholeGraphs::~WholeGraphs() {
+    --whole_graphs;
 }
 
 void phase_begin(const char* name) {
