@@ -77,6 +77,16 @@ class Loopback:
         assert self.lib.loopback_books_get(device, books) == 0
         return {name: getattr(books, name) for name, _ in self.ffi.typeof("loopback_books").fields}
 
+    def clock(self) -> dict[str, float]:
+        """Return the virtual clock since the last reset, in seconds."""
+        clock = self.ffi.new("loopback_clock*")
+        assert self.lib.loopback_clock_get(-1, clock) == 0
+        return {name: getattr(clock, name) for name, _ in self.ffi.typeof("loopback_clock").fields}
+
+    def get(self, option: str) -> float:
+        """Return one option of the first device."""
+        return float(self.lib.loopback_option_get(0, option.encode()))
+
     def reset(self) -> None:
         """Start the books anew."""
         self.lib.loopback_reset()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import cffi
+import numpy as np
 import pytest
 from child import Loopback, in_child
-from make_checkpoint import write_lora
+from make_checkpoint import checkpoint_shapes, write_lora, write_safetensors
 
 import sdcpp_py
 from sdcpp_py import _native
@@ -29,6 +30,46 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny-lora.safetensors"
     write_lora(path, tiny=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ControlNet, a TAE and an upscaler for the tiny checkpoint, all random."""
+    folder = tmp_path_factory.mktemp("parts")
+    unet = "model.diffusion_model."
+    control = {
+        name.replace(unet, "control_model."): shape
+        for name, shape in checkpoint_shapes("sd1", tiny=True).items()
+        if name.startswith((f"{unet}time_embed", f"{unet}input_blocks", f"{unet}middle_block"))
+    }
+    channels = control["control_model.input_blocks.0.0.weight"][0]
+    widths = [channels * factor for factor in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4)]
+    control.update({f"control_model.zero_convs.{i}.0.weight": (ch, ch, 1, 1) for i, ch in enumerate(widths)})
+    control.update({f"control_model.zero_convs.{i}.0.bias": (ch,) for i, ch in enumerate(widths)})
+    control["control_model.middle_block_out.0.weight"] = (widths[-1], widths[-1], 1, 1)
+    control["control_model.middle_block_out.0.bias"] = (widths[-1],)
+    for i, (ch_in, ch_out) in enumerate(itertools.pairwise((3, 16, 16, 32, 32, 96, 96, 256, channels))):
+        control.update(conv(f"control_model.input_hint_block.{2 * i}", ch_in, ch_out))
+    tae = {**conv("decoder.layers.0", 4, 64), **conv("decoder.layers.18", 64, 3)}
+    for i in (6, 11, 16):
+        tae[f"decoder.layers.{i}.weight"] = (64, 64, 3, 3)
+    for i in (2, 3, 4, 7, 8, 9, 12, 13, 14, 17):
+        for j in (0, 2, 4):
+            tae.update(conv(f"decoder.layers.{i}.conv.{j}", 64, 64))
+    upscaler = {**conv("conv_first", 3, 64), **conv("conv_last", 64, 3)}
+    for name in ("conv_body", "conv_hr", "conv_up1"):
+        upscaler.update(conv(name, 64, 64))
+    for block, layer in itertools.product((1, 2, 3), (1, 2, 3, 4, 5)):
+        name = f"body.0.rdb{block}.conv{layer}"
+        upscaler.update(conv(name, 64 + 32 * (layer - 1), 32 if layer < 5 else 64))
+    for name, shapes in {"control": control, "tae": tae, "upscaler": upscaler}.items():
+        write_safetensors(folder / f"{name}.safetensors", shapes, dtype="f16", seed=0, metadata={"format": "pt"})
+    return folder
+
+
+def conv(name: str, ch_in: int, ch_out: int) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a 3x3 convolution."""
+    return {f"{name}.weight": (ch_out, ch_in, 3, 3), f"{name}.bias": (ch_out,)}
 
 
 def place(runtime: str, params: str | None = None, pin: bool = False, modules: Sequence[str] = MODULES) -> list[Any]:
@@ -55,11 +96,13 @@ class Model:
     def __exit__(self, *_: object) -> None:
         _native.context_free(self.context)
 
-    def draw(self, *loras: tuple[Path, float], steps: int = 1) -> str:
+    def draw(self, *loras: tuple[Path, float], progress: Any = None, control: Any = None, **more: object) -> str:
         """Return the hash of a picture's pixels."""
-        options = {"prompt": "a cat", "width": 64, "height": 64, "seed": 1, "sample_params": {"sample_steps": steps}}
+        options = {"prompt": "a cat", "width": 64, "height": 64, "seed": 1, "sample_params": {"sample_steps": 1}}
         given = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
-        pixels, _ = _native.image_generate(self.context, options, loras=given)
+        pixels, _ = _native.image_generate(
+            self.context, {**options, **more}, loras=given, progress=progress, control_image=control
+        )
         return hashlib.sha256(pixels[0][2]).hexdigest()
 
     def memory(self) -> dict[str, dict[str, Any]]:
@@ -137,7 +180,7 @@ def test_pixels_never_change(checkpoint: Path) -> None:
         *place("Loopback1", "CPU", pin=True, modules=["vae"]),
     ]
     expected = draw(checkpoint, ON_CPU)
-    assert loopback.books()["graphs"] == 0
+    assert loopback.books()["streams_created"] == 0, "a device that no module uses is not opened"
     found = {
         "pinned": draw(checkpoint, PINNED),
         "pageable": draw(checkpoint, PAGEABLE),
@@ -152,6 +195,22 @@ def test_pixels_never_change(checkpoint: Path) -> None:
     }
     assert found == dict.fromkeys(found, expected)
     assert_empty(loopback)
+
+
+@in_child
+def test_pinning_saves_what_the_bandwidths_predict(checkpoint: Path) -> None:
+    loopback = Loopback()
+    seconds, moved = {}, 0
+    for name, wanted in (("pinned", PINNED), ("pageable", PAGEABLE)):
+        with Model(checkpoint, wanted) as model:
+            loopback.reset()
+            model.draw()
+            seconds[name] = loopback.clock()["host_seconds"]
+            moved = total(model.transfers(), f"to_device_bytes_{name}")
+    predicted = moved / loopback.get("pageable_bandwidth") - moved / loopback.get("pinned_bandwidth")
+    saved = seconds["pageable"] - seconds["pinned"]
+    print(f"predicted {predicted * 1e3:.3f} ms, simulated {saved * 1e3:.3f} ms of {seconds['pageable'] * 1e3:.3f} ms")
+    assert saved == pytest.approx(predicted, rel=0.01)
 
 
 @in_child
@@ -406,6 +465,106 @@ def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
         assert len(set(pictures["cpu"])) == 2
         assert pictures == dict.fromkeys(pictures, pictures["cpu"])
         assert pictures["cpu"][0] != draw(checkpoint, ON_CPU)
+    assert_empty(loopback)
+
+
+@in_child
+def test_lora_is_applied_after_a_cancel(checkpoint: Path, lora: Path) -> None:
+    Loopback()
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    for wanted in (ON_CPU, PINNED, ON_DEVICE):
+        expected = draw(checkpoint, wanted, (lora, 0.8), lora_apply_mode="immediately")
+        with Model(checkpoint, wanted, lora_apply_mode="immediately") as model:
+            plain = model.draw()
+            with pytest.raises(InterruptedError):
+                model.draw((lora, 0.8), progress=stop)  # while the LoRA's file is read
+            assert model.draw((lora, 0.8)) == expected != plain
+
+
+@in_child
+def test_lora_that_stays_is_not_merged_again(checkpoint: Path, lora: Path) -> None:
+    Loopback()
+    with Model(checkpoint, PINNED, lora_apply_mode="immediately") as model:
+        first = model.draw((lora, 0.8))
+        before = model.transfers()
+        assert model.draw((lora, 0.8)) == first
+        after = model.transfers()
+        assert after["diffusion.lora"] == before["diffusion.lora"]
+        assert after["diffusion"]["from_device_bytes"] == before["diffusion"]["from_device_bytes"] > 0
+
+
+@in_child
+def test_lora_that_fits_nothing_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    Loopback()
+    path = tmp_path / "other.safetensors"
+    shapes = {"lora_unet_no_such_layer.lora_down.weight": (4, 8), "lora_unet_no_such_layer.lora_up.weight": (8, 4)}
+    write_safetensors(path, shapes, dtype="f16", seed=0, metadata={"format": "pt"})
+    for mode in ("immediately", "at_runtime"):
+        assert draw(checkpoint, PINNED, (path, 1.0), lora_apply_mode=mode) == draw(checkpoint, ON_CPU)
+
+
+@in_child
+def test_every_part_is_placed(checkpoint: Path, parts: Path) -> None:
+    loopback = Loopback(devices=2)
+    names = ("diffusion", "te", "vae", "controlnet", "upscaler")
+    options = {"control_net_path": bytes(parts / "control.safetensors"), "vae_decode_only": False}
+    picture: dict[str, Any] = {
+        "control": np.full((64, 64, 3), 200, np.uint8),
+        "hires": {
+            "enabled": True,
+            "upscaler": "Model",
+            "model_path": bytes(parts / "upscaler.safetensors"),
+            "scale": 2.0,
+            "steps": 1,
+            "denoising_strength": 1.0,
+        },
+    }
+    surveyed = _native.weights_survey({"model_path": bytes(checkpoint), **options})
+    assert set(surveyed) == {"diffusion", "te", "vae", "controlnet"}
+    expected = None
+    for wanted in (
+        place("CPU", modules=names),
+        place("Loopback0", "CPU", True, names),
+        place("Loopback0", "CPU", False, names),
+        place("Loopback0", modules=names),
+        [*place("Loopback0", "CPU", True, names[:3]), *place("Loopback1", "CPU", True, names[3:])],
+    ):
+        loopback.reset()
+        with Model(checkpoint, wanted, **options) as model:
+            found = model.draw(**picture)
+            expected = expected or found
+            assert found == expected
+            memory, transfers = model.memory(), model.transfers()
+            assert set(memory) == set(names)
+            for place_wanted in wanted:
+                row, moved = memory[place_wanted["module"]], transfers[place_wanted["module"]]
+                assert row["runtime_device"] == place_wanted["runtime_device"]
+                assert row["params_device"] == (place_wanted["params_device"] or place_wanted["runtime_device"])
+                if place_wanted["pin"]:
+                    assert row["module"] == "upscaler" or row["pinned"], "the upscaler is gone by now"
+                    assert moved["to_device_bytes_pinned"] > moved["to_device_bytes_pageable"] == 0
+            if wanted[0]["pin"]:
+                assert loopback.books()["weight_upload_pageable_bytes"] == 0
+        assert_empty(loopback)
+
+
+@in_child
+def test_tae_is_placed_with_the_vae(checkpoint: Path, parts: Path) -> None:
+    loopback = Loopback()
+    for preview in (False, True):
+        options = {"taesd_path": bytes(parts / "tae.safetensors"), "tae_preview_only": preview}
+        expected = draw(checkpoint, ON_CPU, **options)
+        with Model(checkpoint, PINNED, **options) as model:
+            memory = model.memory()
+            assert set(memory) == set(MODULES)
+            assert memory["vae"]["pinned"]
+            surveyed = _native.weights_survey({"model_path": bytes(checkpoint), **options})
+            assert 0 <= memory["vae"]["bytes"] - surveyed["vae"] < 128 * memory["vae"]["tensors"]
+            assert loopback.books()["host_bytes"] == total(memory, "bytes")
+            assert model.draw() == expected
     assert_empty(loopback)
 
 
