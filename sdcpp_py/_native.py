@@ -53,6 +53,7 @@ class _Run:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=ENGINE_LOG_LINES))
     exception: BaseException | None = None
     cancelled: bool = False
+    quiet: bool = False
 
 
 class _State:
@@ -91,6 +92,8 @@ def _engine() -> tuple[Any, Any]:
         severity = _LEVELS[level] if level < len(_LEVELS) else logging.ERROR
         if severity >= logging.WARNING and _State.run is not None:
             _State.run.lines.append(message)
+        if _State.run is not None and _State.run.quiet:
+            severity = logging.DEBUG  # what matters is said again when the model is loaded
         log.log(severity, "%s", line)
 
     @extern(name="sdcpp_py_progress", onerror=failed)
@@ -133,12 +136,12 @@ def _stop(exception: BaseException | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _running(progress: Progress | None = None) -> Iterator[_Run]:
+def _running(progress: Progress | None = None, *, quiet: bool = False) -> Iterator[_Run]:
     """Hold the engine for one call; raise what a callback raised when the call is over."""
     if _State.owner == threading.get_ident():
         raise ArgumentError("the engine was called from one of its own callbacks; return from the callback first")
     with _State.lock:
-        run = _State.run = _Run(progress)
+        run = _State.run = _Run(progress, quiet=quiet)
         _State.owner = threading.get_ident()
         try:
             yield run
@@ -334,13 +337,51 @@ def cancel() -> None:
 # --- models and images ------------------------------------------------------------------------------------------------
 
 
-def context_new(options: Mapping[str, Any], embeddings: Mapping[str, bytes], progress: Progress | None) -> Any:
+def _context_params(filler: _Filler, options: Mapping[str, Any]) -> Any:
+    """Return the engine's context parameters with some fields set."""
+    params = filler.keep("sd_ctx_params_t*")
+    filler.lib.sd_ctx_params_init(params)
+    filler.fill(params, options)
+    return params
+
+
+def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes that the weights of each module will take, from the headers of the model's files.
+
+    Args:
+        options: fields of the engine's context parameters, as for context_new.
+
+    Returns:
+        Module -> bytes, without the padding that a device's alignment adds between tensors.
+
+    Raises:
+        ModelError: the engine refused the files.
+    """
+    ffi, lib = _engine()
+    filler = _Filler()
+    params = _context_params(filler, options)
+    found = ffi.new("sdcpp_weights_t[]", 16)
+    count = ffi.new("int*")
+    with _running(quiet=True) as run:
+        status = lib.sdcpp_weights_survey(params, found, len(found), count)
+        _fail(status, run, ModelError, "the engine cannot load the model; its lines below say why")
+        return {str(_text(found[index].module)): int(found[index].bytes) for index in range(count[0])}
+
+
+def context_new(
+    options: Mapping[str, Any],
+    embeddings: Mapping[str, bytes],
+    progress: Progress | None,
+    placements: Sequence[Mapping[str, Any]] = (),
+) -> Any:
     """Load a model.
 
     Args:
         options: fields of the engine's context parameters; what is not named keeps the engine's default.
         embeddings: name -> path of textual inversion embeddings.
         progress: called with tensors read, tensors in all and seconds a tensor.
+        placements: module, runtime_device, params_device and pin, each; a device that is not named is the default
+            device, or for the weights the runtime device. Modules that are not named are placed by the options.
 
     Returns:
         A handle for the other functions; context_free frees it.
@@ -350,15 +391,14 @@ def context_new(options: Mapping[str, Any], embeddings: Mapping[str, bytes], pro
     """
     ffi, lib = _engine()
     filler = _Filler()
-    params = filler.keep("sd_ctx_params_t*")
-    lib.sd_ctx_params_init(params)
-    filler.fill(params, options)
+    params = _context_params(filler, options)
     pairs = [{"name": name, "path": path} for name, path in embeddings.items()]
     params.embeddings = filler.array("sd_embedding_t", pairs)
     params.embedding_count = len(pairs)
+    places = [{name: value for name, value in place.items() if value is not None} for place in placements]
     made = ffi.new("sd_ctx_t**")
     with _running(progress) as run:
-        status = lib.sdcpp_ctx_new(params, made)
+        status = lib.sdcpp_ctx_new(params, filler.array("sdcpp_placement_t", places), len(places), made)
         try:
             _fail(status, run, ModelError, "the engine cannot load the model; its lines below say why")
             if run.exception is not None:
@@ -374,6 +414,29 @@ def context_free(context: Any) -> None:
     _, lib = _engine()
     with _running():
         lib.sdcpp_ctx_free(context)
+
+
+def _rows(context: Any, kind: str, count: str, get: str) -> list[dict[str, Any]]:
+    """Return what one of the overlay's tables says of a context, as mappings of field to value."""
+    ffi, lib = _engine()
+    row = ffi.new(f"{kind}*")
+    rows = []
+    with _running():
+        for index in range(getattr(lib, count)(context)):
+            getattr(lib, get)(context, index, row)
+            values = ((name, getattr(row, name)) for name, _ in ffi.typeof(kind).fields)
+            rows.append({name: _text(value) if isinstance(value, ffi.CData) else value for name, value in values})
+    return rows
+
+
+def context_memory(context: Any) -> list[dict[str, Any]]:
+    """Return where the weights of each module lie: the fields of sdcpp_memory_t."""
+    return _rows(context, "sdcpp_memory_t", "sdcpp_memory_count", "sdcpp_memory_get")
+
+
+def context_transfers(context: Any) -> list[dict[str, Any]]:
+    """Return what was copied for the weights of each module so far: the fields of sdcpp_transfer_t."""
+    return _rows(context, "sdcpp_transfer_t", "sdcpp_transfer_count", "sdcpp_transfer_get")
 
 
 def context_defaults(context: Any, sampler: str | None) -> tuple[str, str]:

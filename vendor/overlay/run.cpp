@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ggml_extend_backend.hpp"
+#include "placement_impl.h"
 #include "sdcpp.h"
 #include "seams.h"
 #include "util.h"
@@ -34,6 +35,7 @@ struct Run {
 
 thread_local Run run;
 thread_local bool running = false;
+thread_local int whole_graphs = 0;
 
 std::atomic<bool> cancelled{false};
 sdcpp_poll_cb_t poll_callback = nullptr;
@@ -111,13 +113,25 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     }
     // The CPU backend asks between two nodes; a device backend is asked between two graphs.
     if (ggml_backend_is_cpu(backend)) {
-        ggml_backend_cpu_set_abort_callback(backend, cancel_requested, nullptr);
+        ggml_backend_cpu_set_abort_callback(backend, whole_graphs > 0 ? nullptr : cancel_requested, nullptr);
     }
     const ggml_status status = ggml_backend_graph_compute(backend, graph);
     if (tap_callback != nullptr && status == GGML_STATUS_SUCCESS) {
         tap_output(ggml_graph_node(graph, -1));
     }
     return status;
+}
+
+bool run_cancelled() {
+    return cancelled;
+}
+
+WholeGraphs::WholeGraphs() {
+    ++whole_graphs;
+}
+
+WholeGraphs::~WholeGraphs() {
+    --whole_graphs;
 }
 
 void phase_begin(const char* name) {
@@ -173,11 +187,47 @@ const char* sdcpp_last_error(void) {
     return run.error.c_str();
 }
 
-sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, sd_ctx_t** ctx) {
+sdcpp_status_t sdcpp_weights_survey(const sd_ctx_params_t* params, sdcpp_weights_t* weights, int capacity, int* count) {
+    *count = 0;
+    const sdcpp_status_t status = run_guarded([&] {
+        sdcpp::backends_load();
+        sd_ctx_params_t wanted = *params;
+        // Loading PhotoMaker reads weights while the context is made, so its file is looked at by itself.
+        wanted.photo_maker_path = nullptr;
+        auto placements = std::make_shared<sdcpp::Placements>(&wanted);
+        placements->survey_begin();
+        {
+            sdcpp::PlacementScope scope(placements);
+            if (sd_ctx_t* made = new_sd_ctx(&wanted)) {
+                free_sd_ctx(made);
+            }
+        }
+        auto& bytes = placements->surveyed;
+        if (bytes.empty()) {
+            return false;
+        }
+        if (params->photo_maker_path != nullptr && params->photo_maker_path[0] != '\0') {
+            bytes["photomaker"] += sdcpp::file_bytes(params->photo_maker_path, "pmid.");
+        }
+        for (const auto& name : sdcpp::module_names) {
+            if (bytes.count(name) != 0 && *count < capacity) {
+                weights[(*count)++] = {name.c_str(), bytes[name]};
+            }
+        }
+        return true;
+    });
+    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
+}
+
+sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, const sdcpp_placement_t* placements, int count,
+                             sd_ctx_t** ctx) {
     *ctx = nullptr;
     sd_ctx_t* made = nullptr;
     const sdcpp_status_t status = run_guarded([&] {
         sdcpp::backends_load();
+        auto wanted = std::make_shared<sdcpp::Placements>(params);
+        wanted->apply(placements, count);
+        sdcpp::PlacementScope scope(wanted);
         made = new_sd_ctx(params);
         return made != nullptr;
     });

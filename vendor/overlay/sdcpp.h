@@ -35,6 +35,40 @@ typedef struct {
     double seconds;
 } sdcpp_phase_t;
 
+typedef struct {
+    const char* module;          /* "diffusion", "te", "clip_vision", "vae", "controlnet", "photomaker", "upscaler" */
+    const char* runtime_device;  /* name of the device that computes it; NULL: the engine's default device */
+    const char* params_device;   /* name of the device whose memory keeps its weights; NULL: the runtime device */
+    bool pin;                    /* weights in host memory are wanted in the runtime device's host buffer type */
+} sdcpp_placement_t;
+
+typedef struct {
+    const char* module;  /* as in sdcpp_placement_t */
+    uint64_t bytes;      /* what its weights will take, but for the alignment of a device */
+} sdcpp_weights_t;
+
+typedef struct {
+    const char* module;              /* as in sdcpp_placement_t; "MODULE.lora" for LoRA weights that are loaded */
+    const char* runtime_device;      /* name of the device that computes it */
+    const char* params_device;       /* name of the device whose memory keeps its weights */
+    const char* wanted_buffer_type;  /* buffer type that was asked for */
+    const char* buffer_type;         /* buffer type that was given; "A+B" when parts differ */
+    const char* reason;              /* why it is not as wanted, or "" */
+    bool pinned;                     /* all of it is in the runtime device's host buffer type */
+    uint64_t bytes;                  /* memory that its weights occupy now */
+    uint64_t pinned_bytes;           /* the pinned part of it */
+    uint64_t tensors;                /* number of tensors */
+} sdcpp_memory_t;
+
+typedef struct {
+    const char* module;                 /* as in sdcpp_memory_t */
+    uint64_t to_device_bytes_pinned;    /* weights copied to a device from its host buffer type */
+    uint64_t to_device_bytes_pageable;  /* weights copied to a device from anywhere else */
+    uint64_t from_device_bytes;         /* weights copied from a device to host memory */
+    double seconds;                     /* time in these copies, summed over threads */
+    uint64_t copies;                    /* number of copies */
+} sdcpp_transfer_t;
+
 /* Returns true to cancel the run; called on the thread that runs the engine, at most every 50 ms. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -69,10 +103,23 @@ SD_API void sdcpp_cancel(void);
 /* Returns the text of the last C++ exception or failed engine check of this thread's last run, or "". */
 SD_API const char* sdcpp_last_error(void);
 
-/* Loads a model; *ctx is set only with SDCPP_OK, and free_sd_ctx frees it. */
-SD_API enum sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, sd_ctx_t** ctx);
+/* Reads the headers of a model's files and fills in what the weights of each module will take. */
+SD_API enum sdcpp_status_t sdcpp_weights_survey(const sd_ctx_params_t* params, sdcpp_weights_t* weights, int capacity,
+                                                int* count);
+/* Loads a model with its modules placed, those not named as the flags in params say; *ctx is set only with SDCPP_OK,
+   and sdcpp_ctx_free frees it. */
+SD_API enum sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, const sdcpp_placement_t* placements, int count,
+                                         sd_ctx_t** ctx);
 /* Frees a context; memory of one that is SDCPP_BROKEN is freed as far as that is safe. */
 SD_API void sdcpp_ctx_free(sd_ctx_t* ctx);
+/* Returns the number of modules that have or had weights. */
+SD_API int sdcpp_memory_count(const sd_ctx_t* ctx);
+/* Fills in where one module's weights are; the strings live until this thread's next call. */
+SD_API bool sdcpp_memory_get(const sd_ctx_t* ctx, int index, sdcpp_memory_t* memory);
+/* Returns the number of modules whose copies are counted. */
+SD_API int sdcpp_transfer_count(const sd_ctx_t* ctx);
+/* Fills in what was copied for one module since the context was made. */
+SD_API bool sdcpp_transfer_get(const sd_ctx_t* ctx, int index, sdcpp_transfer_t* transfer);
 /* Generates params->batch_count images; *images is set only with SDCPP_OK, and sdcpp_images_free frees it. */
 SD_API enum sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* params, sd_image_t** images);
 /* Frees images and their pixels. */

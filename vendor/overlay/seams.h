@@ -19,6 +19,19 @@ int cpu_feature(const char* name);
 // Computes a graph on a backend, and stops it with GGML_STATUS_ABORTED when the run is cancelled.
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph);
 
+// Tells whether the run is cancelled, so that what was read may be only half of it.
+bool run_cancelled();
+
+// While one lives on a thread, a graph of this thread that has begun is computed to its end: a cancel takes effect
+// before the next one. For graphs that change weights in place.
+class WholeGraphs {
+public:
+    WholeGraphs();
+    ~WholeGraphs();
+    WholeGraphs(const WholeGraphs&) = delete;
+    WholeGraphs& operator=(const WholeGraphs&) = delete;
+};
+
 // Names the part of a generation that begins now; the time since the last one is booked on that one.
 void phase_begin(const char* name);
 

@@ -1,0 +1,74 @@
+// The inside of a context's placements, for the overlay's own files.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "books.h"
+#include "ggml-backend.h"
+#include "placement.h"
+#include "sdcpp.h"
+
+namespace sdcpp {
+
+// A device with the one backend instance that all modules and contexts share while any of them uses it.
+struct Device {
+    Device(ggml_backend_dev_t dev, ggml_backend_t backend) : dev(dev), backend(backend) {}
+    ~Device();
+    Device(const Device&) = delete;
+    Device& operator=(const Device&) = delete;
+
+    const ggml_backend_dev_t dev;
+    const ggml_backend_t backend;
+};
+
+// The modules that can be placed.
+extern const std::vector<std::string> module_names;
+
+// Returns what a file's tensors whose names begin with a prefix, once converted, take.
+uint64_t file_bytes(const char* path, const std::string& prefix);
+
+// Where one module is wanted.
+struct Spec {
+    ggml_backend_dev_t runtime = nullptr;
+    ggml_backend_dev_t params = nullptr;
+    bool pin = false;
+    bool named = false;  // the runtime device was asked for: no other one will do
+};
+
+class Placements {
+public:
+    // Places every module as the engine's flags say.
+    explicit Placements(const sd_ctx_params_t* params);
+    // Replaces the placements of some modules; throws std::runtime_error for an unknown module or device.
+    void apply(const sdcpp_placement_t* placements, int count);
+    // Places every module on the CPU and makes its runners only say how large their weights are.
+    void survey_begin();
+
+    // Opens a device; throws std::runtime_error when that fails.
+    std::shared_ptr<Device> open(ggml_backend_dev_t dev);
+    // Opens a module's runtime device; the CPU replaces a default device that cannot be opened.
+    std::shared_ptr<Device> open_runtime(const std::string& module);
+    const Spec& spec(const std::string& module) const;
+    std::shared_ptr<Book> book(const std::string& module, const Device& runtime, const Device& params);
+    // Returns the books of modules that have or had weights; those of LoRAs without weights only on demand.
+    std::vector<std::shared_ptr<Book>> open_books(bool with_empty_loras) const;
+    // Logs a warning, the first time.
+    void warn_pageable(const std::string& module, const std::string& reason);
+
+    bool survey = false;
+    std::map<std::string, uint64_t> surveyed;  // module -> bytes
+
+private:
+    std::map<std::string, Spec> specs;
+    ggml_backend_dev_t default_dev = nullptr;
+    std::vector<std::shared_ptr<Device>> devices;
+    std::vector<std::shared_ptr<Book>> books;
+    std::atomic<bool> warned{false};
+};
+
+}  // namespace sdcpp
