@@ -57,7 +57,7 @@ def parameters_text(parameters: Mapping[str, Any]) -> str:
 
     The form is the one that AUTOMATIC1111's web UI writes under the PNG key ``parameters`` and that other tools
     read: https://github.com/AUTOMATIC1111/stable-diffusion-webui (modules/infotext_utils.py). Values that hold a
-    comma, colon or line break are quoted as JSON strings, as it does.
+    comma, colon or line break are quoted as JSON strings, as it does, and those that begin with a quotation mark.
 
     Args:
         parameters: ``prompt``, ``negative_prompt``, ``sampler``, ``scheduler`` and any further pairs, which are
@@ -79,7 +79,8 @@ def parameters_text(parameters: Mapping[str, Any]) -> str:
 
     def quote(value: Any) -> str:
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+        needed = text.startswith('"') or any(mark in text for mark in ",:\n")
+        return json.dumps(text, ensure_ascii=False) if needed else text
 
     lines = [str(prompt)]
     if negative:

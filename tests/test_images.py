@@ -92,7 +92,7 @@ def test_parameters_text_can_be_read_back(seed: int, model: str) -> None:
     pairs = re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
     found = {name: json.loads(value) if value.startswith('"') else value for name, value in pairs}
     assert found["Seed"] == str(seed)
-    if model.strip() == model and not model.startswith('"'):
+    if model.strip() == model:
         assert found["Model"] == model
 
 
