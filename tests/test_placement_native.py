@@ -118,13 +118,15 @@ def draw(checkpoint: Path, placements: Sequence[Any] = (), *loras: tuple[Path, f
         return model.draw(*loras)
 
 
-class Warnings(logging.Handler):
-    """Collects the engine's warnings about pageable memory."""
+class Pageable(logging.Handler):
+    """Collects what the engine's log says about pageable memory."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.lines: list[str] = []
-        logging.getLogger("sdcpp_py.engine").addHandler(self)
+        logger = logging.getLogger("sdcpp_py.engine")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
         if "pageable" in record.getMessage():
@@ -268,10 +270,10 @@ def test_memory_does_not_grow_without_placement(checkpoint: Path) -> None:
 def test_every_refused_host_allocation_falls_back(checkpoint: Path) -> None:
     loopback = Loopback()
     expected = draw(checkpoint, ON_CPU)
-    warnings = Warnings()
+    said = Pageable()
     for silent, (first, count) in itertools.product((0, 1), ((1, 1), (2, 1), (3, 1), (1, -1))):
         loopback.set(host_fallback=silent, refuse_host_alloc=first, refuse_host_alloc_count=count)
-        warnings.lines.clear()
+        said.lines.clear()
         with Model(checkpoint, PINNED) as model:
             loopback.reset()
             assert model.draw() == expected
@@ -286,8 +288,8 @@ def test_every_refused_host_allocation_falls_back(checkpoint: Path) -> None:
                 assert moved["to_device_bytes_pageable"] > moved["to_device_bytes_pinned"] == 0
             pageable = total(transfers, "to_device_bytes_pageable")
             assert loopback.books()["weight_upload_pageable_bytes"] == pageable
-            assert len(warnings.lines) == 1, warnings.lines
-            assert missed[0]["reason"] in warnings.lines[0] or count == -1
+            assert len(said.lines) == 1, said.lines
+            assert missed[0]["reason"] in said.lines[0] or count == -1
     loopback.set(refuse_host_alloc=0)
     assert_empty(loopback)
 
@@ -295,13 +297,13 @@ def test_every_refused_host_allocation_falls_back(checkpoint: Path) -> None:
 @in_child
 def test_device_without_a_host_buffer_type(checkpoint: Path) -> None:
     loopback = Loopback(host_buffer=0)
-    warnings = Warnings()
+    said = Pageable()
     with Model(checkpoint, PINNED) as model:
         for row in model.memory().values():
             assert (row["wanted_buffer_type"], row["buffer_type"], row["pinned"]) == ("CPU", "CPU", False)
             assert row["reason"] == "Loopback0 has no host buffer type"
         assert model.draw() == draw(checkpoint, ON_CPU)
-    assert not warnings.lines
+    assert not said.lines
     assert_empty(loopback)
 
 

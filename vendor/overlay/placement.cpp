@@ -213,9 +213,10 @@ std::vector<std::shared_ptr<Book>> Placements::open_books(bool with_empty_loras)
     return found;
 }
 
-void Placements::warn_pageable(const std::string& module, const std::string& reason) {
-    if (!warned.exchange(true)) {
-        LOG_WARN("weights of module %s lie in pageable memory: %s; copies of them to the device are slower",
+void Placements::say_pageable(const std::string& module, const std::string& reason) {
+    // The caller, who knows what was planned, warns; the engine's log says it once.
+    if (!said.exchange(true)) {
+        LOG_INFO("weights of module %s lie in pageable memory: %s; copies of them to the device are slower",
                  module.c_str(), reason.c_str());
     }
 }
@@ -326,7 +327,7 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         warning = std::string(ggml_backend_buft_name(host)) + " silently gave memory of type " + other;
     }
     if (!warning.empty()) {
-        placement.placements->warn_pageable(placement.module, warning);
+        placement.placements->say_pageable(placement.module, warning);
         reason = warning;
     }
     if (!reason.empty()) {

@@ -58,8 +58,8 @@ public:
     std::shared_ptr<Book> book(const std::string& module, const Device& runtime, const Device& params);
     // Returns the books of modules that have or had weights; those of LoRAs without weights only on demand.
     std::vector<std::shared_ptr<Book>> open_books(bool with_empty_loras) const;
-    // Logs a warning, the first time.
-    void warn_pageable(const std::string& module, const std::string& reason);
+    // Logs the first of a context's weights that are not pinned as wanted.
+    void say_pageable(const std::string& module, const std::string& reason);
 
     bool survey = false;
     std::map<std::string, uint64_t> surveyed;  // module -> bytes
@@ -69,7 +69,7 @@ private:
     ggml_backend_dev_t default_dev = nullptr;
     std::vector<std::shared_ptr<Device>> devices;
     std::vector<std::shared_ptr<Book>> books;
-    std::atomic<bool> warned{false};
+    std::atomic<bool> said{false};
 };
 
 }  // namespace sdcpp
