@@ -14,7 +14,7 @@ import sdcpp_py
 PROMPTS = (
     "a red circle on a white background",
     "a blue star on a yellow background",
-    "a large green heart on a black background",
+    "a large green heart on a white background",
     "a white moon on a purple background",
     "a yellow triangle on a blue background",
     "an orange square on a green background",

@@ -366,7 +366,7 @@ def read_back(clip: ClipText, unet: UNet, vae: Vae, device: torch.device) -> dic
     ids = torch.tensor([tokens(caption(scene)) for scene in scenes], device=device)
     noise = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(1)).to(device)
     empty = torch.tensor([tokens("")], device=device)
-    latents = cfg_sample(unet, noise, clip(ids), clip(empty).expand(count, -1, -1), steps=20, cfg=5.0)
+    latents = cfg_sample(unet, noise, clip(ids), clip(empty).expand(count, -1, -1), steps=20, cfg=3.0)
     pictures = vae.decode(latents / SCALE_FACTOR).clamp(-1, 1)
     pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     found = [read(each) for each in pixels]
@@ -423,7 +423,7 @@ def export(out: Path, clip: ClipText, unet: UNet, vae: Vae, lora: Lora, pictures
     x = to_device(pictures, device)
     error = (vae.decode(vae.encode(x)[0]).clamp(-1, 1) - x).square().mean().item()
     checks: dict[str, Any] = {"reconstruction_psnr_db": round(10 * math.log10(4 / error), 2)}
-    checks["drawn at 20 steps, cfg 5"] = read_back(clip, unet, vae, device)
+    checks["drawn at 20 steps, cfg 3"] = read_back(clip, unet, vae, device)
     print(checks, flush=True)
     write_gguf(out / "embedded.gguf", checkpoint(clip, unet, vae))
     save_file(lora.checkpoint(), out / "embedded-outline.safetensors", {"format": "pt", "ss_sd_model_name": "embedded"})

@@ -448,10 +448,11 @@ class StableDiffusion:
             "size": made,
             "Model": os.path.splitext(self._name)[0],
         }
-        default_sampler, default_scheduler = _native.context_defaults(context, sampler)
-        parameters["sampler"] = sampler or default_sampler
+        asked = request.parameters.get("sampler")
+        default_sampler, default_scheduler = _native.context_defaults(context, asked)
+        parameters["sampler"] = asked or default_sampler
         if not request.sigmas:
-            parameters["scheduler"] = scheduler or default_scheduler
+            parameters["scheduler"] = request.parameters.get("scheduler") or default_scheduler
         images = [
             from_pixels(wide, high, data, parameters_text({**parameters, "seed": each}))
             for (wide, high, data), each in zip(pixels, request.seeds, strict=True)
