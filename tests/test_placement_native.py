@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from child import Loopback, in_child
 from make_checkpoint import checkpoint_shapes, write_lora, write_safetensors
+from test_native import resident_bytes
 
 import sdcpp_py
 from sdcpp_py import _native
@@ -452,7 +453,7 @@ def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
         pictures = {}
         for name, wanted in places.items():
             with Model(checkpoint, wanted, lora_apply_mode=mode) as model:
-                pictures[name] = [model.draw((lora, multiplier)) for multiplier in (0.8, 1.5)]
+                pictures[name] = [model.draw((lora, multiplier)) for multiplier in (0.0, 0.8, 1.5)]
                 rows = model.memory()
                 assert ("diffusion.lora" in rows) == (mode == "at_runtime")
                 if mode == "at_runtime":
@@ -464,9 +465,9 @@ def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
                         total(model.transfers(), "to_device_bytes_pageable")
                         == (model.transfers()["diffusion.lora"]["to_device_bytes_pageable"])
                     ), "only the LoRA's own file is read by way of plain memory"
-        assert len(set(pictures["cpu"])) == 2
+        assert len(set(pictures["cpu"])) == 3
         assert pictures == dict.fromkeys(pictures, pictures["cpu"])
-        assert pictures["cpu"][0] != draw(checkpoint, ON_CPU)
+        assert pictures["cpu"][0] == draw(checkpoint, ON_CPU)
     assert_empty(loopback)
 
 
@@ -574,9 +575,15 @@ def cycle(checkpoint: Path, count: int) -> None:
     loopback = Loopback(devices=2)
     places = [PINNED, ON_DEVICE, PAGEABLE, [*place("Loopback1", modules=["te"]), *PINNED[::2]]]
     expected = draw(checkpoint, ON_CPU)
-    for _, wanted in zip(range(count), itertools.cycle(places), strict=False):
+    before = 0
+    for number, wanted in zip(range(count), itertools.cycle(places), strict=False):
+        if number == count // 4:
+            before = resident_bytes()
         assert draw(checkpoint, wanted) == expected
         assert_empty(loopback)
+    grown = resident_bytes() - before
+    print(f"{count} cycles: {grown / 2**20:+.1f} MiB after the first quarter")
+    assert grown < 8 << 20
 
 
 @in_child
