@@ -17,6 +17,11 @@ make_venv() {
         echo "A C++ compiler is needed: on Debian, apt install g++." >&2
         exit 1
     fi
+    if ! "$found" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then
+        echo "Python's headers are needed: on Debian, apt install python3-dev." >&2
+        exit 1
+    fi
     PYTHON="$1/bin/python"
     if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
         if ! "$found" -m venv --clear "$1"; then
