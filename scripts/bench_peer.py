@@ -4,7 +4,7 @@
 The peer is the package whose source archive carries our engine, so vendor/engine.toml names its version. It
 is built from that archive, natively and in Release as ours is, into an environment of its own, once. Then
 both render the same checkpoint with the same settings: fresh processes, in pairs, the order of a pair
-alternating. The table comes last. Exit status: 0 when the pixels are identical and no ratio of medians is
+alternating. The table comes last. Exit status: 0 when the pixels are identical and no median ratio is
 above 1 + tolerance, else 1; 2 when the comparison could not be made.
 
     scripts/bench_peer.py [--model FILE] [--pairs 5] [--json FILE] [--work DIR]
@@ -326,7 +326,7 @@ def largest_difference(pictures: dict[str, list[bytes]]) -> int:
 
 
 def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Return part -> medians, extremes and ratio; the ratio is ours' median by the peer's."""
+    """Return part -> medians, extremes and ratio: the median of the pairs' ratios, since a machine's speed drifts."""
     summary = {}
     for part in PARTS + CPU_PARTS:
         row: dict[str, float] = {}
@@ -334,7 +334,8 @@ def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str,
             values = seconds[who][part]
             row |= {f"{who}_median": statistics.median(values)}
             row |= {f"{who}_min": min(values), f"{who}_max": max(values)}
-        row["ratio"] = row["ours_median"] / row["peer_median"]
+        pairs = zip(seconds["ours"][part], seconds["peer"][part], strict=True)
+        row["ratio"] = statistics.median(ours / peer for ours, peer in pairs)
         summary[part] = row
     return summary
 
