@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -583,7 +584,8 @@ def cycle(checkpoint: Path, count: int) -> None:
         assert_empty(loopback)
     grown = resident_bytes() - before
     print(f"{count} cycles: {grown / 2**20:+.1f} MiB after the first quarter")
-    assert grown < 8 << 20
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # which keeps freed memory back
+        assert grown < 8 << 20
 
 
 @in_child
