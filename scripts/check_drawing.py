@@ -21,8 +21,8 @@ from embedded.grammar import Scene, caption, held_out, random_scene
 from embedded.reading import read
 
 import sdcpp_py
+from sdcpp_py.models import EMBEDDED_DEFAULTS
 
-CFG = 3.0
 WANTED = {"colour": 0.95, "background": 0.95, "shape": 0.85}
 
 
@@ -51,7 +51,7 @@ def main() -> int:
     with sdcpp_py.StableDiffusion(options.model) as sd:
         for number, scene in enumerate(scenes(options.count, options.seed)):
             prompt = caption(scene)
-            image = sd.txt2img(prompt, width=128, height=128, steps=20, cfg_scale=CFG, sampler="euler", seed=number)[0]
+            image = sd.txt2img(prompt, seed=number, **EMBEDDED_DEFAULTS)[0]
             found = read(np.asarray(image))
             wrong = [name for name in WANTED if getattr(found, name) != getattr(scene, name)]
             for name in WANTED:
