@@ -4,8 +4,7 @@
     scripts/train_embedded_model.py [--device cuda] [--scale 1.0] [--out DIR] [--stages NAME ...]
 
 Draws the pictures and their captions, then goes through the stages, each seeded: ``autoencoder`` trains it on the
-pictures, ``model`` the text encoder and the UNet on its latents, ``decoder`` sharpens the autoencoder's decoder,
-``refined`` goes on with text encoder and UNet at a lower rate, ``outline`` trains a LoRA on the same scenes drawn in
+pictures, ``model`` the text encoder and the UNet on its latents, ``outline`` a LoRA on the same scenes drawn in
 outline, ``export`` writes the result. A stage leaves NAME.safetensors and is not run again while that file is there:
 an interrupted training goes on where it was, and its stages may run on different machines.
 
@@ -81,14 +80,11 @@ class Stage:
 
 
 STAGES = {
-    "autoencoder": Stage(749, 64, 1e-3),
-    "model": Stage(1611, 512, 1e-3),
-    "decoder": Stage(2000, 8, 2e-4),
-    "refined": Stage(1000, 64, 3e-4),
-    "outline": Stage(348, 256, 2e-3),
+    "autoencoder": Stage(4500, 64, 1e-3),
+    "model": Stage(6000, 512, 1e-3),
+    "outline": Stage(700, 256, 2e-3),
 }
 KL_WEIGHT, EMA, LORA_RANK = 3e-4, 0.999, 8
-REFINED_SHARE = 4  # the refinement takes one in so many pictures
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -254,26 +250,6 @@ def train_vae(vae: Vae, data: list[Tensor], stage: Stage, rng: torch.Generator, 
     vae.rescale(per_channel.mean(dim=1), per_channel.std(dim=1))
 
 
-def train_decoder(
-    vae: Vae, data: list[Tensor], stage: Stage, rng: torch.Generator, device: torch.device, log: Any
-) -> None:
-    """Train the decoder further; what the encoder makes of a picture stays as it is."""
-
-    def loss(pictures: Tensor) -> Tensor:
-        x = to_device(pictures, device)
-        with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                mean, logvar = vae.encode(x)
-                latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-            y = vae.decode(latents)
-        return picture_loss(y, x)
-
-    trainer = Trainer("decoder", stage, loss, nn.ModuleList((vae.decoder, vae.post_quant_conv)), log)
-    for pictures in picture_batches(data, stage, rng):
-        trainer.step(pictures)
-    trainer.finish()
-
-
 @torch.no_grad()
 def encode(vae: Vae, pictures: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pictures -> mean and standard deviation of their unscaled latents."""
@@ -331,11 +307,9 @@ class Latents:
         return latents, torch.where(dropped[:, None], self.empty, ids[rows, draws[1] % CAPTIONS]), draws[2] % 1000
 
 
-def train_unet(
-    name: str, clip: ClipText, unet: UNet, latents: Latents, stage: Stage, rng: torch.Generator, log: Any
-) -> None:
+def train_unet(clip: ClipText, unet: UNet, latents: Latents, stage: Stage, rng: torch.Generator, log: Any) -> None:
     """Train text encoder and UNet; both end with the moving average of their weights."""
-    trainer = Trainer(name, stage, denoising_loss(clip, unet, latents.device), nn.ModuleList((clip, unet)), log)
+    trainer = Trainer("model", stage, denoising_loss(clip, unet, latents.device), nn.ModuleList((clip, unet)), log)
     shares = torch.tensor([bucket.share for bucket in BUCKETS])
     for _ in range(stage.steps):
         trainer.step(*latents.batch(int(torch.multinomial(shares, 1, generator=rng)), stage.batch, rng))
@@ -359,14 +333,14 @@ def train_lora(
 
 
 @torch.no_grad()
-def read_back(clip: ClipText, unet: UNet, vae: Vae, device: torch.device) -> dict[str, float]:
+def read_back(clip: ClipText, unet: UNet, vae: Vae, device: torch.device, cfg: float) -> dict[str, float]:
     """Draw held-out and other scenes at 128x128 and read them back: the share that is right."""
     rng, count = random.Random(1), 128
     scenes = [random_scene(rng, training=False) for _ in range(count)]
     ids = torch.tensor([tokens(caption(scene)) for scene in scenes], device=device)
     noise = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(1)).to(device)
     empty = torch.tensor([tokens("")], device=device)
-    latents = cfg_sample(unet, noise, clip(ids), clip(empty).expand(count, -1, -1), steps=20, cfg=3.0)
+    latents = cfg_sample(unet, noise, clip(ids), clip(empty).expand(count, -1, -1), steps=20, cfg=cfg)
     pictures = vae.decode(latents / SCALE_FACTOR).clamp(-1, 1)
     pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     found = [read(each) for each in pixels]
@@ -423,7 +397,8 @@ def export(out: Path, clip: ClipText, unet: UNet, vae: Vae, lora: Lora, pictures
     x = to_device(pictures, device)
     error = (vae.decode(vae.encode(x)[0]).clamp(-1, 1) - x).square().mean().item()
     checks: dict[str, Any] = {"reconstruction_psnr_db": round(10 * math.log10(4 / error), 2)}
-    checks["drawn at 20 steps, cfg 3"] = read_back(clip, unet, vae, device)
+    for cfg in (3.0, 5.0):
+        checks[f"drawn at 20 steps, cfg {cfg:g}"] = read_back(clip, unet, vae, device, cfg)
     print(checks, flush=True)
     write_gguf(out / "embedded.gguf", checkpoint(clip, unet, vae))
     save_file(lora.checkpoint(), out / "embedded-outline.safetensors", {"format": "pt", "ss_sd_model_name": "embedded"})
@@ -453,9 +428,7 @@ def main() -> int:
         return name in options.stages and not (out / f"{name}.safetensors").exists()
 
     start = time.perf_counter()
-    # The refinement changes little and takes fewer pictures: the first ones of each bucket.
-    share = 1 if any(runs(name) for name in ("autoencoder", "model", "decoder")) else REFINED_SHARE
-    buckets = [replace(bucket, pictures=scaled(bucket.pictures // share)) for bucket in BUCKETS]
+    buckets = [replace(bucket, pictures=scaled(bucket.pictures)) for bucket in BUCKETS]
     data = [draw_bucket(bucket, options.seed + 1 + i) for i, bucket in enumerate(buckets)]
     outlines = draw_bucket(replace(OUTLINES, pictures=scaled(OUTLINES.pictures)), options.seed + 100, line=True)
     pictures = [x for x, _ in [*data, outlines]]
@@ -480,7 +453,9 @@ def main() -> int:
             stage = replace(STAGES[name], steps=scaled(STAGES[name].steps))
             train(stage, torch.Generator().manual_seed(seed), log)
             (out / f"{name}.json").write_text(json.dumps(log, indent=1) + "\n")
-            save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()}, path)
+            beside = path.with_name(path.name + ".part")
+            save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()}, beside)
+            beside.replace(path)
         elif path.exists():
             module.load_state_dict({key: value.float() for key, value in load_file(path).items()})
 
@@ -488,13 +463,7 @@ def main() -> int:
     run(
         "model",
         both,
-        lambda stage, rng, log: train_unet("model", clip, unet, Latents(vae, data, device), stage, rng, log),
-    )
-    few = [(x[: scaled(bucket.pictures // REFINED_SHARE)], ids) for (x, ids), bucket in zip(data, BUCKETS, strict=True)]
-    run(
-        "refined",
-        both,
-        lambda stage, rng, log: train_unet("refined", clip, unet, Latents(vae, few, device), stage, rng, log),
+        lambda stage, rng, log: train_unet(clip, unet, Latents(vae, data, device), stage, rng, log),
     )
     lora = Lora(unet, LORA_RANK).to(device)
     run(
@@ -502,8 +471,6 @@ def main() -> int:
         lora,
         lambda stage, rng, log: train_lora(clip, unet, lora, Latents(vae, [outlines], device), stage, rng, log),
     )
-    # Last, because all others see the pictures through the encoder only, and that stays as it is.
-    run("decoder", vae, lambda stage, rng, log: train_decoder(vae, pictures, stage, rng, device, log))
     if "export" in options.stages:
         export(out, clip, unet, vae, lora, data[0][0][:256])
     print(f"done in {time.perf_counter() - start:.1f} s; the files are in {out}")
