@@ -43,15 +43,18 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100, help="number of scenes (default: 100)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of scenes; each is drawn with its number")
     parser.add_argument("--model", type=Path, help="another checkpoint of this grammar")
+    cfg = EMBEDDED_DEFAULTS["cfg_scale"]
+    parser.add_argument("--cfg-scale", type=float, default=cfg, help=f"guidance (default: {cfg:g})")
     parser.add_argument("--json", type=Path, help="write the table to this file too")
     options = parser.parse_args()
+    drawing = EMBEDDED_DEFAULTS | {"cfg_scale": options.cfg_scale}
     right = dict.fromkeys(WANTED, 0)
     rows = []
     print(f"{'prompt':<62} {'held out':<9} {'shape':<9} {'colour':<8} {'background':<10}  wrong")
     with sdcpp_py.StableDiffusion(options.model) as sd:
         for number, scene in enumerate(scenes(options.count, options.seed)):
             prompt = caption(scene)
-            image = sd.txt2img(prompt, seed=number, **EMBEDDED_DEFAULTS)[0]
+            image = sd.txt2img(prompt, seed=number, **drawing)[0]
             found = read(np.asarray(image))
             wrong = [name for name in WANTED if getattr(found, name) != getattr(scene, name)]
             for name in WANTED:

@@ -50,7 +50,7 @@ def main() -> int:
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with sdcpp_py.StableDiffusion() as sd:
-        drawn = [sd.txt2img(prompt, seed=42) for prompt in PROMPTS]
+        drawn = [sd.txt2img(prompt, seed=5) for prompt in PROMPTS]
     grid([images[0] for images in drawn]).save(options.output, optimize=True)
     seconds = sum(images.timings.total for images in drawn)
     print(f"{options.output}: {len(drawn)} pictures in {seconds:.1f} s")
