@@ -423,7 +423,8 @@ def _rows(context: Any, kind: str, count: str, get: str) -> list[dict[str, Any]]
     rows = []
     with _running():
         for index in range(getattr(lib, count)(context)):
-            getattr(lib, get)(context, index, row)
+            if not getattr(lib, get)(context, index, row):
+                continue
             values = ((name, getattr(row, name)) for name, _ in ffi.typeof(kind).fields)
             rows.append({name: _text(value) if isinstance(value, ffi.CData) else value for name, value in values})
     return rows
@@ -437,6 +438,11 @@ def context_memory(context: Any) -> list[dict[str, Any]]:
 def context_transfers(context: Any) -> list[dict[str, Any]]:
     """Return what was copied for the weights of each module so far: the fields of sdcpp_transfer_t."""
     return _rows(context, "sdcpp_transfer_t", "sdcpp_transfer_count", "sdcpp_transfer_get")
+
+
+def context_streams(context: Any) -> list[dict[str, Any]]:
+    """Return how each network of a context was streamed when it was last computed: the fields of sdcpp_stream_t."""
+    return _rows(context, "sdcpp_stream_t", "sdcpp_stream_count", "sdcpp_stream_get")
 
 
 def context_defaults(context: Any, sampler: str | None) -> tuple[str, str]:

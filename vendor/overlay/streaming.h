@@ -1,0 +1,36 @@
+// Keeps what fits of a runner's weights on the device and streams the rest while the device computes. The engine calls
+// this around every graph of a runner whose weights live in host memory and are to be streamed.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+
+namespace sdcpp {
+
+struct Placement;
+
+// Tells whether the weights of a runner are streamed.
+bool streams(const Placement& placement);
+// Plans for a graph that is about to be allocated and computed, and frees what the plan has no room for. Returns false
+// when the plan is new, so that an older compute buffer has to go; throws std::runtime_error when the budget is too
+// small.
+bool stream_prepare(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+// Gives the weights of the prepared graph their addresses on the device; compute_bytes is what the compute buffer took.
+void stream_bind(Placement& placement, size_t compute_bytes);
+// Tells whether weights have addresses on the device.
+bool stream_bound(const Placement& placement);
+// Computes the prepared graph, with copies hidden behind it; cancelled is asked between two segments.
+ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*cancelled)());
+// Gives the weights their addresses in host memory again. What is on the device stays there until others need the room.
+void stream_unbind(Placement& placement);
+// Makes room in the budget for the graph of a runner whose weights are not streamed.
+void stream_yield(const Placement& placement, ggml_cgraph* graph);
+// Divides the weights that a LoRA is merged into, so that the graph of each part fits into the budget.
+std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
+                                                             const std::map<std::string, ggml_tensor*>& weights);
+
+}  // namespace sdcpp
