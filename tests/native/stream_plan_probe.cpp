@@ -1,0 +1,75 @@
+// The planner of streaming as a library of its own, so that tests can ask it without a model or a device.
+#include <vector>
+
+#include "stream_plan.h"
+
+#pragma GCC visibility push(default)
+extern "C" {
+// cdef begin
+
+// A plan, but for its lists.
+typedef struct stream_plan_result {
+    int32_t feasible;
+    int32_t slots;
+    int32_t segments;
+    uint64_t minimum_budget;
+    uint64_t slot_bytes;
+    uint64_t resident_bytes;
+    uint64_t streamed_bytes;
+    uint64_t peak_bytes;
+    uint64_t arena_bytes;
+    double seconds;  // of a graph, for the two rates that were given
+} stream_plan_result;
+
+// Plans for pieces of given bytes and costs. For each piece, segment_of receives its segment, or -1: resident, or -2:
+// neither, or -3: both; segment_bytes receives the bytes of each segment.
+void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
+                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t max_slots, double seconds_per_byte,
+                       double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
+                       uint64_t* segment_bytes);
+
+// cdef end
+
+void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
+                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t max_slots, double seconds_per_byte,
+                       double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
+                       uint64_t* segment_bytes) {
+    sdcpp::StreamInput input;
+    for (int32_t i = 0; i < pieces; ++i) {
+        sdcpp::Piece piece;
+        piece.bytes = bytes[i];
+        piece.cost = costs[i];
+        input.pieces.push_back(piece);
+    }
+    input.budget = budget;
+    input.compute_bytes = compute_bytes;
+    input.fixed_bytes = fixed_bytes;
+    input.max_slots = max_slots;
+    const sdcpp::StreamPlan plan = sdcpp::stream_plan(input);
+    *result = {plan.feasible,
+               plan.slots,
+               static_cast<int32_t>(plan.segments.size()),
+               plan.minimum_budget,
+               plan.slot_bytes,
+               plan.resident_bytes,
+               plan.streamed_bytes,
+               plan.peak_bytes,
+               plan.arena_bytes(),
+               0.0};
+    if (!plan.feasible) {
+        return;
+    }
+    result->seconds = sdcpp::stream_seconds(input, plan, seconds_per_byte, seconds_per_cost);
+    for (size_t i = 0; i < input.pieces.size(); ++i) {
+        segment_of[i] = plan.resident[i] ? -1 : -2;
+    }
+    for (size_t i = 0; i < plan.segments.size(); ++i) {
+        segment_bytes[i] = plan.segments[i].bytes;
+        for (size_t piece : plan.segments[i].pieces) {
+            segment_of[piece] = segment_of[piece] == -2 ? static_cast<int32_t>(i) : -3;
+        }
+    }
+}
+
+}  // extern "C"
+#pragma GCC visibility pop
