@@ -10,7 +10,7 @@ namespace {
 
 // Seconds of copying what cannot be resident for one second of computing: plans are compared over all of these.
 constexpr double ratios[] = {0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0};
-constexpr size_t max_sizes = 24;    // slot sizes that are tried, for each number of slots
+constexpr size_t max_sizes = 120;   // slot sizes that are tried, for each number of slots
 constexpr int rate_rounds = 24;     // halvings of the interval that holds the streaming rate
 constexpr int simulated_laps = 4;   // graphs until the schedule repeats itself
 constexpr double worth_a_slot = 1.002;  // a plan with more memory in slots must be better by this factor
@@ -91,7 +91,7 @@ std::vector<StreamSegment> pack(const StreamInput& input, const std::vector<bool
 std::vector<uint64_t> slot_sizes(const StreamInput& input, uint64_t limit) {
     std::set<uint64_t> sizes;
     for (const Piece& piece : input.pieces) {
-        for (uint64_t factor : {1, 2, 4}) {
+        for (uint64_t factor : {1, 2, 3}) {
             if (piece.bytes > 0 && factor * piece.bytes <= limit) {
                 sizes.insert(factor * piece.bytes);
             }

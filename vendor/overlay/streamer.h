@@ -59,6 +59,8 @@ public:
     void begin();
     // Describes the last plan; the pointers hold until the next call on this thread. False when there is none.
     bool describe(sdcpp_stream_t* row) const;
+    // What the last graph was divided into.
+    const std::vector<Piece>& pieces() const { return scan_.pieces; }
 
 private:
     using Clock = std::chrono::steady_clock;
