@@ -899,6 +899,13 @@ void stream_unbind(Placement& placement) {
     }
 }
 
+void stream_release(Placement& placement) {
+    if (placement.streamer != nullptr) {
+        placement.streamer->unbind();
+        placement.streamer->release();
+    }
+}
+
 void stream_yield(const Placement& placement, ggml_cgraph* graph) {
     if (placement.placements == nullptr || placement.placements->stream_budget.streamers.empty()) {
         return;
