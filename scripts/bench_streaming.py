@@ -5,9 +5,10 @@
 
 For each model, share of the weights that the budget of device memory can hold, and ratio between copying and computing,
 a denoiser is computed a few times. Printed are the step's time against the bound, which is the longer one of computing
-and of copying what cannot be resident; against the same plan with copies and computations in turn ("serial"); against
-the engine's own segments, which are copied and computed in turn and never stay ("engine"); and against weights in
-pageable memory. The peak of device memory is the accelerator's own count.
+and of copying what cannot be resident; against the limit, which no schedule can beat (see ``limit``); against the same
+plan with copies and computations in turn ("serial"); against the engine's own segments, which are copied and computed
+in turn and never stay ("engine"); and against weights in pageable memory, "-" where the host has too little of it. The
+peak of device memory is the accelerator's own count.
 
 The ratio is that of the bound's two sides: at 1 the copies take as long as the computations, at 4 the bus is the limit.
 A budget is the compute buffer and a share of the weights. Needs a build with SDCPP_TEST_BACKEND=ON (scripts/test makes
@@ -29,6 +30,8 @@ from typing import Any
 
 import cffi
 import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
@@ -78,7 +81,8 @@ class Cell:
     first_bound: float  # the longer one of computing and of copying all weights
     serial: float
     engine: float
-    pageable: float
+    pageable: float | None
+    limit: float
     budget_bytes: int
     peak_bytes: int
     streamed_bytes: int
@@ -92,13 +96,19 @@ class Cell:
         return self.seconds / self.bound
 
     @property
+    def ratio_to_limit(self) -> float:
+        """1 is the best that can be had."""
+        return self.seconds / self.limit
+
+    @property
     def peak_over_budget(self) -> float:
         """More than 1 is a broken promise."""
         return self.peak_bytes / self.budget_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the two ratios."""
-        return {**asdict(self), "ratio_to_bound": self.ratio_to_bound, "peak_over_budget": self.peak_over_budget}
+        """Return the fields and the ratios."""
+        ratios = ("ratio_to_bound", "ratio_to_limit", "peak_over_budget")
+        return {**asdict(self), **{name: getattr(self, name) for name in ratios}}
 
 
 class Probe:
@@ -131,6 +141,14 @@ class Probe:
             return {}
         return {name: getattr(row, name) for name, _ in self.ffi.typeof("sdcpp_stream_t").fields}
 
+    def pieces(self) -> tuple[Any, Any]:
+        """Return the bytes of each piece and its share of the computing."""
+        size, cost, found = self.ffi.new("uint64_t*"), self.ffi.new("double*"), []
+        while self.lib.sdcpp_probe_piece(self.handle, len(found), size, cost):
+            found.append((size[0], cost[0]))
+        sizes, costs = np.array(found, float).T
+        return sizes, costs / costs.sum()
+
     def close(self) -> None:
         """Free it."""
         self.lib.sdcpp_probe_free(self.handle)
@@ -141,6 +159,7 @@ const char* sdcpp_last_error(void);
 void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
 void sdcpp_probe_begin(void* probe, double max_vram);
 bool sdcpp_probe_step(void* probe, int width, int height, int tokens);
+bool sdcpp_probe_piece(void* probe, int index, uint64_t* bytes, double* cost);
 bool sdcpp_probe_stream(void* probe, sdcpp_stream_t* stream);
 void sdcpp_probe_free(void* probe);
 """
@@ -159,6 +178,45 @@ def header_only(model: Model) -> Iterator[Path]:
         yield path
 
 
+def limit(sizes: Any, seconds: Any, memory: float, rate: float) -> float:
+    """Return a time below which no schedule computes a graph again and again.
+
+    A linear program, relaxed where a schedule has no choice (any part of a piece may stay, memory has no gaps): for
+    each piece the part of its weights that is streamed, the time between its start and the next one's, and the bytes
+    that arrive meanwhile. What a piece needs is there when it starts and stays until it ends.
+
+    Args:
+        sizes: bytes of each piece's weights, in the order of computing.
+        seconds: each piece's computing.
+        memory: bytes for all weights on the device, resident or not.
+        rate: bytes that are copied in a second.
+    """
+    count, whole = len(sizes), sizes.sum()
+    share, unit = sizes / whole, seconds.sum()
+    one, none = sparse.identity(count), sparse.csr_matrix((count, count))
+    streamed, column = sparse.diags(share), sparse.csr_matrix(np.full((count, 1), -1.0))
+    nothing = sparse.csr_matrix((count, 1))
+    # Unknowns: the part streamed, the time, the bytes that arrive, the bytes there at the start; the room for them.
+    upper = sparse.vstack(
+        [
+            sparse.hstack([none, -rate * unit / whole * one, one, none, nothing]),
+            sparse.hstack([streamed, none, none, -one, nothing]),
+            sparse.hstack([none, none, one, one, column]),
+            sparse.hstack([sparse.csr_matrix(-share), sparse.csr_matrix((1, 3 * count)), sparse.csr_matrix([[1.0]])]),
+        ]
+    )
+    following = sparse.csr_matrix(np.roll(np.eye(count), 1, axis=1))
+    solved = linprog(
+        np.concatenate([np.zeros(count), np.ones(count), np.zeros(2 * count + 1)]),
+        A_ub=upper.tocsr(),
+        b_ub=np.concatenate([np.zeros(3 * count), [memory / whole - 1]]),
+        A_eq=sparse.hstack([streamed, none, -one, following - one, nothing]).tocsr(),
+        b_eq=np.zeros(count),
+        bounds=[(0, 1)] * count + [(x, None) for x in seconds / unit] + [(0, None)] * (2 * count + 1),
+    )
+    return float(solved.fun) * unit
+
+
 class Bench:
     """One model in every way of keeping its weights."""
 
@@ -171,6 +229,9 @@ class Bench:
             made = Probe(loopback, self.lib, self.ffi, path, self.model, mode, pin)
             made.begin(1 << 42)
             made.step()
+            if mode == "stream" and pin:
+                self.row, self.pieces = made.stream(), made.pieces()
+            made.begin(1 << 42)  # holds nothing now
             loopback.set(**{"async": 1})
             return made
 
@@ -178,9 +239,12 @@ class Bench:
         self.compute = device.step()
         device.close()
         self.streamed, self.serial = probe("stream"), probe("stream", asynchronous=0)
-        self.engine, self.pageable = probe("engine"), probe("stream", pin=False)
-        row = self.streamed.stream()
-        self.compute_bytes, self.weight_bytes = row["compute_bytes"], row["weight_bytes"]
+        self.engine = probe("engine")
+        try:
+            self.pageable = probe("stream", pin=False)
+        except RuntimeError:  # a host buffer takes no memory here, plain memory does
+            self.pageable = None
+        self.compute_bytes, self.weight_bytes = self.row["compute_bytes"], self.row["weight_bytes"]
 
     def cell(self, budget: float, ratio: float) -> Cell:
         """Measure one cell."""
@@ -194,14 +258,19 @@ class Bench:
         self.streamed.step()  # in which the stalls are measured
         allocations = self.loopback.books()["device_allocs"]
         seconds = self.streamed.step(2)
-        books = self.loopback.books()
-        row = self.streamed.stream()
-        others = []
+        books, row = self.loopback.books(), self.streamed.stream()
+        self.streamed.begin(budget_bytes)
+        others: list[float | None] = []
         for probe in (self.serial, self.engine, self.pageable):
+            if probe is None:
+                others.append(None)
+                continue
             probe.begin(budget_bytes)
             probe.step(2)
             others.append(probe.step())
             probe.begin(budget_bytes)  # releases
+        sizes, costs = self.pieces
+        fixed = self.weight_bytes - sizes.sum()
         return Cell(
             model=self.name,
             budget=budget,
@@ -213,6 +282,7 @@ class Bench:
             serial=others[0],
             engine=others[1],
             pageable=others[2],
+            limit=limit(sizes, costs * self.compute, budget_bytes - self.compute_bytes - fixed, rate),
             budget_bytes=budget_bytes,
             peak_bytes=books["device_bytes_peak"],
             streamed_bytes=row["streamed_bytes"],
@@ -224,7 +294,8 @@ class Bench:
     def close(self) -> None:
         """Free all."""
         for probe in (self.streamed, self.serial, self.engine, self.pageable):
-            probe.close()
+            if probe is not None:
+                probe.close()
 
 
 def engine() -> tuple[Any, Any]:
@@ -240,8 +311,8 @@ def engine() -> tuple[Any, Any]:
 
 def show(cells: list[Cell]) -> str:
     """Return the table."""
-    header = ("model", "budget", "copy:compute", "step", "bound", "step/bound", "first/bound", "serial/step",
-              "engine/step", "pageable/step", "peak/budget", "slots")  # fmt: skip
+    header = ("model", "budget", "copy:compute", "step", "bound", "step/bound", "step/limit", "first/bound",
+              "serial/step", "engine/step", "pageable/step", "peak/budget", "slots")  # fmt: skip
     rows = [
         (
             cell.model,
@@ -250,16 +321,33 @@ def show(cells: list[Cell]) -> str:
             f"{1e3 * cell.seconds:.1f} ms",
             f"{1e3 * cell.bound:.1f} ms",
             f"{cell.ratio_to_bound:.3f}",
+            f"{cell.ratio_to_limit:.3f}",
             f"{cell.first_seconds / cell.first_bound:.3f}",
             f"{cell.serial / cell.seconds:.2f}",
             f"{cell.engine / cell.seconds:.2f}",
-            f"{cell.pageable / cell.seconds:.2f}",
+            "-" if cell.pageable is None else f"{cell.pageable / cell.seconds:.2f}",
             f"{cell.peak_over_budget:.4f}",
-            f"{cell.slots} x {show_bytes(cell.slot_bytes)}",
+            f"{cell.slots} in {show_bytes(cell.slot_bytes)}",
         )
         for cell in cells
     ]
     return table(header, rows, header[1:])
+
+
+def summary(cells: list[Cell]) -> str:
+    """Return what the grid shows, in a few lines."""
+    within = [cell for cell in cells if cell.ratio_to_bound <= 1.05]
+    beyond = [cell for cell in cells if cell.ratio_to_bound > 1.05]
+    forced = [cell for cell in beyond if cell.limit / cell.bound > 1.05]
+    balanced = [cell.serial / cell.seconds for cell in cells if cell.budget < 1 and cell.ratio == 1]
+    return (
+        f"step/bound <= 1.05 in {len(within)} of {len(cells)} cells; of the others no schedule can reach it in "
+        f"{len(forced)}\nworst step/bound {max(cell.ratio_to_bound for cell in cells):.3f}, step/limit "
+        f"{max(cell.ratio_to_limit for cell in cells):.3f}, peak/budget "
+        f"{max(cell.peak_over_budget for cell in cells):.4f}\nserial/step where copying and computing are balanced: "
+        f"{min(balanced):.2f} to {max(balanced):.2f}\nallocations of device memory after the second step: "
+        f"{sum(cell.allocations for cell in cells)}"
+    )
 
 
 def plot(cells: list[Cell], path: Path) -> None:
@@ -291,7 +379,9 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them there")
     options = parser.parse_args()
     models, budgets, ratios = QUICK if options.quick else (tuple(MODELS), BUDGETS, RATIOS)
-    loopback = Loopback(dry=1, poison=0, check_uninitialised=0, check_sources=0, defer_downloads=0, memory_total=1 << 42)
+    loopback = Loopback(
+        dry=1, poison=0, check_uninitialised=0, check_sources=0, defer_downloads=0, memory_total=1 << 42
+    )
     cells = []
     for name in options.family or models:
         with header_only(MODELS[name]) as path:
@@ -301,14 +391,7 @@ def main() -> int:
                     cells.append(bench.cell(budget, ratio))
             bench.close()
         print(show([cell for cell in cells if cell.model == name]), flush=True)
-    streamed = [cell for cell in cells if cell.budget < 1]
-    worst = max(cells, key=lambda cell: cell.ratio_to_bound)
-    balanced = [cell.serial / cell.seconds for cell in streamed if cell.ratio == 1]
-    print(
-        f"worst step/bound {worst.ratio_to_bound:.3f} ({worst.model}, budget {worst.budget:.0%}, copy:compute "
-        f"{worst.ratio:g}); worst peak/budget {max(cell.peak_over_budget for cell in cells):.4f}; serial/step where "
-        f"balanced at least {min(balanced):.2f}; allocations after the second step {sum(c.allocations for c in cells)}"
-    )
+    print(summary(cells))
     if options.json:
         options.json.write_text(json.dumps({"cells": [cell.to_dict() for cell in cells]}, indent=1) + "\n")
     if options.plot:

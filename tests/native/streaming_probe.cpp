@@ -17,7 +17,7 @@ constexpr double gib = 1024.0 * 1024.0 * 1024.0;
 
 struct Probe {
     std::shared_ptr<sdcpp::Placements> placements;
-    std::unique_ptr<DiffusionModel> model;
+    std::shared_ptr<DiffusionModel> model;
     SDVersion version = VERSION_COUNT;
     std::string error;
 };
@@ -28,19 +28,19 @@ sd::Tensor<float> tensor(std::vector<int64_t> shape) {
     return made;
 }
 
-std::unique_ptr<DiffusionModel> make(SDVersion version, ggml_backend_t backend, const String2TensorStorage& tensors) {
+std::shared_ptr<DiffusionModel> make(SDVersion version, ggml_backend_t backend, const String2TensorStorage& tensors) {
     const std::string prefix = "model.diffusion_model";
     if (sd_version_is_z_image(version)) {
-        return std::make_unique<ZImageModel>(backend, false, tensors, prefix, version);
+        return std::make_shared<ZImageModel>(backend, false, tensors, prefix, version);
     }
     if (sd_version_is_qwen_image(version)) {
-        return std::make_unique<QwenImageModel>(backend, false, tensors, prefix, version);
+        return std::make_shared<QwenImageModel>(backend, false, tensors, prefix, version);
     }
     if (sd_version_is_flux(version)) {
-        return std::make_unique<FluxModel>(backend, false, tensors, version);
+        return std::make_shared<FluxModel>(backend, false, tensors, version);
     }
     if (sd_version_is_unet(version)) {
-        return std::make_unique<UNetModel>(backend, false, tensors, version);
+        return std::make_shared<UNetModel>(backend, false, tensors, version);
     }
     throw std::runtime_error("the probe knows no such model");
 }
@@ -126,6 +126,18 @@ SD_API bool sdcpp_probe_stream(void* handle, sdcpp_stream_t* stream) {
     auto* probe = static_cast<Probe*>(handle);
     const auto& streamers = probe->placements->stream_budget.streamers;
     return !streamers.empty() && streamers.front()->describe(stream);
+}
+
+// Tells the size and the estimated cost of a piece of the model; false when there are no more.
+SD_API bool sdcpp_probe_piece(void* handle, int index, uint64_t* bytes, double* cost) {
+    auto* probe = static_cast<Probe*>(handle);
+    const auto& pieces = probe->placements->stream_budget.streamers.front()->pieces();
+    if (index < 0 || index >= static_cast<int>(pieces.size())) {
+        return false;
+    }
+    *bytes = pieces[static_cast<size_t>(index)].bytes;
+    *cost = pieces[static_cast<size_t>(index)].cost;
+    return true;
 }
 
 SD_API void sdcpp_probe_free(void* handle) {
