@@ -10,8 +10,8 @@ extern "C" {
 // A plan, but for its lists.
 typedef struct stream_plan_result {
     int32_t feasible;
-    int32_t slots;
     int32_t segments;
+    int32_t parts;  // of all segments' slots
     uint64_t minimum_budget;
     uint64_t slot_bytes;
     uint64_t resident_bytes;
@@ -21,19 +21,33 @@ typedef struct stream_plan_result {
     double seconds;  // of a graph, for the two rates that were given
 } stream_plan_result;
 
+// A segment and its slot.
+typedef struct stream_plan_segment {
+    uint64_t bytes;
+    uint64_t offset;
+} stream_plan_segment;
+
+// A part of a segment's slot.
+typedef struct stream_plan_part {
+    int32_t segment;
+    uint64_t begin;
+    uint64_t end;
+    uint64_t back;
+} stream_plan_part;
+
 // Plans for pieces of given bytes and costs. For each piece, segment_of receives its segment, or -1: resident, or -2:
-// neither, or -3: both; segment_bytes receives the bytes of each segment.
+// neither, or -3: both; segments has room for as many as there are pieces, parts for most_parts.
 void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
-                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t max_slots, double seconds_per_byte,
+                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte,
                        double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
-                       uint64_t* segment_bytes);
+                       stream_plan_segment* segments, stream_plan_part* parts, int32_t most_parts);
 
 // cdef end
 
 void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
-                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t max_slots, double seconds_per_byte,
+                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte,
                        double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
-                       uint64_t* segment_bytes) {
+                       stream_plan_segment* segments, stream_plan_part* parts, int32_t most_parts) {
     sdcpp::StreamInput input;
     for (int32_t i = 0; i < pieces; ++i) {
         sdcpp::Piece piece;
@@ -44,11 +58,11 @@ void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t piece
     input.budget = budget;
     input.compute_bytes = compute_bytes;
     input.fixed_bytes = fixed_bytes;
-    input.max_slots = max_slots;
+    input.overlap = overlap != 0;
     const sdcpp::StreamPlan plan = sdcpp::stream_plan(input);
     *result = {plan.feasible,
-               plan.slots,
                static_cast<int32_t>(plan.segments.size()),
+               0,
                plan.minimum_budget,
                plan.slot_bytes,
                plan.resident_bytes,
@@ -64,8 +78,15 @@ void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t piece
         segment_of[i] = plan.resident[i] ? -1 : -2;
     }
     for (size_t i = 0; i < plan.segments.size(); ++i) {
-        segment_bytes[i] = plan.segments[i].bytes;
-        for (size_t piece : plan.segments[i].pieces) {
+        const sdcpp::StreamSegment& segment = plan.segments[i];
+        segments[i] = {segment.bytes, segment.offset};
+        for (const sdcpp::SlotPart& part : segment.parts) {
+            if (result->parts < most_parts) {
+                parts[result->parts] = {static_cast<int32_t>(i), part.begin, part.end, part.back};
+            }
+            ++result->parts;
+        }
+        for (size_t piece : segment.pieces) {
             segment_of[piece] = segment_of[piece] == -2 ? static_cast<int32_t>(i) : -3;
         }
     }
