@@ -42,9 +42,7 @@ class Graph:
     def smallest_budget(self) -> int:
         return self.base + max(size for size, _ in self.pieces)
 
-    def plan(
-        self, budget: int, overlap: bool = True, per_byte: float = 0.0, per_cost: float = 0.0
-    ) -> dict[str, Any]:
+    def plan(self, budget: int, overlap: bool = True, per_byte: float = 0.0, per_cost: float = 0.0) -> dict[str, Any]:
         ffi, library = probe()
         count = len(self.pieces)
         sizes = ffi.new("uint64_t[]", [size for size, _ in self.pieces])
@@ -61,7 +59,11 @@ class Graph:
         assert plan["parts"] <= len(parts)
         plan["segment_of"] = list(segment_of)
         plan["slots"] = [
-            (segment.bytes, segment.offset, [(p.begin, p.end, p.back) for p in parts[0 : plan["parts"]] if p.segment == i])
+            (
+                segment.bytes,
+                segment.offset,
+                [(p.begin, p.end, p.back) for p in parts[0 : plan["parts"]] if p.segment == i],
+            )
             for i, segment in enumerate(segments[0 : plan["segments"]])
         ]
         return plan
@@ -69,7 +71,9 @@ class Graph:
 
 MIB = 2**20
 costs = st.floats(0, 1e3) | st.just(1.0)
-equal = st.builds(lambda size, cost, count: ((size, cost),) * count, st.integers(1, 64 * MIB), costs, st.integers(1, 60))
+equal = st.builds(
+    lambda size, cost, count: ((size, cost),) * count, st.integers(1, 64 * MIB), costs, st.integers(1, 60)
+)
 mixed = st.lists(st.tuples(st.integers(0, 64 * MIB), costs), min_size=1, max_size=60).map(tuple)
 graphs = st.builds(Graph, equal | mixed, st.integers(0, 2**30), st.integers(0, 2**24))
 shares = st.floats(0.0, 1.2)
