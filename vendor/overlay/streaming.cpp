@@ -1078,6 +1078,10 @@ void beside_free(Placement& placement, ggml_backend_buffer_t buffer) {
 
 std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
                                                              const std::map<std::string, ggml_tensor*>& weights) {
+    for (const auto& [name, weight] : weights) {
+        // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
+        weights_changed(weight);
+    }
     if (!budgeted(placement)) {
         return {weights};
     }
