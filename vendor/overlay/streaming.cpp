@@ -1077,7 +1077,9 @@ void beside_free(Placement& placement, ggml_backend_buffer_t buffer) {
 }
 
 std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
-                                                             const std::map<std::string, ggml_tensor*>& weights) {
+                                                             const std::map<std::string, ggml_tensor*>& tensors) {
+    std::map<std::string, ggml_tensor*> weights = tensors;
+    weights.erase("alphas_cumprod");  // the engine's own, freed long ago
     for (const auto& [name, weight] : weights) {
         // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
         weights_changed(weight);
