@@ -263,9 +263,9 @@ class NetworkStream:
         whole = self.peak_bytes - self.slots * self.slot_bytes + self.streamed_bytes
         if self.mode == "synchronous":
             if self.reason:
-                return f"in turn: a larger max_vram means fewer copies; with {show_max_vram(whole)} there are none"
-            second = show_max_vram(min(whole, self.peak_bytes + self.slot_bytes))
-            return f"in turn: there is room for one slot; max_vram={second} has room to copy ahead"
+                return f"in turn: a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
+            second = show_max_vram(min(whole, self.budget_bytes + self.slot_bytes))
+            return f"in turn: there is room for one slot; a budget of {second} GiB has room to copy ahead"
         if not self.pinned:
             return "pageable: copies hold up the host, so what they hide is not known; pin the weights (pin_params)"
         copy, stall, compute = self.copy_seconds, self.stall_seconds, self.compute_seconds
@@ -273,17 +273,19 @@ class NetworkStream:
             return "not measured: it was computed too few times"
         figures = f"copying takes {copy:.3f} s a pass, computing {compute:.3f} s"
         if stall <= WORTH_WAITING * (compute + stall):
-            return f"compute-bound: {figures}, and copies hide behind it; a larger max_vram gains little"
-        if copy > compute:
-            # With the same slots, each byte that becomes resident is one less to copy.
-            balanced = min(whole, self.peak_bytes + self.streamed_bytes * (1.0 - compute / copy))
+            return f"compute-bound: {figures}, and copies hide behind it; a larger budget gains little"
+        if copy <= compute:
             return (
-                f"transfer-bound: {figures}; about max_vram={show_max_vram(balanced)} would hide the copies, "
-                "a smaller weight_type means fewer"
+                f"uneven: {figures}, and {stall:.3f} s more pass waiting for copies that come late; a larger budget "
+                "has room for larger slots"
             )
+        if self.reason:
+            return f"transfer-bound: {figures}; free memory of {self.device}, or use a smaller weight_type"
+        # With the same slots, each byte that becomes resident is one less to copy.
+        balanced = min(whole, self.budget_bytes + self.streamed_bytes * (1.0 - compute / copy))
         return (
-            f"uneven: {figures}, and {stall:.3f} s more pass waiting for copies that come late; a larger max_vram "
-            "has room for larger slots"
+            f"transfer-bound: {figures}; a budget of about {show_max_vram(balanced)} GiB would hide the copies, "
+            "a smaller weight_type means fewer"
         )
 
     def to_dict(self) -> dict[str, Any]:
