@@ -15,6 +15,7 @@
 #include "model.h"
 #include "placement_impl.h"
 #include "seams.h"
+#include "streaming.h"
 #include "util.h"
 
 namespace {
@@ -351,6 +352,7 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
 }
 
 void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
+    stream_release(placement);
     placement.shelf.take_out();
     ggml_backend_buffer_free(buffer);
 }

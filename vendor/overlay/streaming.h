@@ -27,6 +27,8 @@ bool stream_bound(const Placement& placement);
 ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*cancelled)());
 // Gives the weights their addresses in host memory again. What is on the device stays there until others need the room.
 void stream_unbind(Placement& placement);
+// Frees what is on the device, once nothing reads the weights in host memory any more.
+void stream_release(Placement& placement);
 // Makes room in the budget for the graph of a runner whose weights are not streamed.
 void stream_yield(const Placement& placement, ggml_cgraph* graph);
 // Divides the weights that a LoRA is merged into, so that the graph of each part fits into the budget.
