@@ -20,7 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ArgumentError, BackendError, CancelledError, GenerationError, ModelError, SdcppError
+from .errors import (
+    ArgumentError,
+    BackendError,
+    CancelledError,
+    DeviceMemoryError,
+    GenerationError,
+    ModelError,
+    SdcppError,
+)
 
 log = logging.getLogger("sdcpp_py.engine")
 log.addHandler(logging.NullHandler())
@@ -326,6 +334,9 @@ def _fail(status: int, run: _Run, kind: type[SdcppError], message: str) -> None:
         raise run.exception
     if status == lib.SDCPP_CANCELLED:
         raise CancelledError("cancelled by cancel()")
+    if status == lib.SDCPP_NO_ROOM:
+        said = str(_text(lib.sdcpp_last_error()))
+        raise DeviceMemoryError(said, tuple(line for line in run.lines if line != said))
     raise kind(message, tuple(run.lines))
 
 
@@ -380,8 +391,8 @@ def context_new(
         options: fields of the engine's context parameters; what is not named keeps the engine's default.
         embeddings: name -> path of textual inversion embeddings.
         progress: called with tensors read, tensors in all and seconds a tensor.
-        placements: module, runtime_device, params_device and pin, each; a device that is not named is the default
-            device, or for the weights the runtime device. Modules that are not named are placed by the options.
+        placements: module, runtime_device, params_device, pin and stream, each; a device that is not named is the
+            default device, or for the weights the runtime device. Modules that are not named are placed by the options.
 
     Returns:
         A handle for the other functions; context_free frees it.
@@ -508,6 +519,7 @@ def image_generate(
 
     Raises:
         GenerationError: the engine gave up.
+        DeviceMemoryError: device memory or its budget is too small.
         BrokenContextError: the engine gave up in a way that leaves the context unusable.
         BaseException: whatever a callback raised.
     """

@@ -58,13 +58,16 @@ class NativePlacement:
         self.refuses: tuple[str, ...] = ()
         self.calls: list[str] = []
         self.surveyed: Mapping[str, Any] = {}
+        self.options: Mapping[str, Any] = {}
         self.placements: Sequence[Mapping[str, Any]] = ()
         new, free, found = _native.context_new, _native.context_free, _native.device_list()
         gpu = {**found[0], "name": "Fake0", "kind": "gpu", "backend": "Fake", "host_buffer_type": "Fake_Host"}
+        gpu["memory_total"] = gpu["memory_free"] = 8 << 30
 
         def context_new(options: Any, embeddings: Any, progress: Any, **more: Any) -> Any:
-            self.calls.append(f"new {' '.join(more)}".strip())
-            self.placements = more.get("placements", ())
+            assert set(more) == {"placements"}
+            self.options, self.placements = options, more["placements"]
+            self.calls.append("new placements" if self.placements else "new")
             return new(options, embeddings, progress)
 
         def context_free(context: Any) -> None:
@@ -74,7 +77,7 @@ class NativePlacement:
         monkeypatch.setattr(_native, "context_new", context_new)
         monkeypatch.setattr(_native, "context_free", context_free)
         monkeypatch.setattr(_native, "device_list", lambda: [*found, gpu])
-        for name in ("weights_survey", "context_memory", "context_transfers"):
+        for name in ("weights_survey", "context_memory", "context_transfers", "context_streams"):
             monkeypatch.setattr(_native, name, getattr(self, name), raising=False)
 
     def weights_survey(self, options: Mapping[str, Any]) -> dict[str, int]:
@@ -106,6 +109,16 @@ class NativePlacement:
             {"module": row["module"], "to_device_bytes_pinned": row["bytes"], "to_device_bytes_pageable": 0,
              "from_device_bytes": 0, "seconds": 0.25, "copies": row["tensors"]}
             for row in self.context_memory(context)
+        ]  # fmt: skip
+
+    def context_streams(self, context: Any) -> list[dict[str, Any]]:
+        return [
+            {"module": row["module"], "runner": "net", "device": row["runtime_device"], "mode": "resident",
+             "reason": "", "budget_bytes": 1 << 30, "peak_bytes": 50 << 20, "compute_bytes": 10 << 20,
+             "weight_bytes": 40 << 20, "resident_bytes": 40 << 20, "streamed_bytes": 0, "slot_bytes": 0, "slots": 0,
+             "passes": 2, "pass_seconds": 0.5, "copy_seconds": -1.0, "stall_seconds": -1.0, "resident": "a, b",
+             "streamed": ""}
+            for row in self.placements if row["stream"] and self.weights.get(row["module"])
         ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ struct CheckFailed : std::runtime_error {
 struct Run {
     std::string error;
     bool broken = false;
+    bool no_room = false;
     std::vector<sdcpp_phase_t> phases;
     Clock::time_point phase_start;
 };
@@ -94,7 +95,14 @@ sdcpp_status_t run_guarded(F&& function) {
     running = true;
     last_poll = Clock::now();
     const auto previous = ggml_set_abort_callback(check_failed);
-    const bool done = sdcpp::guard(function);
+    const bool done = sdcpp::guard([&] {
+        try {
+            return function();
+        } catch (const sdcpp::NoRoom&) {
+            run.no_room = true;
+            throw;
+        }
+    });
     ggml_set_abort_callback(previous);
     running = false;
     phase_end();
@@ -102,7 +110,10 @@ sdcpp_status_t run_guarded(F&& function) {
     if (cancelled) {
         return SDCPP_CANCELLED;
     }
-    return run.broken ? SDCPP_BROKEN : done ? SDCPP_OK : SDCPP_FAILED;
+    if (run.broken) {
+        return SDCPP_BROKEN;
+    }
+    return done ? SDCPP_OK : run.no_room ? SDCPP_NO_ROOM : SDCPP_FAILED;
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ enum sdcpp_status_t {
     SDCPP_FAILED,     /* the engine refused; its log lines say why */
     SDCPP_CANCELLED,  /* the poll callback or sdcpp_cancel stopped the run */
     SDCPP_BROKEN,     /* an engine check failed halfway: the context must only be freed */
+    SDCPP_NO_ROOM,    /* device memory or its budget is too small; sdcpp_last_error says what would do */
 };
 
 typedef struct {

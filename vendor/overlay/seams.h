@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <stdexcept>
 
 #include "ggml-backend.h"
 
@@ -42,6 +43,11 @@ void load_wait(std::atomic<bool>& failed);
 
 // Tells whether every one of count values is finite, and logs an error when one is not.
 bool pixels_finite(const float* values, int64_t count);
+
+// Device memory or its budget is too small for a run; the message says what would do. The context works on.
+struct NoRoom : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 // Records an exception as this run's error and logs it.
 void error_record(const char* what) noexcept;

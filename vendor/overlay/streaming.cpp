@@ -5,13 +5,13 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <stdexcept>
 #include <utility>
 
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
 #include "ggml-alloc.h"
 #include "ggml_graph_cut.h"
 #include "placement_impl.h"
+#include "seams.h"
 #include "streamer.h"
 #include "util.h"
 
@@ -394,12 +394,14 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     plan(rest(budget_, others));
     if (!plan_.feasible) {
         planned_ = false;
-        throw std::runtime_error(
-            "module " + owner_.module + " (" + runner_ + ") needs at least " +
-            in_gib(static_cast<double>(plan_.minimum_budget + others)) + " GiB of " + ggml_backend_dev_name(dev()) +
-            ", of which its compute buffer takes " + in_gib(static_cast<double>(compute_bytes_)) +
-            ", but only " + in_gib(static_cast<double>(budget_)) + " may be used: set max_vram to " +
-            in_gib(static_cast<double>(plan_.minimum_budget + others)) + " or more, or draw a smaller picture");
+        const std::string needed = in_gib(static_cast<double>(plan_.minimum_budget + others));
+        throw NoRoom("module " + owner_.module + " (" + runner_ + ") needs at least " + needed + " GiB of " +
+                     ggml_backend_dev_name(dev()) + ", of which its compute buffer takes " +
+                     in_gib(static_cast<double>(compute_bytes_)) + ", but only " +
+                     in_gib(static_cast<double>(budget_)) + " may be used: " +
+                     (shared.max_vram > 0.0f ? "set max_vram to " + needed + " or more" : "free memory of the device") +
+                     (owner_.module == "te" ? "" : ", or draw a smaller picture") +
+                     (owner_.module == "vae" ? " or in smaller tiles (vae_tiling)" : ""));
     }
     return false;
 }
@@ -557,9 +559,10 @@ void Streamer::bind(uint64_t compute_bytes) {
         if (last || !plan_.feasible) {
             planned_ = false;
             weights_.clear();
-            throw std::runtime_error("module " + owner_.module + " (" + runner_ + "): " +
-                                     ggml_backend_dev_name(dev()) + " has no " + in_gib(static_cast<double>(refused)) +
-                                     " GiB of memory left, which streaming needs at least");
+            throw NoRoom("module " + owner_.module + " (" + runner_ + "): " + ggml_backend_dev_name(dev()) +
+                         " has no " + in_gib(static_cast<double>(refused)) +
+                         " GiB of memory left, which streaming needs at least: free some of it, or draw a smaller "
+                         "picture");
         }
     }
     for (Weight& weight : weights_) {

@@ -16,7 +16,7 @@ struct Placement;
 // Tells whether the weights of a runner are streamed.
 bool streams(const Placement& placement);
 // Plans for a graph that is about to be allocated and computed, and frees what the plan has no room for. Returns false
-// when the plan is new, so that an older compute buffer has to go; throws std::runtime_error when the budget is too
+// when the plan is new, so that an older compute buffer has to go; throws NoRoom (seams.h) when the budget is too
 // small.
 bool stream_prepare(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph);
 // Gives the weights of the prepared graph their addresses on the device; compute_bytes is what the compute buffer took.
