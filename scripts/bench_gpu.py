@@ -147,14 +147,12 @@ TINY_UNET = Shot(512, tiled=True)
 def check_jobs() -> list[Job]:
     """Return a small model in every way, for --check."""
     ways = (("resident", None), ("pinned-overlapped", 1), ("pinned-serial", 1), ("pageable-serial", 1))
-    return [Job("sd1", mode, budget, (TINY_UNET,)) for mode, budget in ways] + load_jobs("sd1")
+    return [Job("sd1", mode, budget, (TINY_UNET,)) for mode, budget in ways] + mmap_jobs("sd1")
 
 
-def load_jobs(family: str) -> list[Job]:
-    """Return what measures loading alone."""
-    return [
-        Job(family, mode, 4, (), mmap=mmap) for mmap in (False, True) for mode in ("pageable-serial", "pinned-serial")
-    ]
+def mmap_jobs(family: str) -> list[Job]:
+    """Return what measures loading through a memory map; every other job measures loading without."""
+    return [Job(family, mode, 4, (), mmap=True) for mode in ("pageable-serial", "pinned-serial")]
 
 
 def all_jobs() -> list[Job]:
@@ -179,7 +177,7 @@ def all_jobs() -> list[Job]:
         Job("sdxl", "pinned-overlapped", 2, (LARGE,)),
         Job("sdxl", "pinned-serial", 2, (LARGE,)),
         Job("zimage", "pinned-serial", 2, (SMALL,)),
-        *load_jobs("sdxl"),
+        *mmap_jobs("sdxl"),
         Job("zimage", "diffusers-block", None, (SMALL, LARGE)),
         Job("zimage", "diffusers-resident", None, (SMALL, LARGE)),
         Job("zimage", "pageable-serial", None, (SMALL,)),
@@ -722,9 +720,8 @@ class Bench:
         self.until = time.perf_counter() + options.time_limit - (time.time() - options.started)
         machine = {"platform": platform.platform(), "processors": os.cpu_count(), "dry": options.dry_run}
         self.found: Row = {"machine": machine, "gpu": None, "copies": [], "embedded": None, "rows": [], "left_out": []}
-        self.environment = dict(os.environ)
-        given = [self.environment.get("LD_LIBRARY_PATH", "")]
-        self.environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, cuda_folders() + given))
+        given = [os.environ.get("LD_LIBRARY_PATH", "")]
+        self.libraries = os.pathsep.join(filter(None, cuda_folders() + given))
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do all jobs, while there is time."""
@@ -748,9 +745,12 @@ class Bench:
         start = time.perf_counter()
         given = {"job": asdict(job), "folder": str(self.folder), "dry": self.options.dry_run, "seconds": left - 3}
         command = [sys.executable, "-X", "faulthandler", __file__, "--worker", json.dumps(given)]
+        # PyTorch brings its own libraries and must find those.
+        torch = job.mode == "copies" or job.mode.startswith("diffusers")
+        environment = {**os.environ} if torch else {**os.environ, "LD_LIBRARY_PATH": self.libraries}
         count = len(self.found["rows"])
         with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=self.environment, text=True)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
             timer = threading.Timer(left, process.kill)
             timer.start()
             assert process.stdout is not None
@@ -815,6 +815,11 @@ def bandwidth(copies: Sequence[Row], pinned: bool) -> float | None:
     largest = max((row["size"] for row in mine), default=0)
     rates = [rate for row in mine if row["size"] == largest for rate in row["bytes_per_s"]]
     return statistics.median(rates) if rates else None
+
+
+def over(one: Row, other: Row, name: str) -> float:
+    """Return how many times the other row's time goes into the one's; 0 where either is missing."""
+    return (middle(one, name) or 0.0) / (middle(other, name) or math.inf)
 
 
 def denoiser_stream(row: Row) -> Row | None:
@@ -887,10 +892,8 @@ def verdicts(report: Row) -> list[Verdict]:
         other = find(row, "pageable-serial")
         if row["mode"] == "pinned-serial" and other and row["budget"]:
             for part in ("total", "sampling"):
-                ratio = (middle(other, part) or 0.0) / (middle(row, part) or math.inf)
-                out.append(
-                    Verdict(f"pinned over pageable, {part}, {where}", ">= 1.57", f"{ratio:.2f}", ratio >= 1.57, True)
-                )
+                ratio, what = over(other, row, part), f"pinned over pageable, {part}, {where}"
+                out.append(Verdict(what, ">= 1.57", f"{ratio:.2f}", ratio >= 1.57, True))
         if row["mode"] in ("pinned-overlapped", "pageable-overlapped"):
             out += overlap_verdicts(row, find(row, row["mode"].replace("overlapped", "serial")), report, where)
     out += peer_verdicts(rows)
@@ -925,13 +928,12 @@ def overlap_verdicts(row: Row, serial: Row | None, report: Row, where: str) -> l
     if least and step:
         ratio = step / least
         out.append(Verdict(f"pass over bound, {where}", "<= 1.10", f"{ratio:.2f}", ratio <= 1.10, True))
-    before = serial and middle(serial, "sampling")
     rate = bandwidth(report["copies"], True)
-    if before and rate and step and stream["streamed_bytes"]:
+    if serial and rate and step and stream["streamed_bytes"]:
         resident = next((r for r in report["rows"] if r["mode"] == "resident" and same(r, row) and r.get("runs")), None)
         compute = resident and pass_seconds(resident)
         balance = stream["streamed_bytes"] / rate / compute if compute else math.inf
-        ratio = before / (middle(row, "sampling") or math.inf)
+        ratio = over(serial, row, "sampling")
         balanced = 0.5 <= balance <= 2.0
         asked = ">= 1.40" if balanced else f"> 1 (copy:compute is {balance:.1f})"
         good = ratio >= 1.4 if balanced else ratio > 1.0
@@ -948,7 +950,7 @@ def overlap_verdicts(row: Row, serial: Row | None, report: Row, where: str) -> l
 
 
 def peer_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Return our fastest row with weights on the CPU against each peer's, for the same picture and no more memory."""
+    """Return each of our rows with weights on the CPU against each peer's, for the same picture."""
     out = []
     for peer in rows:
         if peer["mode"] != "peer" and not peer["mode"].startswith("diffusers"):
@@ -956,13 +958,9 @@ def peer_verdicts(rows: Sequence[Row]) -> list[Verdict]:
         at_home = ("resident",) if peer["mode"].endswith("resident") else ("pinned-overlapped",)
         part = "total" if peer["mode"] == "peer" else "sampling"
         ours = [r for r in rows if r["mode"] in at_home and same(r, peer) and peer["budget"] in (None, r["budget"])]
-        times = {middle(row, part): row for row in ours if middle(row, part)}
-        theirs = middle(peer, part)
-        if times and theirs:
-            best = min(times)
-            ratio = best / theirs
-            what = f"{peer['family']} {peer['shot']} at {show_budget(times[best])}, {part}, over {peer['mode']}"
-            out.append(Verdict(what, "<= 1.00", f"{ratio:.2f}", ratio <= 1.0, True))
+        for row in ours:
+            ratio, what = over(row, peer, part), f"{row['family']} {row['shot']} at {show_budget(row)}"
+            out.append(Verdict(f"{what}, {part}, over {peer['mode']}", "<= 1.00", f"{ratio:.2f}", ratio <= 1.0, True))
     return out
 
 
