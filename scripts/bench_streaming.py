@@ -181,9 +181,9 @@ def header_only(model: Model) -> Iterator[Path]:
 def limit(sizes: Any, seconds: Any, memory: float, rate: float) -> float:
     """Return a time below which no schedule computes a graph again and again.
 
-    A linear program, relaxed where a schedule has no choice (any part of a piece may stay, memory has no gaps): for each
-    piece the part of its weights that is streamed, the time between its start and the next one's, and the bytes that
-    arrive meanwhile. What a piece needs is there when it starts and stays until it ends.
+    A linear program, relaxed where a schedule has no choice (any part of a piece may stay, memory has no gaps): for
+    each piece the part of its weights that is streamed, the time between its start and the next one's, and the bytes
+    that arrive meanwhile. What a piece needs is there when it starts and stays until it ends.
 
     Args:
         sizes: bytes of each piece's weights, in the order of computing.
@@ -229,9 +229,8 @@ class Bench:
             made = Probe(loopback, self.lib, self.ffi, path, self.model, mode, pin)
             made.begin(1 << 42)
             made.step()
-            self.rows = made.stream()
             if mode == "stream" and pin:
-                self.pieces = made.pieces()
+                self.row, self.pieces = made.stream(), made.pieces()
             made.begin(1 << 42)  # holds nothing now
             loopback.set(**{"async": 1})
             return made
@@ -245,7 +244,7 @@ class Bench:
             self.pageable = probe("stream", pin=False)
         except RuntimeError:  # a host buffer takes no memory here, plain memory does
             self.pageable = None
-        self.compute_bytes, self.weight_bytes = self.rows["compute_bytes"], self.rows["weight_bytes"]
+        self.compute_bytes, self.weight_bytes = self.row["compute_bytes"], self.row["weight_bytes"]
 
     def cell(self, budget: float, ratio: float) -> Cell:
         """Measure one cell."""
@@ -312,8 +311,8 @@ def engine() -> tuple[Any, Any]:
 
 def show(cells: list[Cell]) -> str:
     """Return the table."""
-    header = ("model", "budget", "copy:compute", "step", "bound", "step/bound", "step/limit", "first/bound", "serial/step",
-              "engine/step", "pageable/step", "peak/budget", "slots")  # fmt: skip
+    header = ("model", "budget", "copy:compute", "step", "bound", "step/bound", "step/limit", "first/bound",
+              "serial/step", "engine/step", "pageable/step", "peak/budget", "slots")  # fmt: skip
     rows = [
         (
             cell.model,
@@ -328,7 +327,7 @@ def show(cells: list[Cell]) -> str:
             f"{cell.engine / cell.seconds:.2f}",
             "-" if cell.pageable is None else f"{cell.pageable / cell.seconds:.2f}",
             f"{cell.peak_over_budget:.4f}",
-            f"{cell.slots} x {show_bytes(cell.slot_bytes)}",
+            f"{cell.slots} in {show_bytes(cell.slot_bytes)}",
         )
         for cell in cells
     ]

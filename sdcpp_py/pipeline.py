@@ -232,10 +232,10 @@ class StableDiffusion:
         asked = (runtime_backend, params_backend, pin_params, pin_budget, max_vram, stream_layers)
         if asked != (None, None, "auto", None, None, False):
             self._plan = self._make_plan(*asked)
-        places = self._plan.placements() if self._plan else ()
+        places = () if self._plan is None else self._plan.placements()
         with _progress(progress, "loading") as callback:
             self._context = _native.context_new(self._given, terms, callback, placements=places)
-        if self._plan:
+        if self._plan is not None:
             try:
                 self._check_pins(self._plan)
             except BaseException:

@@ -613,7 +613,7 @@ def plan(
         if obstacle is None:
             pinnable.append(module)
         else:
-            both = " or stream" if stream_layers and module not in hosted else ""
+            both = " or stream" if stream_layers and obstacles[module] is not None else ""
             reasons[module] = f"nothing to pin{both}: {obstacle}"
 
     required = [module for module in pinnable if policies[module] == "require"]

@@ -188,8 +188,8 @@ class NetworkStream:
         weight_bytes: its weights as the device stores them.
         resident_bytes: the part that stays on the device.
         streamed_bytes: the part that is copied in each pass.
-        slot_bytes: size of one slot for streamed segments.
-        slots: number of slots.
+        slot_bytes: memory of the slots for streamed segments, which share it.
+        slots: number of slots, one for each streamed segment.
         passes: passes in the last generation.
         pass_seconds: mean time of a pass, without those that loaded residents; None when there was no other.
         copy_seconds: what copying the streamed part takes, measured on one segment; None when nothing is or it was not
@@ -260,12 +260,9 @@ class NetworkStream:
             kept = f"resident: everything stays on {self.device}"
             spare = self.budget_bytes > (1.0 + WORTH_WAITING) * self.peak_bytes
             return f"{kept}; max_vram={show_max_vram(self.peak_bytes)} would do for it" if spare else kept
-        whole = self.peak_bytes - self.slots * self.slot_bytes + self.streamed_bytes
+        whole = self.peak_bytes - self.slot_bytes + self.streamed_bytes
         if self.mode == "synchronous":
-            if self.reason:
-                return f"in turn: a larger max_vram means fewer copies; with {show_max_vram(whole)} there are none"
-            second = show_max_vram(min(whole, self.peak_bytes + self.slot_bytes))
-            return f"in turn: there is room for one slot; max_vram={second} has room to copy ahead"
+            return f"in turn: a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
         if not self.pinned:
             return "pageable: copies hold up the host, so what they hide is not known; pin the weights (pin_params)"
         copy, stall, compute = self.copy_seconds, self.stall_seconds, self.compute_seconds
@@ -273,17 +270,19 @@ class NetworkStream:
             return "not measured: it was computed too few times"
         figures = f"copying takes {copy:.3f} s a pass, computing {compute:.3f} s"
         if stall <= WORTH_WAITING * (compute + stall):
-            return f"compute-bound: {figures}, and copies hide behind it; a larger max_vram gains little"
-        if copy > compute:
-            # With the same slots, each byte that becomes resident is one less to copy.
-            balanced = min(whole, self.peak_bytes + self.streamed_bytes * (1.0 - compute / copy))
+            return f"compute-bound: {figures}, and copies hide behind it; a larger budget gains little"
+        if copy <= compute:
             return (
-                f"transfer-bound: {figures}; about max_vram={show_max_vram(balanced)} would hide the copies, "
-                "a smaller weight_type means fewer"
+                f"uneven: {figures}, and {stall:.3f} s more pass waiting for copies that come late; a larger budget "
+                "has more room for slots"
             )
+        if self.reason:
+            return f"transfer-bound: {figures}; free memory of {self.device}, or use a smaller weight_type"
+        # With the same memory for slots, each byte that becomes resident is one less to copy.
+        balanced = min(whole, self.budget_bytes + self.streamed_bytes * (1.0 - compute / copy))
         return (
-            f"uneven: {figures}, and {stall:.3f} s more pass waiting for copies that come late; a larger max_vram "
-            "has room for larger slots"
+            f"transfer-bound: {figures}; a budget of about {show_max_vram(balanced)} GiB would hide the copies, "
+            "a smaller weight_type means fewer"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -313,7 +312,7 @@ def _streams_text(streams: Sequence[NetworkStream]) -> str:
             _show_seconds(row.copy_seconds),
             _show_seconds(row.stall_seconds),
             "-" if row.hidden is None else f"{row.hidden:.0%}",
-            f"{row.slots} x {show_bytes(row.slot_bytes)}" if row.slots else "-",
+            f"{row.slots} in {show_bytes(row.slot_bytes)}" if row.slots else "-",
             show_bytes(row.peak_bytes),
             show_bytes(row.budget_bytes),
             row.reason,

@@ -113,8 +113,8 @@ STREAM: dict[str, Any] = {
     "weight_bytes": 12 * GIB,
     "resident_bytes": 6 * GIB,
     "streamed_bytes": 6 * GIB,
-    "slot_bytes": GIB // 4,
-    "slots": 4,
+    "slot_bytes": GIB,
+    "slots": 24,
     "passes": 8,
     "pass_seconds": 0.5,
     "copy_seconds": 0.3,
@@ -183,29 +183,30 @@ def test_hidden_is_a_fraction_and_advice_is_a_line(
     ("values", "advice"),
     [
         ({},
-         "compute-bound: copying takes 0.300 s a pass, computing 0.485 s, and copies hide behind it; a larger max_vram "
+         "compute-bound: copying takes 0.300 s a pass, computing 0.485 s, and copies hide behind it; a larger budget "
          "gains little"),
         # As long as computing and hidden: nothing to gain.
         ({"pass_seconds": 0.5, "copy_seconds": 0.5, "stall_seconds": 0.02},
-         "compute-bound: copying takes 0.500 s a pass, computing 0.480 s, and copies hide behind it; a larger max_vram "
+         "compute-bound: copying takes 0.500 s a pass, computing 0.480 s, and copies hide behind it; a larger budget "
          "gains little"),
         # Half of the copying hides, so half of the 6 GiB would have to become resident.
         ({"pass_seconds": 1.0, "copy_seconds": 1.0, "stall_seconds": 0.5, "peak_bytes": 8 * GIB},
-         "transfer-bound: copying takes 1.000 s a pass, computing 0.500 s; about max_vram=11.00 would hide the copies, "
-         "a smaller weight_type means fewer"),
+         "transfer-bound: copying takes 1.000 s a pass, computing 0.500 s; a budget of about 11.00 GiB would "
+         "hide the copies, a smaller weight_type means fewer"),
         # Never more than what holds everything: the slots are not needed then.
         ({"pass_seconds": 9.0, "copy_seconds": 9.0, "stall_seconds": 8.9999, "peak_bytes": 8 * GIB},
-         "transfer-bound: copying takes 9.000 s a pass, computing 0.000 s; about max_vram=13.00 would hide the copies, "
-         "a smaller weight_type means fewer"),
+         "transfer-bound: copying takes 9.000 s a pass, computing 0.000 s; a budget of about 13.00 GiB would "
+         "hide the copies, a smaller weight_type means fewer"),
+        ({"pass_seconds": 1.0, "copy_seconds": 1.0, "stall_seconds": 0.5, "reason": "CUDA0 refused 9 GiB"},
+         "transfer-bound: copying takes 1.000 s a pass, computing 0.500 s; free memory of CUDA0, or use a smaller "
+         "weight_type"),
         ({"pass_seconds": 0.5, "copy_seconds": 0.3, "stall_seconds": 0.1},
          "uneven: copying takes 0.300 s a pass, computing 0.400 s, and 0.100 s more pass waiting for copies that come "
-         "late; a larger max_vram has room for larger slots"),
+         "late; a larger budget has more room for slots"),
         ({"passes": 1, "pass_seconds": 0.0, "stall_seconds": -1.0}, "not measured: it was computed too few times"),
         ({"passes": 0}, "idle: the last generation did not compute it"),
-        ({"mode": "synchronous", "slots": 1, "peak_bytes": 8 * GIB},
-         "in turn: there is room for one slot; max_vram=8.25 has room to copy ahead"),
-        ({"mode": "synchronous", "slots": 1, "peak_bytes": 8 * GIB, "reason": "CUDA0 has no events"},
-         "in turn: a larger max_vram means fewer copies; with 13.75 there are none"),
+        ({"mode": "synchronous", "slot_bytes": GIB // 4, "peak_bytes": 8 * GIB, "reason": "CUDA0 has no events"},
+         "in turn: a larger budget means fewer copies, and 13.75 GiB none"),
         (RESIDENT, "resident: everything stays on CUDA0; max_vram=5.00 would do for it"),
         ({**RESIDENT, "budget_bytes": 5 * GIB}, "resident: everything stays on CUDA0"),
     ],
@@ -227,11 +228,11 @@ def test_streams_in_the_report() -> None:
     assert lines[:4] == str(TransferReport.from_rows(TRANSFER)).splitlines()
     assert lines[4:8] == [
         "",
-        "network            device  mode        passes  seconds    copied  copying  waiting  hidden          slots"
+        "network            device  mode        passes  seconds    copied  copying  waiting  hidden           slots"
         "      peak    budget  reason",
-        "te llm             CUDA0   resident         8    0.500   0.0 MiB        -        -       -              -"
+        "te llm             CUDA0   resident         8    0.500   0.0 MiB        -        -       -               -"
         "  5.00 GiB  8.00 GiB",
-        "diffusion z_image  CUDA0   overlapped       8    0.500  6.00 GiB    0.300    0.015     95%  4 x 256.0 MiB"
+        "diffusion z_image  CUDA0   overlapped       8    0.500  6.00 GiB    0.300    0.015     95%  24 in 1.00 GiB"
         "  8.00 GiB  8.00 GiB",
     ]
     assert lines[-2:] == [

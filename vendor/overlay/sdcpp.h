@@ -83,8 +83,8 @@ typedef struct {
     uint64_t weight_bytes;     /* its weights that its graphs read, as the device stores them */
     uint64_t resident_bytes;   /* the part that stays on the device */
     uint64_t streamed_bytes;   /* the part that is copied each time a graph is computed */
-    uint64_t slot_bytes;       /* size of one slot for streamed segments */
-    int slots;                 /* number of slots */
+    uint64_t slot_bytes;       /* memory of the slots for streamed segments, which share it */
+    int slots;                 /* number of slots, one for each streamed segment */
     uint64_t passes;           /* graphs computed since the last generation began */
     double pass_seconds;       /* mean time of one, without the first after loading */
     double copy_seconds;       /* what copying the streamed part takes, measured on one segment; negative: not measured */

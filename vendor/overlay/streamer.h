@@ -65,21 +65,24 @@ public:
 private:
     using Clock = std::chrono::steady_clock;
 
-    // A tensor at an address on the device, and the tail that some devices want to be zero behind it.
-    struct Place {
-        ggml_tensor* tensor = nullptr;
-        ggml_tensor* tail = nullptr;
-    };
-
     struct Weight {
         ggml_tensor* tensor = nullptr;
-        ggml_tensor host = {};       // where it is in host memory, while bound
-        uint64_t bytes = 0;          // on the device, aligned
-        int piece = -1;              // -1: fixed
-        int segment = -1;            // -1: resident
-        uint64_t offset = 0;         // in its slot
-        std::vector<Place> places;   // one, or one for each slot
+        ggml_tensor host = {};         // where it is in host memory, while bound
+        ggml_tensor* place = nullptr;  // where it is on the device
+        uint64_t bytes = 0;            // on the device, aligned
+        int piece = -1;                // -1: fixed
+        int segment = -1;              // -1: resident
+        uint64_t offset = 0;           // in its slot
         bool loaded = false;
+    };
+
+    // One copy into a slot.
+    struct Copy {
+        ggml_tensor* target = nullptr;
+        uint64_t begin = 0;  // bytes from the begin of the slot
+        uint64_t end = 0;
+        const char* source = nullptr;
+        bool whole = false;  // not to be copied in parts
     };
 
     // What a graph reads, in order.
@@ -108,15 +111,18 @@ private:
     void drop_arena();
     std::vector<Run> runs(int nodes) const;
     void open_streams();
+    void take_turns(const char* why);
 
-    void copy(Weight& weight, const Place& place);
+    std::vector<Copy> copies_of(int segment, ggml_backend_buffer_t buffer, char* slots);
+    void copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes);
     void load(const Run& run);
     void issue(uint64_t number);
     void issue_until(uint64_t number);
+    bool free_for(uint64_t number, uint64_t launched) const;
     ggml_status compute_overlapped(ggml_cgraph* graph, bool (*cancelled)());
     ggml_status compute_in_turn(ggml_cgraph* graph, bool (*cancelled)());
     void drain();
-    size_t slot(uint64_t number) const { return static_cast<size_t>(number % static_cast<uint64_t>(plan_.slots)); }
+    size_t index(uint64_t number) const { return static_cast<size_t>(number % plan_.segments.size()); }
 
     Placement& owner_;
     std::string runner_;
@@ -142,15 +148,16 @@ private:
     ggml_context_ptr places_;
     ggml_backend_buffer_ptr zeros_;
     ggml_context_ptr zeros_ctx_;
+    bool pinned_ = false;
     bool bound_ = false;
     uint64_t bound_compute_bytes_ = 0;
 
-    // Streamed segments are numbered through all graphs: number % slots is the slot.
+    // Streamed segments are numbered through all graphs since the last drain.
     uint64_t next_ = 0;    // the first one of the graph that comes
     uint64_t issued_ = 0;  // all before it are copied or being copied
-    std::vector<ggml_backend_event_ptr> arrived_;  // of each slot
-    std::vector<ggml_backend_event_ptr> done_;     // of each slot: its last reader has finished
-    std::vector<bool> in_use_;                     // of each slot: done_ was recorded since the last drain
+    std::vector<std::vector<Copy>> copies_;         // of each segment
+    std::vector<ggml_backend_event_ptr> arrived_;  // of each segment
+    std::vector<ggml_backend_event_ptr> done_;     // of each segment: it has been computed
     ggml_backend_event_ptr loaded_;
 
     // Statistics.

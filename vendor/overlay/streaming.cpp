@@ -26,7 +26,8 @@ constexpr uint64_t small_share = 2048;          // a weight of less than this pa
 constexpr uint64_t small_most = 64 * 1024;      // ... when it is also smaller than this
 constexpr uint64_t piece_share = 2048;          // pieces are this part of all weights, or one weight
 constexpr uint64_t load_share = 16;             // the first graph is cut for copies of this part of all weights
-constexpr int max_slots = 4;
+constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
+constexpr double launch_seconds = 20e-6;        // what giving one more stretch of a graph to the device takes
 constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
 constexpr double arena_shrink = 0.85;           // after a refusal
 constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is made anew
@@ -34,6 +35,9 @@ constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is ma
 // What a computation costs next to another one: seconds on a mid-range card, of which only ratios matter here.
 constexpr double flop_rate = 25e12;
 constexpr double memory_rate = 360e9;
+
+// Backends that store the bytes of a tensor as they are: parts of tensors, and neighbours at once, can be copied.
+const char* const plain_backends[] = {"CUDA", "ROCm", "MUSA", "Vulkan", "Loopback"};
 
 bool computes(const ggml_tensor* node) {
     switch (node->op) {
@@ -199,37 +203,25 @@ uint64_t Streamer::alloc_size(const ggml_tensor* tensor) const {
     return GGML_PAD(ggml_backend_buft_get_alloc_size(type_, tensor), ggml_backend_buft_get_alignment(type_));
 }
 
+void Streamer::take_turns(const char* why) {
+    copy_ = nullptr;
+    arrived_.clear();
+    done_.clear();
+    loaded_.reset();
+    reason_ = std::string(ggml_backend_dev_name(dev())) + " " + why + ": copies and computations take turns";
+    LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
+}
+
 void Streamer::open_streams() {
     opened_ = true;
     compute_ = owner_.runtime_backend;
     type_ = ggml_backend_get_default_buffer_type(compute_);
-    const auto in_turn = [&](const char* why) {
-        copy_ = nullptr;
-        arrived_.clear();
-        done_.clear();
-        loaded_.reset();
-        reason_ = std::string(ggml_backend_dev_name(dev())) + " " + why + ": copies and computations take turns";
-        LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
-    };
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(dev(), &props);
     if (!props.caps.async || !props.caps.events) {
-        return in_turn(props.caps.async ? "has no events" : "does not copy asynchronously");
-    }
-    copy_ = owner_.runtime->copy_backend();
-    if (copy_ == nullptr) {
-        return in_turn("gives no second stream");
-    }
-    for (int i = 0; i < max_slots; ++i) {
-        arrived_.emplace_back(ggml_backend_event_new(dev()));
-        done_.emplace_back(ggml_backend_event_new(dev()));
-        if (!arrived_.back() || !done_.back()) {
-            return in_turn("refused an event");
-        }
-    }
-    loaded_.reset(ggml_backend_event_new(dev()));
-    if (!loaded_) {
-        return in_turn("refused an event");
+        take_turns(props.caps.async ? "has no events" : "does not copy asynchronously");
+    } else if ((copy_ = owner_.runtime->copy_backend()) == nullptr) {
+        take_turns("gives no second stream");
     }
 }
 
@@ -292,8 +284,12 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
         }
     }
     std::vector<int> piece_at(static_cast<size_t>(nodes));
-    found.pieces.emplace_back();
-    found.begin.push_back(0);
+    const auto add_piece = [&](int begin) {
+        found.pieces.emplace_back();
+        found.pieces.back().copies = 0;
+        found.begin.push_back(begin);
+    };
+    add_piece(0);
     std::unordered_map<int, uint64_t> starting;  // node -> bytes of weights whose use begins there
     for (const ggml_tensor* weight : found.weights) {
         const Use& use = uses[weight];
@@ -308,8 +304,7 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
         in_use += blocked[at];
         if (starts[at] && in_use == 0 && found.pieces.back().bytes > 0 &&
             (found.pieces.back().bytes >= enough || section[at] != section[static_cast<size_t>(found.begin.back())])) {
-            found.pieces.emplace_back();
-            found.begin.push_back(i);
+            add_piece(i);
         }
         if (starts[at]) {
             found.pieces.back().bytes += starting[i];
@@ -322,6 +317,9 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
     for (const ggml_tensor* weight : found.weights) {
         const Use& use = uses[weight];
         found.piece_of.push_back(is_fixed(use) ? -1 : piece_at[static_cast<size_t>(use.first)]);
+        if (!is_fixed(use)) {
+            ++found.pieces[static_cast<size_t>(found.piece_of.back())].copies;
+        }
     }
     int part = 0;
     for (size_t i = 0; i < found.pieces.size(); ++i) {
@@ -413,7 +411,10 @@ void Streamer::plan(uint64_t room) {
     input.budget = room;
     input.compute_bytes = compute_bytes_;
     input.fixed_bytes = scan_.fixed_bytes;
-    input.max_slots = copy_ != nullptr ? max_slots : 1;
+    input.largest_slots = ggml_backend_buft_get_max_size(type_);
+    input.segment_cost = launch_seconds;
+    input.copy_cost = copy_seconds;
+    input.overlap = copy_ != nullptr;
     plan_ = stream_plan(input);
     planned_ = plan_.feasible;
     if (!plan_.feasible) {
@@ -425,7 +426,6 @@ void Streamer::plan(uint64_t room) {
             segment_of[piece] = static_cast<int>(i);
         }
     }
-    std::vector<uint64_t> filled(plan_.segments.size());
     weights_.clear();
     for (size_t i = 0; i < scan_.weights.size(); ++i) {
         Weight weight;
@@ -433,12 +433,22 @@ void Streamer::plan(uint64_t room) {
         weight.bytes = alloc_size(weight.tensor);
         weight.piece = scan_.piece_of[i];
         weight.segment = weight.piece < 0 ? -1 : segment_of[static_cast<size_t>(weight.piece)];
-        if (weight.segment >= 0) {
-            uint64_t& end = filled[static_cast<size_t>(weight.segment)];
-            weight.offset = end;
-            end += weight.bytes;
+        weights_.push_back(weight);
+    }
+    // Neighbours in host memory are neighbours in a slot, so that one copy takes both.
+    std::vector<Weight*> order;
+    for (Weight& weight : weights_) {
+        order.push_back(&weight);
+    }
+    std::sort(order.begin(), order.end(),
+              [](const Weight* a, const Weight* b) { return a->tensor->data < b->tensor->data; });
+    std::vector<uint64_t> filled(plan_.segments.size());
+    for (Weight* weight : order) {
+        if (weight->segment >= 0) {
+            uint64_t& end = filled[static_cast<size_t>(weight->segment)];
+            weight->offset = end;
+            end += weight->bytes;
         }
-        weights_.push_back(std::move(weight));
     }
 }
 
@@ -456,7 +466,7 @@ bool Streamer::alloc_arena() {
             blocks.push_back({weight.bytes});
         }
     }
-    for (int i = 0; i < plan_.slots; ++i) {
+    if (plan_.slot_bytes > 0) {
         blocks.push_back({plan_.slot_bytes});
     }
     const uint64_t largest = ggml_backend_buft_get_max_size(type_);
@@ -477,39 +487,27 @@ bool Streamer::alloc_arena() {
         }
         ggml_backend_buffer_set_usage(arena_.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     }
-    const size_t tensors = 2 * weights_.size() * static_cast<size_t>(std::max(plan_.slots, 1));
+    const size_t tensors = 2 * (weights_.size() + plan_.segments.size());
     places_.reset(ggml_init({tensors * ggml_tensor_overhead(), nullptr, true}));
-    uint64_t tail_most = 0;
-    const auto put = [&](Weight& weight, const Block& block, uint64_t offset) {
-        ggml_backend_buffer_t buffer = arena_[block.chunk].get();
-        char* address = static_cast<char*>(ggml_backend_buffer_get_base(buffer)) + block.offset + offset;
-        Place place;
-        place.tensor = ggml_dup_tensor(places_.get(), weight.tensor);
-        ggml_set_name(place.tensor, weight.tensor->name);
-        ggml_backend_tensor_alloc(buffer, place.tensor, address);
-        const uint64_t used = ggml_nbytes(weight.tensor);
-        const uint64_t whole = ggml_backend_buft_get_alloc_size(type_, weight.tensor);
-        if (whole > used && weight.segment >= 0) {
-            place.tail = ggml_new_tensor_1d(places_.get(), GGML_TYPE_I8, static_cast<int64_t>(whole - used));
-            ggml_backend_tensor_alloc(buffer, place.tail, address + used);
-            tail_most = std::max(tail_most, whole - used);
-        }
-        weight.places.push_back(place);
+    const auto address = [&](const Block& block) {
+        return static_cast<char*>(ggml_backend_buffer_get_base(arena_[block.chunk].get())) + block.offset;
     };
     size_t next = 0;
     for (Weight& weight : weights_) {
-        weight.places.clear();
+        const Block& block = weight.segment < 0 ? blocks[next++] : blocks.back();
+        const uint64_t offset = weight.segment < 0
+                                    ? 0
+                                    : plan_.segments[static_cast<size_t>(weight.segment)].offset + weight.offset;
+        weight.place = ggml_dup_tensor(places_.get(), weight.tensor);
+        ggml_set_name(weight.place, weight.tensor->name);
+        ggml_backend_tensor_alloc(arena_[block.chunk].get(), weight.place, address(block) + offset);
         weight.loaded = false;
-        if (weight.segment < 0) {
-            put(weight, blocks[next++], 0);
-        }
     }
-    for (; next < blocks.size(); ++next) {
-        for (Weight& weight : weights_) {
-            if (weight.segment >= 0) {
-                put(weight, blocks[next], weight.offset);
-            }
-        }
+    pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
+    uint64_t tail_most = 0;
+    for (const Weight& weight : weights_) {
+        const uint64_t tail = ggml_backend_buft_get_alloc_size(type_, weight.tensor) - ggml_nbytes(weight.tensor);
+        tail_most = std::max(tail_most, weight.segment >= 0 ? tail : 0);
     }
     if (tail_most > 0) {
         ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(dev());
@@ -520,20 +518,79 @@ bool Streamer::alloc_arena() {
         }
         ggml_backend_buffer_clear(zeros_.get(), 0);
     }
+    arrived_.clear();
+    done_.clear();
+    for (size_t i = 0; copy_ != nullptr && i < std::max<size_t>(plan_.segments.size(), 1); ++i) {
+        arrived_.emplace_back(ggml_backend_event_new(dev()));
+        done_.emplace_back(ggml_backend_event_new(dev()));
+        if (!loaded_) {
+            loaded_.reset(ggml_backend_event_new(dev()));
+        }
+        if (!arrived_.back() || !done_.back() || !loaded_) {
+            take_turns("refused an event");
+        }
+    }
+    copies_.clear();
+    for (size_t i = 0; i < plan_.segments.size(); ++i) {
+        copies_.push_back(copies_of(static_cast<int>(i), arena_[blocks.back().chunk].get(), address(blocks.back())));
+    }
     next_ = issued_ = 0;
-    in_use_.assign(static_cast<size_t>(std::max(plan_.slots, 1)), false);
     timed_passes_ = 0;
     loading_ = true;
     stall_seconds_ = -1.0;
     return true;
 }
 
+// Returns the copies that fill a segment's slot; `slots` is the address of all slots.
+std::vector<Streamer::Copy> Streamer::copies_of(int segment, ggml_backend_buffer_t buffer, char* slots) {
+    const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
+    const char* const name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev()));
+    const bool plain = std::any_of(std::begin(plain_backends), std::end(plain_backends),
+                                   [&](const char* known) { return std::strcmp(known, name) == 0; });
+    const auto bytes_at = [&](uint64_t begin, uint64_t bytes) {
+        ggml_tensor* tensor = ggml_new_tensor_1d(places_.get(), GGML_TYPE_I8, static_cast<int64_t>(bytes));
+        ggml_backend_tensor_alloc(buffer, tensor, slots + planned.offset + begin);
+        return tensor;
+    };
+    ggml_tensor* const slot = plain ? bytes_at(0, planned.bytes) : nullptr;
+    std::vector<Copy> copies;
+    const auto add = [&](const Copy& next) {
+        if (plain && !copies.empty() && copies.back().end == next.begin &&
+            copies.back().source + (copies.back().end - copies.back().begin) == next.source) {
+            copies.back().end = next.end;
+        } else {
+            copies.push_back(next);
+        }
+    };
+    std::vector<const Weight*> order;
+    for (const Weight& weight : weights_) {
+        if (weight.segment == segment) {
+            order.push_back(&weight);
+        }
+    }
+    std::sort(order.begin(), order.end(), [](const Weight* a, const Weight* b) { return a->offset < b->offset; });
+    for (const Weight* weight : order) {
+        const uint64_t used = ggml_nbytes(weight->tensor);
+        const uint64_t whole = ggml_backend_buft_get_alloc_size(type_, weight->tensor);
+        add({plain ? slot : weight->place, weight->offset, weight->offset + used,
+             static_cast<const char*>(weight->tensor->data), !plain});
+        if (whole > used) {
+            // Some devices read a little behind a tensor, where there must be zeros.
+            const auto* zeros = static_cast<const char*>(ggml_backend_buffer_get_base(zeros_.get()));
+            copies.push_back({plain ? slot : bytes_at(weight->offset + used, whole - used), weight->offset + used,
+                              weight->offset + whole, zeros, !plain});
+        }
+    }
+    return copies;
+}
+
 void Streamer::drop_arena() {
     drain();
     for (Weight& weight : weights_) {
-        weight.places.clear();
+        weight.place = nullptr;
         weight.loaded = false;
     }
+    copies_.clear();
     places_.reset();
     arena_.clear();
     zeros_.reset();
@@ -569,14 +626,9 @@ void Streamer::bind(uint64_t compute_bytes) {
         if (!bound_) {
             weight.host = *weight.tensor;
         }
-        size_t place = 0;
-        if (weight.segment >= 0) {
-            place = slot(next_ + static_cast<uint64_t>(weight.segment));
-        }
-        const ggml_tensor* on_device = weight.places[place].tensor;
-        weight.tensor->buffer = on_device->buffer;
-        weight.tensor->data = on_device->data;
-        weight.tensor->extra = on_device->extra;
+        weight.tensor->buffer = weight.place->buffer;
+        weight.tensor->data = weight.place->data;
+        weight.tensor->extra = weight.place->extra;
     }
     bound_ = true;
     peak_ = std::max(peak_, owner_.placements->stream_budget.held(dev(), *owner_.placements));
@@ -607,30 +659,19 @@ void Streamer::drain() {
     }
     ggml_backend_synchronize(compute_);
     next_ = issued_ = 0;
-    std::fill(in_use_.begin(), in_use_.end(), false);
 }
 
-void Streamer::copy(Weight& weight, const Place& place) {
-    const size_t bytes = ggml_nbytes(weight.tensor);
-    const bool pinned = weights_pinned(weight.host.buffer);
+void Streamer::copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes) {
     double seconds = 0.0;
     if (copy_ != nullptr) {
-        ggml_backend_tensor_set_async(copy_, place.tensor, weight.host.data, 0, bytes);
-        if (place.tail != nullptr) {
-            ggml_backend_tensor_set_async(copy_, place.tail, ggml_backend_buffer_get_base(zeros_.get()), 0,
-                                          ggml_nbytes(place.tail));
-        }
+        ggml_backend_tensor_set_async(copy_, target, source, offset, bytes);
         seconds = copy_rate_ > 0.0 ? static_cast<double>(bytes) / copy_rate_ : 0.0;
     } else {
         const auto begin = Clock::now();
-        ggml_backend_tensor_set(place.tensor, weight.host.data, 0, bytes);
-        if (place.tail != nullptr) {
-            ggml_backend_tensor_set(place.tail, ggml_backend_buffer_get_base(zeros_.get()), 0,
-                                    ggml_nbytes(place.tail));
-        }
+        ggml_backend_tensor_set(target, source, offset, bytes);
         seconds = seconds_since(begin);
     }
-    owner_.book->copied(true, pinned, bytes, seconds);
+    owner_.book->copied(true, pinned_, bytes, seconds);
 }
 
 // Copies the residents that a run needs for the first time.
@@ -638,9 +679,11 @@ void Streamer::load(const Run& run) {
     const auto begin = Clock::now();
     uint64_t bytes = 0;
     for (size_t i : run.loads) {
-        copy(weights_[i], weights_[i].places.front());
-        weights_[i].loaded = true;
-        bytes += ggml_nbytes(weights_[i].tensor);
+        Weight& weight = weights_[i];
+        const uint64_t size = ggml_nbytes(weight.tensor);
+        copy(weight.place, static_cast<const char*>(weight.host.data), 0, size);
+        weight.loaded = true;
+        bytes += size;
     }
     if (copy_ == nullptr) {
         return;
@@ -654,20 +697,42 @@ void Streamer::load(const Run& run) {
     ggml_backend_event_wait(compute_, loaded_.get());
 }
 
-// Copies a streamed segment into its slot, once the slot's last reader has finished.
+// Copies a streamed segment, each part of its slot once the segment that had it has been computed.
 void Streamer::issue(uint64_t number) {
-    const size_t place = slot(number);
-    const int segment = static_cast<int>((number - next_) % plan_.segments.size());
-    if (copy_ != nullptr && in_use_[place]) {
-        ggml_backend_event_wait(copy_, done_[place].get());
-    }
-    for (Weight& weight : weights_) {
-        if (weight.segment == segment) {
-            copy(weight, weight.places[place]);
+    const StreamSegment& segment = plan_.segments[index(number)];
+    const std::vector<Copy>& copies = copies_[index(number)];
+    std::vector<bool> copied(copies.size());
+    size_t last = SIZE_MAX;
+    for (const SlotPart& part : segment.parts) {
+        if (copy_ != nullptr && part.back != last && number >= part.back) {
+            ggml_backend_event_wait(copy_, done_[index(number - part.back)].get());
+        }
+        last = part.back;
+        for (size_t i = 0; i < copies.size(); ++i) {
+            const Copy& one = copies[i];
+            uint64_t begin = std::max(one.begin, part.begin), end = std::min(one.end, part.end);
+            if (begin >= end || copied[i]) {
+                continue;
+            }
+            if (one.whole) {
+                // All of its room has to be free: it is copied with the part that is free last.
+                const bool later = std::any_of(&part + 1, segment.parts.data() + segment.parts.size(),
+                                               [&](const SlotPart& other) {
+                                                   return other.begin < one.end && one.begin < other.end;
+                                               });
+                if (later) {
+                    continue;
+                }
+                begin = one.begin;
+                end = one.end;
+                copied[i] = true;
+            }
+            // A target for all of a slot begins where the slot does, any other one at its own begin.
+            copy(one.target, one.source + (begin - one.begin), one.whole ? 0 : begin, end - begin);
         }
     }
     if (copy_ != nullptr) {
-        ggml_backend_event_record(arrived_[place].get(), copy_);
+        ggml_backend_event_record(arrived_[index(number)].get(), copy_);
     }
 }
 
@@ -675,6 +740,13 @@ void Streamer::issue_until(uint64_t number) {
     for (; issued_ < number; ++issued_) {
         issue(issued_);
     }
+}
+
+// Tells whether a segment's copy has to wait for nothing but computations that the device was given.
+bool Streamer::free_for(uint64_t number, uint64_t launched) const {
+    const size_t back = plan_.segments[index(number)].parts.back().back;
+    // A copy from pageable memory holds up the host, which must not wait for what the device is computing now.
+    return number < back || number - back + (pinned_ ? 0 : 1) < launched;
 }
 
 std::vector<Streamer::Run> Streamer::runs(int nodes) const {
@@ -737,17 +809,21 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
 ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()) {
     std::vector<Run> all = runs(graph->n_nodes);
     const auto count = static_cast<uint64_t>(plan_.segments.size());
-    const auto slots = static_cast<uint64_t>(plan_.slots);
     const bool loading = std::any_of(all.begin(), all.end(), [](const Run& run) { return !run.loads.empty(); });
     // The host waits in the one graph that is measured, in none of the others.
     const bool measuring = !loading && stall_seconds_ < 0.0 && count > 0;
     double stalled = 0.0;
-    // A copy from pageable memory holds up the host, which must not wait for a slot that it has yet to free.
-    const bool pinned = weights_.empty() || weights_pinned(weights_.back().host.buffer);
-    const uint64_t ahead = slots > 1 && (loading || !pinned) ? slots - 1 : slots;
     const uint64_t end = next_ + count;
     uint64_t launched = next_;  // all segments before it
-    const auto look_ahead = [&] { issue_until(std::min(launched + ahead, end + count)); };
+    const auto can_issue = [&] {
+        // Residents are copied in between, so that far ahead of them would be too early.
+        return issued_ < (loading ? launched + 2 : end + count) && free_for(issued_, launched);
+    };
+    const auto look_ahead = [&] {
+        while (count > 0 && can_issue()) {
+            issue_until(issued_ + 1);
+        }
+    };
     for (size_t i = 0; i < all.size(); ++i) {
         Run& run = all[i];
         if (cancelled()) {
@@ -757,7 +833,7 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
             load(run);
         }
         if (run.segment >= 0) {
-            const size_t place = slot(launched);
+            const size_t place = index(launched);
             issue_until(launched + 1);
             if (measuring) {
                 ggml_backend_synchronize(compute_);
@@ -773,11 +849,9 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
             return status;
         }
         if (run.segment >= 0) {
-            const size_t place = slot(launched++);
-            ggml_backend_event_record(done_[place].get(), compute_);
-            in_use_[place] = true;
+            ggml_backend_event_record(done_[index(launched++)].get(), compute_);
         }
-        if (count > 0 && i + 1 < all.size() && all[i + 1].segment >= 0) {
+        if (i + 1 < all.size() && all[i + 1].segment >= 0) {
             look_ahead();
         }
     }
@@ -785,18 +859,16 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         ggml_backend_synchronize(copy_);
         ggml_backend_synchronize(compute_);
         stall_seconds_ = stalled;
-        if (issued_ < std::min(end + ahead, end + count)) {
-            const uint64_t bytes = plan_.segments[static_cast<size_t>((issued_ - next_) % count)].bytes;
+        if (can_issue()) {
+            const uint64_t bytes = plan_.segments[index(issued_)].bytes;
             const auto begin = Clock::now();
             issue_until(issued_ + 1);
             ggml_backend_synchronize(copy_);
             copy_rate_ = static_cast<double>(bytes) / std::max(seconds_since(begin), 1e-9);
         }
     }
-    if (count > 0) {
-        // The next graph of this shape begins with these.
-        look_ahead();
-    }
+    // The next graph begins with these.
+    look_ahead();
     ggml_backend_synchronize(compute_);
     next_ = end;
     return GGML_STATUS_SUCCESS;
@@ -855,7 +927,7 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
     *row = {owner_.module.c_str(),
             runner_.c_str(),
             ggml_backend_dev_name(dev()),
-            plan_.segments.empty() ? "resident" : copy_ != nullptr && plan_.slots > 1 ? "overlapped" : "synchronous",
+            plan_.segments.empty() ? "resident" : copy_ != nullptr ? "overlapped" : "synchronous",
             reason_.c_str(),
             budget_,
             peak_,
@@ -864,7 +936,7 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
             plan_.resident_bytes,
             plan_.streamed_bytes,
             plan_.slot_bytes,
-            plan_.slots,
+            static_cast<int>(plan_.segments.size()),
             passes_,
             timed_passes_ > 0 ? seconds_ / static_cast<double>(timed_passes_) : 0.0,
             copy_rate_ > 0.0 ? static_cast<double>(plan_.streamed_bytes) / copy_rate_ : -1.0,
