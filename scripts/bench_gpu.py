@@ -697,9 +697,15 @@ def place_module(module: Path) -> None:
     spec = importlib.util.find_spec("sdcpp_py")
     if spec is None or spec.origin is None:
         raise SystemExit("bench_gpu: sdcpp_py is not installed for this Python")
-    target = Path(spec.origin).with_name("libggml-cuda.so")
+    target, libraries = Path(spec.origin).with_name("libggml-cuda.so"), os.environ.get("LD_LIBRARY_PATH", "")
     content = module.read_bytes()
     target.write_bytes(lzma.decompress(content) if module.suffix == ".xz" else content)
+    if shutil.which("ldd"):  # the engine passes over a module that cannot be loaded
+        environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([*cuda_folders(), libraries])}
+        needs = subprocess.run(["ldd", target], capture_output=True, text=True, env=environment).stdout
+        for line in needs.splitlines():
+            if "not found" in line:
+                say(f"{target.name} will not load: {line.strip()}")
 
 
 def build(folder: Path, what: Path | str, **variables: str) -> None:
