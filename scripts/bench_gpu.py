@@ -63,7 +63,8 @@ PROMPT = "a lovely cat sitting on a wooden chair in a garden, oil on canvas"
 LORA_SCALE = 0.8
 LORA_ENDS = ("attention.qkv", "attention.out", "to_q", "to_k", "to_v", "to_out.0")
 DENOISER = "model.diffusion_model."
-DRY_SHARE = 64  # budgets of the tiny models, as part of those of the full ones
+DRY_SHARE = 64  # budgets of the tiny models, as part of those of the full ones,
+DRY_LEAST = {"zimage": 0.11}  # but GiB that the text encoder needs, whose vocabulary is not tiny
 SLOW = 20.0  # seconds after which a row is repeated no more, once it has two runs
 
 Row = dict[str, Any]
@@ -196,7 +197,8 @@ def all_jobs() -> list[Job]:
 def tiny(job: Job) -> Job:
     """Return the same job for the tiny model of its family: small pictures, two steps, once."""
     shots = tuple(replace(shot, size=shot.size // 8, steps=2, repeats=1) for shot in job.shots)
-    return replace(job, budget=job.budget and job.budget / DRY_SHARE, shots=shots)
+    budget = job.budget and max(job.budget / DRY_SHARE, DRY_LEAST.get(job.family, 0.0))
+    return replace(job, budget=budget, shots=shots)
 
 
 # --- files --------------------------------------------------------------------------------------------------
