@@ -63,6 +63,8 @@ private:
 
 // Tells whether a buffer of weights is in the host buffer type of the device that uses it.
 bool weights_pinned(ggml_backend_buffer_t buffer);
+// Notes that a weight has another value now.
+void weights_changed(const ggml_tensor* tensor);
 
 // The weights of one runner, on the shelf: their buffers are known, so that copies of them can be booked.
 class Shelf {

@@ -95,6 +95,8 @@ struct Placement {
     std::shared_ptr<Book> book;
     Shelf shelf;
     std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
+    std::map<uint64_t, uint64_t> compute_sizes;  // shape of a graph -> its compute buffer
+    uint64_t compute_bytes = 0;                  // its compute buffer, when it is not streamed but others are
 };
 
 }  // namespace sdcpp

@@ -26,12 +26,16 @@ class StreamBudget {
 public:
     float max_vram = 0.0f;  // GiB; negative: free memory minus that; 0: free memory minus a reserve
     std::vector<Streamer*> streamers;
+    // What runners hold besides weights and what streamers know of: compute buffers and the like, in bytes.
+    std::map<ggml_backend_dev_t, uint64_t> others;
 
     // Returns the device memory that the context may use, in bytes.
     uint64_t bytes(ggml_backend_dev_t dev, const Placements& placements) const;
     // Frees what runners that compute nothing now keep on a device, until `wanted` more bytes fit into the budget.
     void yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self = nullptr);
-    // Returns what the context holds on a device without `self`: weights that live there, and streamers' memory.
+    // Lets runners that compute in turn with `self` keep less by that many bytes, or as much as they can.
+    void shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer* self);
+    // Returns what the context holds on a device without `self`: weights that live there, and runners' memory.
     uint64_t held(ggml_backend_dev_t dev, const Placements& placements, const Streamer* self = nullptr) const;
     // Starts a generation: nothing is bound, and the statistics begin anew.
     void begin();
@@ -48,14 +52,17 @@ public:
     bool prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
     void bind(uint64_t compute_bytes);
     bool bound() const { return bound_; }
+    bool active() const { return active_; }
     ggml_status compute(ggml_cgraph* graph, bool (*cancelled)());
     void unbind();
+    // Plans anew with that many bytes less, or the least that works, and returns what that saves.
+    uint64_t shrink(uint64_t bytes);
     // Frees all device memory.
     void release();
-    // Device memory held now: the arena, and the compute buffer while bound.
+    // Device memory held now or, while active, at the next graph: the arena and the compute buffer.
     uint64_t held() const;
     ggml_backend_dev_t dev() const;
-    // Forgets statistics.
+    // Starts a generation: a failed one may have left the weights bound.
     void begin();
     // Describes the last plan; the pointers hold until the next call on this thread. False when there is none.
     bool describe(sdcpp_stream_t* row) const;
@@ -105,10 +112,10 @@ private:
 
     Scan scan(ggml_cgraph* graph) const;
     uint64_t alloc_size(const ggml_tensor* tensor) const;
-    uint64_t compute_bytes(ggml_cgraph* graph);
     void plan(uint64_t room);
     bool alloc_arena();
     void drop_arena();
+    void restore();
     std::vector<Run> runs(int nodes) const;
     void open_streams();
     void take_turns(const char* why);
@@ -136,7 +143,6 @@ private:
     ggml_context* params_ctx_ = nullptr;
     Scan scan_;
     uint64_t compute_bytes_ = 0;  // planned
-    std::map<uint64_t, uint64_t> compute_sizes_;  // shape of a graph -> its compute buffer
     StreamPlan plan_;
     bool planned_ = false;
     uint64_t budget_ = 0;
@@ -150,7 +156,9 @@ private:
     ggml_context_ptr zeros_ctx_;
     bool pinned_ = false;
     bool bound_ = false;
-    uint64_t bound_compute_bytes_ = 0;
+    bool active_ = false;               // between the first and the last graph that are computed in turn with others'
+    uint64_t most_ = UINT64_MAX;        // that it may hold, so that those have room
+    uint64_t held_compute_bytes_ = 0;   // until the engine frees it
 
     // Streamed segments are numbered through all graphs since the last drain.
     uint64_t next_ = 0;    // the first one of the graph that comes

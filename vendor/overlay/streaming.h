@@ -25,12 +25,17 @@ void stream_bind(Placement& placement, size_t compute_bytes);
 bool stream_bound(const Placement& placement);
 // Computes the prepared graph, with copies hidden behind it; cancelled is asked between two segments.
 ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*cancelled)());
-// Gives the weights their addresses in host memory again. What is on the device stays there until others need the room.
+// Gives the weights their addresses in host memory again, once the compute buffer is freed. Weights that are on the
+// device stay there until others need the room.
 void stream_unbind(Placement& placement);
 // Frees what is on the device, once nothing reads the weights in host memory any more.
 void stream_release(Placement& placement);
-// Makes room in the budget for the graph of a runner whose weights are not streamed.
-void stream_yield(const Placement& placement, ggml_cgraph* graph);
+// Makes room in the budget for the compute buffer of a runner whose weights are not streamed.
+void stream_yield(Placement& placement, ggml_cgraph* graph);
+// Allocates tensors that a runner keeps on its device besides its weights and its compute buffer.
+ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx);
+// Frees them.
+void beside_free(Placement& placement, ggml_backend_buffer_t buffer);
 // Divides the weights that a LoRA is merged into, so that the graph of each part fits into the budget.
 std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
                                                              const std::map<std::string, ggml_tensor*>& weights);
