@@ -772,6 +772,8 @@ class Bench:
         if status != 0:
             reason = "the time limit" if time.perf_counter() - start >= left else f"status {status}"
             say(f"{job.name}: stopped by {reason}\n  " + "\n  ".join(tail))
+            if not job.shots:
+                self.found["left_out"].append(f"{job.name} ({reason})")
             made = {row["shot"] for row in self.found["rows"][count:]}
             for shot in job.shots:
                 if shot.name not in made:
@@ -1084,7 +1086,7 @@ def show(report: Row, options: argparse.Namespace) -> None:
         body = (markdown if options.markdown else table)(header, rows, numbers)
         print(f"{'**' if options.markdown else ''}{title}{'**' if options.markdown else ''}\n\n{body}\n")
     if report["left_out"]:
-        print(f"left out for want of time: {', '.join(report['left_out'])}")
+        print(f"left out: {', '.join(report['left_out'])}")
     if options.plot:
         try:
             plot(report, options.plot)
@@ -1164,7 +1166,7 @@ def default_work(small: bool) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 1 when something falls short."""
+    """Run the command line and return its exit status: 1 when something falls short or was left out."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--worker"]:
         Worker(json.loads(given[1])).run()
@@ -1198,7 +1200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
     show(bench.found, options)
-    return 0 if all(each.good for each in verdicts(bench.found)) else 1
+    return 0 if all(each.good for each in verdicts(bench.found)) and not bench.found["left_out"] else 1
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_several_runs_are_shown_as_one(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "| pinned-overlapped | 8 GiB | 1.656 (1.64..1.68) |" in printed
     assert "SHORT" not in printed
-    assert "left out for want of time: sdxl/peer/4" in printed
+    assert "left out: sdxl/peer/4" in printed
 
 
 def test_plot_has_a_bar_for_each_row(tmp_path):
