@@ -40,6 +40,17 @@ constexpr double memory_rate = 360e9;
 // Backends that store the bytes of a tensor as they are: parts of tensors, and neighbours at once, can be copied.
 const char* const plain_backends[] = {"CUDA", "ROCm", "MUSA", "Vulkan", "Loopback"};
 
+// Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
+// that are loaded when they are first needed, and cuBLAS's workspace. Measured on an H100: 100 MB and a pool besides.
+const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
+constexpr uint64_t pool_base = 128ull << 20;
+
+template <size_t count>
+bool is_one_of(const char* const (&names)[count], ggml_backend_dev_t dev) {
+    const char* const name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
+    return std::any_of(names, names + count, [&](const char* known) { return std::strcmp(known, name) == 0; });
+}
+
 #ifdef SDCPP_TEST_BACKEND
 // Leaves out one kind of wait where a test asks for it, to see that the mistake is found.
 bool keeps(const char* wait) {
@@ -130,6 +141,25 @@ uint64_t shape_hash(ggml_cgraph* graph) {
     return hash;
 }
 
+// What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
+// in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32.
+uint64_t pool_bytes(ggml_cgraph* graph) {
+    uint64_t most = 0;
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        const ggml_tensor* node = graph->nodes[i];
+        uint64_t bytes = 0;
+        if (node->op == GGML_OP_MUL_MAT) {
+            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node) + ggml_nelements(node->src[1]));
+            bytes += ggml_is_quantized(node->src[0]->type) ? 2 * static_cast<uint64_t>(ggml_nelements(node->src[0])) : 0;
+        } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node->src[1]) + ggml_nelements(node->src[2])) +
+                    4 * static_cast<uint64_t>(ggml_nelements(node));
+        }
+        most = std::max(most, bytes);
+    }
+    return most;
+}
+
 // Returns what a graph's compute buffer takes.
 uint64_t measure(Placement& placement, ggml_cgraph* graph) {
     const auto [known, added] = placement.compute_sizes.try_emplace(shape_hash(graph), 0);
@@ -138,6 +168,9 @@ uint64_t measure(Placement& placement, ggml_cgraph* graph) {
         size_t size = 0;
         ggml_gallocr_reserve_n_size(allocator.get(), graph, nullptr, nullptr, &size);
         known->second = size;
+        if (is_one_of(pool_backends, placement.runtime->dev)) {
+            known->second += pool_base + pool_bytes(graph);
+        }
     }
     return known->second;
 }
@@ -574,9 +607,7 @@ bool Streamer::alloc_arena() {
 // Returns the copies that fill a segment's slot; `slots` is the address of all slots.
 std::vector<Streamer::Copy> Streamer::copies_of(int segment, ggml_backend_buffer_t buffer, char* slots) {
     const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
-    const char* const name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev()));
-    const bool plain = std::any_of(std::begin(plain_backends), std::end(plain_backends),
-                                   [&](const char* known) { return std::strcmp(known, name) == 0; });
+    const bool plain = is_one_of(plain_backends, dev());
     const auto bytes_at = [&](uint64_t begin, uint64_t bytes) {
         ggml_tensor* tensor = ggml_new_tensor_1d(places_.get(), GGML_TYPE_I8, static_cast<int64_t>(bytes));
         ggml_backend_tensor_alloc(buffer, tensor, slots + planned.offset + begin);
