@@ -18,8 +18,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from . import cuda
 from .errors import (
     ArgumentError,
     BackendError,
@@ -250,13 +252,34 @@ def backend_load(path: str) -> None:
         raise BackendError(f"{path} is not a backend module for this engine; check its version", tuple(run.lines))
 
 
+@functools.cache
+def _backends_load() -> cuda.Backend:
+    """Load every backend and return what there is of CUDA's; the caller holds the engine."""
+    _, lib = _engine()
+    engine = Path(versions()["library"] or "").parent
+    found = cuda.find(engine)
+    if found.problem:
+        log.warning("%s", found.problem)
+    # First, so that devices come in the same order as from a module beside the engine, which the engine loads itself.
+    if found.usable and found.module is not None and found.module.parent != engine:
+        lib.sdcpp_backend_load(os.fsencode(found.module))
+    lib.sdcpp_backends_load()
+    return found
+
+
+def cuda_backend() -> cuda.Backend:
+    """Return what is installed of the CUDA backend, after loading the backends on the first call."""
+    with _running():
+        return _backends_load()
+
+
 def device_list() -> list[dict[str, Any]]:
     """Return every device with its name, kind, backend, module, host buffer type, memory in bytes and features."""
     ffi, lib = _engine()
     found = []
     with _running():
-        count = lib.sdcpp_backends_load()
-        for index in range(count):
+        _backends_load()
+        for index in range(lib.sdcpp_device_count()):
             device = ffi.new("sdcpp_device_t*")
             if not lib.sdcpp_device_get(index, device):
                 continue

@@ -124,6 +124,8 @@ def find_device(what: str, text: str, devices: Sequence[Device]) -> Device:
             if device.kind == kind:
                 return device
     names = ", ".join(device.name for device in usable) or "none"
+    if not any(device.kind in ("gpu", "igpu") for device in usable):
+        names += " (sdcpp doctor says why there is no GPU)"
     if kinds:
         raise ArgumentError(f"{what}: there is no {word.upper()} device; devices: {names}")
     found = [device for device in usable if device.name.lower().startswith(word)]
