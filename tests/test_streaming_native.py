@@ -52,11 +52,11 @@ def streams(model: Model) -> dict[str, dict[str, Any]]:
     return {row["runner"]: row for row in _native.context_streams(model.context)}
 
 
-def named_budget(error: sdcpp_py.SdcppError) -> float:
+def named_budget(error: sdcpp_py.DeviceMemoryError) -> float:
     """Return the budget that an error names as the smallest one that works."""
-    found = [float(text) for line in error.engine_log for text in re.findall(r"set max_vram to (\d+\.\d+) or", line)]
-    assert len(found) == 1, error.engine_log
-    return found[0]
+    found = re.findall(r"set max_vram to (\d+\.\d+) or", str(error))
+    assert len(found) == 1, error
+    return float(found[0])
 
 
 def smallest_budget(draw: Callable[[float], object]) -> float:
@@ -69,7 +69,7 @@ def smallest_budget(draw: Callable[[float], object]) -> float:
         try:
             draw(budget)
             return budget
-        except sdcpp_py.SdcppError as error:
+        except sdcpp_py.DeviceMemoryError as error:
             assert named_budget(error) > budget
             budget = named_budget(error)
 
@@ -312,7 +312,7 @@ def test_budget_that_is_too_small(checkpoint: Path) -> None:
                     model.draw(**steps(1, width=width), progress=begin)
                 except sdcpp_py.SdcppError as error:
                     assert max(begun, default=0) == 0, "before the first step is done"
-                    assert "may be used: set max_vram to" in str(error.engine_log)
+                    assert "may be used: set max_vram to" in str(error)
                     raise
                 assert loopback.books()["device_bytes_peak"] <= budget_bytes(budget)
 
@@ -440,7 +440,7 @@ def test_budget_is_what_is_free(checkpoint: Path) -> None:
     loopback.set(memory_reserved=int(0.999 * GIB))
     with Model(checkpoint, DIFFUSION, max_vram=0.5) as model, pytest.raises(sdcpp_py.GenerationError) as caught:
         model.draw(**given)
-    assert "is free" in str(caught.value.engine_log)
+    assert "free memory of the device" in str(caught.value)
 
 
 @in_child
