@@ -824,7 +824,7 @@ def _tensor_pieces(name: str, shape: Shape, dtype: str, seed: int) -> Iterable[m
 # --- the file -----------------------------------------------------------------------------------------------
 
 
-def _header(shapes: dict[str, Shape], dtype: str, metadata: dict[str, str]) -> bytes:
+def safetensors_header(shapes: dict[str, Shape], dtype: str, metadata: dict[str, str]) -> bytes:
     """Return the safetensors header: its length (u64, little-endian) and JSON padded with spaces to 8 bytes.
 
     Source: https://huggingface.co/docs/safetensors/index, "Format".
@@ -866,7 +866,7 @@ def write_safetensors(path: Path, shapes: dict[str, Shape], *, dtype: str, seed:
 
 def _write_tensors(file: BinaryIO, shapes: dict[str, Shape], dtype: str, seed: int, metadata: dict[str, str]) -> None:
     """Write header and tensors one after the other; never holds more than the cached blocks."""
-    file.write(_header(shapes, dtype, metadata))
+    file.write(safetensors_header(shapes, dtype, metadata))
     for name, shape in shapes.items():
         for piece in _tensor_pieces(name, shape, dtype, seed):
             file.write(piece)

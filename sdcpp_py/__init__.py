@@ -17,6 +17,7 @@ from .errors import (
     BackendError,
     CancelledError,
     ClosedError,
+    DeviceMemoryError,
     GenerationError,
     ModelError,
     OutputError,
@@ -26,8 +27,8 @@ from .errors import (
 from .images import GeneratedImage, Images, Timings
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
-from .placement import BudgetPart, ModulePlan, PinBudget, Plan
-from .reports import MemoryReport, ModuleMemory, ModuleTransfer, TransferReport
+from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
+from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
 
 __all__ = [
     "ArgumentError",
@@ -37,6 +38,8 @@ __all__ = [
     "CancelledError",
     "ClosedError",
     "Device",
+    "DeviceBudget",
+    "DeviceMemoryError",
     "GeneratedImage",
     "GenerationError",
     "Hires",
@@ -47,6 +50,7 @@ __all__ = [
     "ModuleMemory",
     "ModulePlan",
     "ModuleTransfer",
+    "NetworkStream",
     "OutputError",
     "PhotoMaker",
     "PinBudget",

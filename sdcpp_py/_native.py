@@ -18,9 +18,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError, BackendError, CancelledError, GenerationError, ModelError, SdcppError
+from . import cuda
+from .errors import (
+    ArgumentError,
+    BackendError,
+    CancelledError,
+    DeviceMemoryError,
+    GenerationError,
+    ModelError,
+    SdcppError,
+)
 
 log = logging.getLogger("sdcpp_py.engine")
 log.addHandler(logging.NullHandler())
@@ -242,13 +252,34 @@ def backend_load(path: str) -> None:
         raise BackendError(f"{path} is not a backend module for this engine; check its version", tuple(run.lines))
 
 
+@functools.cache
+def _backends_load() -> cuda.Backend:
+    """Load every backend and return what there is of CUDA's; the caller holds the engine."""
+    _, lib = _engine()
+    engine = Path(versions()["library"] or "").parent
+    found = cuda.find(engine)
+    if found.problem:
+        log.warning("%s", found.problem)
+    # First, so that devices come in the same order as from a module beside the engine, which the engine loads itself.
+    if found.usable and found.module is not None and found.module.parent != engine:
+        lib.sdcpp_backend_load(os.fsencode(found.module))
+    lib.sdcpp_backends_load()
+    return found
+
+
+def cuda_backend() -> cuda.Backend:
+    """Return what is installed of the CUDA backend, after loading the backends on the first call."""
+    with _running():
+        return _backends_load()
+
+
 def device_list() -> list[dict[str, Any]]:
     """Return every device with its name, kind, backend, module, host buffer type, memory in bytes and features."""
     ffi, lib = _engine()
     found = []
     with _running():
-        count = lib.sdcpp_backends_load()
-        for index in range(count):
+        _backends_load()
+        for index in range(lib.sdcpp_device_count()):
             device = ffi.new("sdcpp_device_t*")
             if not lib.sdcpp_device_get(index, device):
                 continue
@@ -326,6 +357,9 @@ def _fail(status: int, run: _Run, kind: type[SdcppError], message: str) -> None:
         raise run.exception
     if status == lib.SDCPP_CANCELLED:
         raise CancelledError("cancelled by cancel()")
+    if status == lib.SDCPP_NO_ROOM:
+        said = str(_text(lib.sdcpp_last_error()))
+        raise DeviceMemoryError(said, tuple(line for line in run.lines if line != said))
     raise kind(message, tuple(run.lines))
 
 
@@ -380,8 +414,8 @@ def context_new(
         options: fields of the engine's context parameters; what is not named keeps the engine's default.
         embeddings: name -> path of textual inversion embeddings.
         progress: called with tensors read, tensors in all and seconds a tensor.
-        placements: module, runtime_device, params_device and pin, each; a device that is not named is the default
-            device, or for the weights the runtime device. Modules that are not named are placed by the options.
+        placements: module, runtime_device, params_device, pin and stream, each; a device that is not named is the
+            default device, or for the weights the runtime device. Modules that are not named are placed by the options.
 
     Returns:
         A handle for the other functions; context_free frees it.
@@ -423,7 +457,8 @@ def _rows(context: Any, kind: str, count: str, get: str) -> list[dict[str, Any]]
     rows = []
     with _running():
         for index in range(getattr(lib, count)(context)):
-            getattr(lib, get)(context, index, row)
+            if not getattr(lib, get)(context, index, row):
+                continue
             values = ((name, getattr(row, name)) for name, _ in ffi.typeof(kind).fields)
             rows.append({name: _text(value) if isinstance(value, ffi.CData) else value for name, value in values})
     return rows
@@ -437,6 +472,11 @@ def context_memory(context: Any) -> list[dict[str, Any]]:
 def context_transfers(context: Any) -> list[dict[str, Any]]:
     """Return what was copied for the weights of each module so far: the fields of sdcpp_transfer_t."""
     return _rows(context, "sdcpp_transfer_t", "sdcpp_transfer_count", "sdcpp_transfer_get")
+
+
+def context_streams(context: Any) -> list[dict[str, Any]]:
+    """Return how each network of a context was streamed when it was last computed: the fields of sdcpp_stream_t."""
+    return _rows(context, "sdcpp_stream_t", "sdcpp_stream_count", "sdcpp_stream_get")
 
 
 def context_defaults(context: Any, sampler: str | None) -> tuple[str, str]:
@@ -502,6 +542,7 @@ def image_generate(
 
     Raises:
         GenerationError: the engine gave up.
+        DeviceMemoryError: device memory or its budget is too small.
         BrokenContextError: the engine gave up in a way that leaves the context unusable.
         BaseException: whatever a callback raised.
     """

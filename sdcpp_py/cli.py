@@ -197,6 +197,13 @@ def txt2img(
         str, _placement("Page-lock weights: auto, require or never, or by module.", "--pin-params", metavar="SPEC")
     ] = "auto",
     pin_budget: Annotated[float | None, _placement("Most to page-lock.", "--pin-budget", metavar="GIB")] = None,
+    max_vram: Annotated[
+        float | None,
+        _placement("Most device memory to use; negative is what stays free.", "--max-vram", metavar="GIB"),
+    ] = None,
+    stream_layers: Annotated[
+        bool, _placement("Copy layers that do not fit while the device computes.", "--stream-layers")
+    ] = False,
     weight_type: Annotated[str | None, _engine("Convert weights to this type.", "--type")] = None,
     tensor_type_rules: Annotated[
         str | None, _engine("PATTERN=TYPE,... for single tensors.", "--tensor-type-rules")
@@ -281,6 +288,8 @@ def txt2img(
         params_backend=params_backend,
         pin_params=pin_params,
         pin_budget=pin_budget,
+        max_vram=max_vram,
+        stream_layers=stream_layers,
         weight_type=weight_type,
         tensor_type_rules=tensor_type_rules,
         threads=threads,

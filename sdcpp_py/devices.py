@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,18 +64,6 @@ def choices() -> dict[str, tuple[str, ...]]:
     }
 
 
-@functools.cache
-def _has_nvidia_driver() -> bool:
-    """Tell whether the NVIDIA driver's library can be loaded."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
 def doctor() -> dict[str, Any]:
     """Return what is loaded, from where, in which version, and what is missing with the way to get it.
 
@@ -105,12 +91,13 @@ def doctor() -> dict[str, Any]:
     report["threads"] = _native.physical_cores()
     if not any(device.kind == "cpu" for device in found):
         report["problems"].append("no CPU backend was found beside the engine library: reinstall sdcpp-py")
-    has_cuda = any(device.backend == "CUDA" for device in found)
-    if _has_nvidia_driver() and not has_cuda:
-        report["hints"].append(
-            "an NVIDIA driver is here but no CUDA backend: build one with "
-            "pip install sdcpp-py --no-binary sdcpp-py -C cmake.define.SDCPP_CUDA=ON"
-        )
-    elif not has_cuda:
+    backend = _native.cuda_backend()
+    if backend.problem:
+        report["problems"].append(backend.problem)
+    if backend.hint:
+        report["hints"].append(backend.hint)
+    if backend.usable and not any(device.backend == "CUDA" for device in found):
+        report["hints"].append("the CUDA backend is loaded but its driver shows no GPU: everything runs on the CPU")
+    if backend.module is None and not backend.hint:
         report["hints"].append("no NVIDIA driver was found: everything runs on the CPU")
     return report

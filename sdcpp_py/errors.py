@@ -7,7 +7,8 @@
     ├── ModelError                         a model file that cannot be loaded
     ├── PlacementError                     weights that cannot be pinned although that was required
     ├── GenerationError                    the engine gave up on an image
-    │   └── CancelledError                 cancel() was called from another thread
+    │   ├── CancelledError                 cancel() was called from another thread
+    │   └── DeviceMemoryError              device memory, or max_vram, is too small for an image
     ├── OutputError (also OSError)         a file that cannot be written
     ├── BackendError                       the engine or a device backend is not usable
     └── ClosedError (also ValueError)      an object that was closed
@@ -58,6 +59,13 @@ class GenerationError(SdcppError):
 
 class CancelledError(GenerationError):
     """The generation was stopped by ``cancel()``."""
+
+
+class DeviceMemoryError(GenerationError):
+    """A device's memory, or ``max_vram``, is too small for an image; the object works on.
+
+    The message says how much would do. Another size, tiles for the VAE or a larger ``max_vram`` help.
+    """
 
 
 class OutputError(SdcppError, OSError):

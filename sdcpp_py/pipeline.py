@@ -82,6 +82,10 @@ class StableDiffusion:
         pin_params: whether weights that the CPU keeps for another device lie in its host buffer type: ``auto`` (what
             the pin budget affords), ``require`` (or raise) or ``never``; one word, or by module likewise.
         pin_budget: most to pin, in GiB; by default what the system affords.
+        max_vram: the most memory of each device to use, in GiB, for modules whose weights the CPU keeps for it.
+            Negative, with *stream_layers*: all that is free but this; by default, with *stream_layers*: all that is
+            free but a tenth of the device's memory, 1 GiB at most. Measured at each picture.
+        stream_layers: keep on the device what *max_vram* allows, and copy the other layers while it computes.
         weight_type: convert weights to this type while loading, such as ``f16`` or ``q8_0``; see ``choices()``.
         tensor_type_rules: ``PATTERN=TYPE,...``: conversion for the tensors whose names match.
         threads: CPU threads; the engine's default is the number of physical cores.
@@ -107,7 +111,7 @@ class StableDiffusion:
             bar on a terminal.
 
     Raises:
-        ArgumentError: an option is unknown or out of range.
+        ArgumentError: an option is unknown or out of range, or would do nothing.
         ModelError: a file is missing, damaged or does not fit.
         PlacementError: weights must be pinned and cannot be.
         BackendError: the compiled engine cannot be loaded.
@@ -134,6 +138,8 @@ class StableDiffusion:
         params_backend: Spec | None = None,
         pin_params: Spec = "auto",
         pin_budget: float | None = None,
+        max_vram: float | None = None,
+        stream_layers: bool = False,
         weight_type: str | None = None,
         tensor_type_rules: str | None = None,
         threads: int | None = None,
@@ -210,6 +216,7 @@ class StableDiffusion:
             "chroma_use_t5_mask": chroma_use_t5_mask,
             "chroma_t5_mask_pad": chroma_t5_mask_pad,
             "qwen_image_zero_cond_t": qwen_image_zero_cond_t,
+            "max_vram": placement.check_max_vram(max_vram, stream_layers),
         }
         terms = {
             options.check_text("embedding name", name): check_model_file(path, f"embedding {name}")
@@ -222,13 +229,13 @@ class StableDiffusion:
         self._plan: Plan | None = None
         start = time.perf_counter()
         # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
-        if (runtime_backend, params_backend, pin_params, pin_budget) == (None, None, "auto", None):
-            with _progress(progress, "loading") as callback:
-                self._context = _native.context_new(self._given, terms, callback)
-        else:
-            self._plan = self._make_plan(runtime_backend, params_backend, pin_params, pin_budget)
-            with _progress(progress, "loading") as callback:
-                self._context = _native.context_new(self._given, terms, callback, placements=self._plan.placements())
+        asked = (runtime_backend, params_backend, pin_params, pin_budget, max_vram, stream_layers)
+        if asked != (None, None, "auto", None, None, False):
+            self._plan = self._make_plan(*asked)
+        places = () if self._plan is None else self._plan.placements()
+        with _progress(progress, "loading") as callback:
+            self._context = _native.context_new(self._given, terms, callback, placements=places)
+        if self._plan is not None:
             try:
                 self._check_pins(self._plan)
             except BaseException:
@@ -245,6 +252,8 @@ class StableDiffusion:
         params_backend: Spec | None = None,
         pin_params: Spec = "auto",
         pin_budget: float | None = None,
+        max_vram: float | None = None,
+        stream_layers: bool = False,
     ) -> Plan:
         """Return the plan for this model's files on this machine as it is now."""
         found = devices()
@@ -255,6 +264,8 @@ class StableDiffusion:
             runtime_backend=runtime_backend,
             params_backend=params_backend,
             pin_params=pin_params,
+            max_vram=max_vram,
+            stream_layers=stream_layers,
         )
 
     def _check_pins(self, plan: Plan) -> None:
@@ -292,12 +303,13 @@ class StableDiffusion:
         return MemoryReport.from_rows(_native.context_memory(self._open_context()))
 
     def transfer_report(self) -> TransferReport:
-        """Return what was copied of the weights between host and devices since the model began to load.
+        """Return what was copied of the weights since the model began to load, and how the last pictures streamed them.
 
         Raises:
             ClosedError: the object is closed.
         """
-        return TransferReport.from_rows(_native.context_transfers(self._open_context()))
+        context = self._open_context()
+        return TransferReport.from_rows(_native.context_transfers(context), _native.context_streams(context))
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -407,6 +419,7 @@ class StableDiffusion:
         Raises:
             ArgumentError: a value is unknown or out of range; the message lists what is valid.
             ModelError: a LoRA file is missing or damaged.
+            DeviceMemoryError: the memory of a device, or *max_vram*, is too small for it; the object works on.
             GenerationError: the engine gave up; ``engine_log`` says why.
             CancelledError: :meth:`cancel` was called.
             ClosedError: the object is closed.

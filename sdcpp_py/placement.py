@@ -1,4 +1,4 @@
-"""From specs to a plan: where each module runs, where its weights lie, which of them are pinned, and why.
+"""From specs to a plan: where each module runs, where its weights lie, which are pinned or streamed, and why.
 
 Pure arithmetic over what the engine, the system and the caller say; nothing is tried out, since a refused pin can
 make later ones fail on some systems.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from .errors import ArgumentError, PlacementError
 from .options import check_float
-from .reports import GIB, show_bytes, table
+from .reports import GIB, MIB, show_bytes, table
 
 if TYPE_CHECKING:
     from .devices import Device
@@ -42,6 +42,7 @@ MLOCK_BACKENDS: frozenset[str] = frozenset()
 _DEFAULT = "*"
 _DEFAULTS = (_DEFAULT, "all", "default")
 _NO_LIMIT = 1 << 60  # bytes; cgroup v1 writes a number near 2**63 for "no limit"
+_RESERVE_SHARE = 10  # the part of a device's memory that stays free when no budget is given, as in the engine
 _CAP_IPC_LOCK = 14  # capabilities(7): locks memory without a limit
 
 
@@ -123,6 +124,8 @@ def find_device(what: str, text: str, devices: Sequence[Device]) -> Device:
             if device.kind == kind:
                 return device
     names = ", ".join(device.name for device in usable) or "none"
+    if not any(device.kind in ("gpu", "igpu") for device in usable):
+        names += " (sdcpp doctor says why there is no GPU)"
     if kinds:
         raise ArgumentError(f"{what}: there is no {word.upper()} device; devices: {names}")
     found = [device for device in usable if device.name.lower().startswith(word)]
@@ -339,6 +342,77 @@ def _memlock_part(devices: Sequence[Device], root: Path) -> BudgetPart:
     return BudgetPart("RLIMIT_MEMLOCK", max(0, limit - locked), detail)
 
 
+# --- the budget of device memory --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceBudget:
+    """How much memory of one device the model may use.
+
+    Attributes:
+        device: name of the device.
+        bytes: the budget; where it is measured, what it is now, since it is measured again for each picture.
+        detail: how that number comes about.
+    """
+
+    device: str
+    bytes: int
+    detail: str
+
+
+def check_max_vram(max_vram: float | None, stream_layers: bool) -> float | None:
+    """Return the budget of device memory in GiB, or raise ArgumentError unless it has a meaning.
+
+    Args:
+        max_vram: GiB; negative is what stays free of what is free now; None measures when layers are streamed.
+        stream_layers: whether layers are streamed.
+    """
+    if max_vram is None:
+        return None
+    number = check_float("max_vram", max_vram, -_NO_LIMIT / GIB, _NO_LIMIT / GIB)
+    if abs(number) * MIB < 1.0:  # less than 1 KiB: the engine takes 0 for "not given"
+        raise ArgumentError(
+            f"max_vram {number:g} leaves nothing: give a budget in GiB, with stream_layers=True also a negative number "
+            "for what is to stay free, or none at all"
+        )
+    if number < 0.0 and not stream_layers:
+        raise ArgumentError("a negative max_vram needs stream_layers=True; without it, give the budget in GiB itself")
+    return number
+
+
+def device_budget(device: Device, max_vram: float | None, stream_layers: bool) -> DeviceBudget:
+    """Return what the engine may use of a device, by the engine's own rule.
+
+    Args:
+        device: the device as it is now.
+        max_vram: as check_max_vram returned it.
+        stream_layers: whether layers are streamed.
+
+    Raises:
+        ArgumentError: it is nothing.
+    """
+    total, free = device.memory_total, device.memory_free
+    if max_vram is not None and max_vram > 0.0:
+        size = int(max_vram * GIB)
+        detail = "given as max_vram"
+        if size > total > 0:
+            detail += f", more than the {show_bytes(total)} that it has"
+        elif size > free > 0:
+            detail += f", more than the {show_bytes(free)} that are free now"
+        if not stream_layers:
+            detail += "; copies and computations take turns: stream_layers lets them overlap"
+        return DeviceBudget(device.name, size, detail)
+    if max_vram is None:
+        reserve = min(total // _RESERVE_SHARE, GIB)
+        detail = f"{show_bytes(free)} free now - {show_bytes(reserve)} reserve"
+    else:
+        reserve = int(-max_vram * GIB)
+        detail = f"{show_bytes(free)} free now - {show_bytes(reserve)} given as max_vram"
+    if free <= reserve:
+        raise ArgumentError(f"nothing of {device.name} may be used ({detail}); set max_vram to a budget in GiB")
+    return DeviceBudget(device.name, free - reserve, detail)
+
+
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
@@ -354,7 +428,9 @@ class ModulePlan:
         pin: what was asked: ``auto``, ``require`` or ``never``.
         pinned: whether the runtime device's host buffer type will be asked for.
         bytes: size of its weights by the headers of the files, without padding between tensors; 0 when they hold none.
-        reason: why it is pinned or is not.
+        streamed: whether its weights stay on or are streamed to the runtime device, as the budget of device memory
+            allows; else all of them are moved there while it runs.
+        reason: why it is pinned or is not, and why it cannot be streamed.
     """
 
     module: str
@@ -364,6 +440,7 @@ class ModulePlan:
     pin: str
     pinned: bool
     bytes: int
+    streamed: bool
     reason: str
 
 
@@ -375,11 +452,14 @@ class Plan:
         modules: one entry for each module, in the order in which pinning gains most.
         budget: how much may be pinned.
         unaffordable: the modules that ``auto`` would have pinned if the budget were larger.
+        device_budgets: how much memory of each device may be used; empty when neither ``stream_layers`` nor
+            ``max_vram`` was asked for.
     """
 
     modules: tuple[ModulePlan, ...]
     budget: PinBudget
     unaffordable: tuple[str, ...] = ()
+    device_budgets: tuple[DeviceBudget, ...] = ()
 
     @property
     def pinned_bytes(self) -> int:
@@ -394,13 +474,14 @@ class Plan:
                 "runtime_device": row.runtime_device,
                 "params_device": row.params_device,
                 "pin": row.pinned,
+                "stream": row.streamed,
             }
             for row in self.modules
         ]
 
     def __str__(self) -> str:
-        """Return a table of the modules with weights, what is not in the files, and the budget."""
-        header = ("module", "runs on", "weights on", "buffer type", "pinned", "size", "reason")
+        """Return a table of the modules with weights, what is not in the files, and the budgets."""
+        header = ("module", "runs on", "weights on", "buffer type", "pinned", "streamed", "size", "reason")
         rows = [
             (
                 row.module,
@@ -408,6 +489,7 @@ class Plan:
                 row.params_device,
                 row.buffer_type,
                 "yes" if row.pinned else "no",
+                "yes" if row.streamed else "no",
                 show_bytes(row.bytes),
                 row.reason,
             )
@@ -418,7 +500,11 @@ class Plan:
         lines = [table(header, rows, ("size",))]
         if absent:
             lines.append(f"not in these files: {absent}")
-        return "\n".join([*lines, "", str(self.budget)])
+        lines += ["", str(self.budget)]
+        if self.device_budgets:
+            budgets = [(budget.device, show_bytes(budget.bytes), budget.detail) for budget in self.device_budgets]
+            lines += ["", table(("device", "budget", "because"), budgets, ("budget",))]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -427,6 +513,7 @@ class Plan:
             "pinned_bytes": self.pinned_bytes,
             "unaffordable": list(self.unaffordable),
             "budget": self.budget.to_dict(),
+            "device_budgets": [asdict(budget) for budget in self.device_budgets],
         }
 
 
@@ -448,15 +535,34 @@ def _places(
     return places
 
 
-def _obstacle(size: int, runtime: Device, home: Device) -> str | None:
-    """Return why there is nothing to pin, or None when there is."""
-    if not size:
-        return "it has no weights in these files"
+def _obstacle(runtime: Device, home: Device) -> str | None:
+    """Return why weights can be neither pinned nor streamed, or None when they are host params."""
     if home.name == runtime.name:
         return f"its weights live on {runtime.name}, which computes it"
     if home.kind != "cpu":
         return f"its weights live in the memory of {home.name}"
     return None
+
+
+def _device_budgets(
+    runtimes: Sequence[Device], max_vram: float | None, stream_layers: bool
+) -> tuple[DeviceBudget, ...]:
+    """Return the budget of each device that computes host params, or none where nothing was asked.
+
+    Raises:
+        ArgumentError: a budget or streaming was asked for and would do nothing.
+    """
+    max_vram = check_max_vram(max_vram, stream_layers)
+    if max_vram is None and not stream_layers:
+        return ()
+    if not runtimes:
+        asked = "stream_layers has nothing to stream" if stream_layers else "max_vram has nothing to limit"
+        raise ArgumentError(
+            f"{asked}: no module has its weights on the CPU and runs on another device; params_backend='cpu' with a "
+            "GPU as runtime_backend makes it so"
+        )
+    once = {device.name: device for device in runtimes}
+    return tuple(device_budget(device, max_vram, stream_layers) for device in once.values())
 
 
 def plan(
@@ -467,8 +573,10 @@ def plan(
     runtime_backend: Spec | None = None,
     params_backend: Spec | None = None,
     pin_params: Spec = "auto",
+    max_vram: float | None = None,
+    stream_layers: bool = False,
 ) -> Plan:
-    """Return where each module runs, where its weights will lie and which are pinned.
+    """Return where each module runs, where its weights will lie and which are pinned or streamed.
 
     A module is pinned whole or not at all. What is required comes first; then each module that fits in what is left
     of the budget is pinned, in the order of ``MODULES``.
@@ -480,18 +588,24 @@ def plan(
         runtime_backend: spec of the devices that compute; by default a GPU if there is one, else the CPU.
         params_backend: spec of the devices that keep the weights; by default the one that computes.
         pin_params: spec of ``auto`` (pin what the budget affords), ``require`` and ``never``.
+        max_vram: budget of device memory in GiB; negative is what stays free of what is free; None measures it when
+            layers are streamed.
+        stream_layers: stream the layers of every module whose weights the CPU keeps for another device.
 
     Raises:
-        ArgumentError: a spec is wrong, or asks to pin where there is nothing to pin.
+        ArgumentError: a spec or a number is wrong, or asks to pin, stream or limit where there is nothing to.
         PlacementError: a module must be pinned and cannot be.
     """
     places = _places(devices, runtime_backend, params_backend)
     pins = {module: _policy(word) for module, word in parse_spec("pin_params", pin_params).items()}
     policies = {module: pins.get(module, pins.get(_DEFAULT, "auto")) for module in MODULES}
+    obstacles = {module: _obstacle(*place) for module, place in places.items()}
+    hosted = [module for module, obstacle in obstacles.items() if obstacle is None and weights.get(module, 0)]
+    device_budgets = _device_budgets([places[module][0] for module in hosted], max_vram, stream_layers)
     reasons: dict[str, str] = {}
     pinnable = []
-    for module, (runtime, home) in places.items():
-        obstacle = _obstacle(weights.get(module, 0), runtime, home)
+    for module, (runtime, _) in places.items():
+        obstacle = obstacles[module] if weights.get(module, 0) else "it has no weights in these files"
         if obstacle is not None and pins.get(module) == "require":
             raise ArgumentError(f"pin_params is 'require' for {module}, but there is nothing to pin: {obstacle}")
         if obstacle is None and runtime.host_buffer_type is None:
@@ -501,7 +615,8 @@ def plan(
         if obstacle is None:
             pinnable.append(module)
         else:
-            reasons[module] = f"nothing to pin: {obstacle}"
+            both = " or stream" if stream_layers and obstacles[module] is not None else ""
+            reasons[module] = f"nothing to pin{both}: {obstacle}"
 
     required = [module for module in pinnable if policies[module] == "require"]
     if pins.get(_DEFAULT) == "require" and all(module in pins for module in required):
@@ -538,8 +653,9 @@ def plan(
             pin=policies[module],
             pinned=module in pinned,
             bytes=weights.get(module, 0),
+            streamed=stream_layers and obstacles[module] is None,
             reason=reasons.get(module, f"page-locked for {runtime.name}"),
         )
         for module, (runtime, home) in places.items()
     )
-    return Plan(tuple(rows), budget, tuple(unaffordable))
+    return Plan(tuple(rows), budget, tuple(unaffordable), device_budgets)

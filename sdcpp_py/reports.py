@@ -1,7 +1,8 @@
-"""What a loaded model's weights occupy and what was copied for them, as the engine counted it."""
+"""What a loaded model's weights occupy and what was copied or streamed for them, as the engine counted it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -152,20 +153,201 @@ class ModuleTransfer:
         return {**asdict(self), "bytes": self.bytes, "gb_per_s": self.gb_per_s}
 
 
+WORTH_WAITING = 0.05
+"""The part of a pass that may wait for copies and still count as hidden: DESIGN's 1.05 of the longer one."""
+
+
+def show_segments(names: Sequence[str]) -> str:
+    """Return names of segments as text: the first, the last and their number where there are more than two."""
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def show_max_vram(size: float) -> str:
+    """Return a number of bytes as a max_vram in GiB that is no less, with two digits at least."""
+    digits = 2 if size >= GIB else 4
+    return f"{math.ceil(size / GIB * 10**digits) / 10**digits:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class NetworkStream:
+    """How one network of a module was kept on or streamed to its device in the last generation.
+
+    A pass is one computation of the network: a sampling step has one, or two with guidance.
+
+    Attributes:
+        module: ``diffusion``, ``te``, ``vae``, ...
+        runner: the engine's name of the network; a module may have several.
+        device: the device that computes it.
+        mode: ``resident`` (all weights stay on the device), ``overlapped`` (the next streamed segment is copied while
+            one computes) or ``synchronous`` (copies and computations take turns).
+        reason: what the device refused or does not offer; empty when nothing.
+        pinned: whether its module's weights were copied from pinned memory only.
+        budget_bytes: device memory that the model was allowed.
+        peak_bytes: the most device memory that the model held while this network computed.
+        compute_bytes: its compute buffer.
+        weight_bytes: its weights as the device stores them.
+        resident_bytes: the part that stays on the device.
+        streamed_bytes: the part that is copied in each pass.
+        slot_bytes: memory of the slots for streamed segments, which share it.
+        slots: number of slots, one for each streamed segment.
+        passes: passes in the last generation.
+        pass_seconds: mean time of a pass, without those that loaded residents; None when there was no other.
+        copy_seconds: what copying the streamed part takes, measured on one segment; None when nothing is or it was not
+            measured.
+        stall_seconds: what one pass waited for copies; None when not measured, as with pageable weights, where the
+            waiting is inside the copying.
+        resident: names of the resident segments.
+        streamed: names of the streamed segments.
+    """
+
+    module: str
+    runner: str
+    device: str
+    mode: str
+    reason: str
+    pinned: bool
+    budget_bytes: int
+    peak_bytes: int
+    compute_bytes: int
+    weight_bytes: int
+    resident_bytes: int
+    streamed_bytes: int
+    slot_bytes: int
+    slots: int
+    passes: int
+    pass_seconds: float | None
+    copy_seconds: float | None
+    stall_seconds: float | None
+    resident: tuple[str, ...]
+    streamed: tuple[str, ...]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], pinned: bool) -> NetworkStream:
+        """Return the entry of one of the engine's rows."""
+        overlapped_pageable = row["mode"] == "overlapped" and not pinned
+        return cls(
+            **{
+                **row,
+                "pinned": pinned,
+                "pass_seconds": row["pass_seconds"] if row["pass_seconds"] > 0 else None,
+                "copy_seconds": row["copy_seconds"] if row["copy_seconds"] > 0 else None,
+                "stall_seconds": None if row["stall_seconds"] < 0 or overlapped_pageable else row["stall_seconds"],
+                "resident": tuple(name for name in row["resident"].split(", ") if name),
+                "streamed": tuple(name for name in row["streamed"].split(", ") if name),
+            }
+        )
+
+    @property
+    def hidden(self) -> float | None:
+        """The part of the copying that was hidden behind computing, 0 to 1; None when not measured."""
+        if self.stall_seconds is None or self.copy_seconds is None:
+            return None
+        return min(1.0, max(0.0, 1.0 - self.stall_seconds / self.copy_seconds))
+
+    @property
+    def compute_seconds(self) -> float | None:
+        """What a pass takes without waiting for copies; None when not measured."""
+        if self.pass_seconds is None or (self.stall_seconds is None and self.streamed_bytes):
+            return None
+        return max(0.0, self.pass_seconds - (self.stall_seconds or 0.0))
+
+    @property
+    def advice(self) -> str:
+        """One line: what bounds the network's speed, with the figures, and what would help."""
+        if not self.passes:
+            return "idle: the last generation did not compute it"
+        if not self.streamed_bytes:
+            kept = f"resident: everything stays on {self.device}"
+            spare = self.budget_bytes > (1.0 + WORTH_WAITING) * self.peak_bytes
+            return f"{kept}; max_vram={show_max_vram(self.peak_bytes)} would do for it" if spare else kept
+        whole = self.peak_bytes - self.slot_bytes + self.streamed_bytes
+        if self.mode == "synchronous":
+            return f"in turn: a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
+        if not self.pinned:
+            return "pageable: copies hold up the host, so what they hide is not known; pin the weights (pin_params)"
+        copy, stall, compute = self.copy_seconds, self.stall_seconds, self.compute_seconds
+        if copy is None or stall is None or compute is None:
+            return "not measured: it was computed too few times"
+        figures = f"copying takes {copy:.3f} s a pass, computing {compute:.3f} s"
+        if stall <= WORTH_WAITING * (compute + stall):
+            return f"compute-bound: {figures}, and copies hide behind it; a larger budget gains little"
+        if copy <= compute:
+            return (
+                f"uneven: {figures}, and {stall:.3f} s more pass waiting for copies that come late; a larger budget "
+                "has more room for slots"
+            )
+        if self.reason:
+            return f"transfer-bound: {figures}; free memory of {self.device}, or use a smaller weight_type"
+        # With the same memory for slots, each byte that becomes resident is one less to copy.
+        balanced = min(whole, self.budget_bytes + self.streamed_bytes * (1.0 - compute / copy))
+        return (
+            f"transfer-bound: {figures}; a budget of about {show_max_vram(balanced)} GiB would hide the copies, "
+            "a smaller weight_type means fewer"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        lists = {"resident": list(self.resident), "streamed": list(self.streamed)}
+        return {**asdict(self), **lists, "hidden": self.hidden, "advice": self.advice}
+
+
+def _show_seconds(seconds: float | None) -> str:
+    """Return seconds as text, or a dash for what was not measured."""
+    return "-" if seconds is None else f"{seconds:.3f}"
+
+
+def _streams_text(streams: Sequence[NetworkStream]) -> str:
+    """Return a table of what was streamed, one of the segments, and the advice."""
+    names = [f"{row.module} {row.runner}" for row in streams]
+    header = ("network", "device", "mode", "passes", "seconds", "copied", "copying", "waiting", "hidden")
+    memory = ("slots", "peak", "budget", "reason")
+    rows = [
+        (
+            name,
+            row.device,
+            row.mode,
+            str(row.passes),
+            _show_seconds(row.pass_seconds),
+            show_bytes(row.streamed_bytes),
+            _show_seconds(row.copy_seconds),
+            _show_seconds(row.stall_seconds),
+            "-" if row.hidden is None else f"{row.hidden:.0%}",
+            f"{row.slots} in {show_bytes(row.slot_bytes)}" if row.slots else "-",
+            show_bytes(row.peak_bytes),
+            show_bytes(row.budget_bytes),
+            row.reason,
+        )
+        for name, row in zip(names, streams, strict=True)
+    ]
+    segments = [
+        (name, show_segments(row.resident) or "-", show_segments(row.streamed) or "-", row.advice)
+        for name, row in zip(names, streams, strict=True)
+    ]
+    return (
+        f"{table((*header, *memory), rows, (*header[3:], *memory[:3]))}\n"
+        "seconds, copied, copying and waiting are those of one pass\n\n"
+        f"{table(('network', 'resident', 'streamed', 'advice'), segments)}"
+    )
+
+
 @dataclass(frozen=True)
 class TransferReport:
     """What was copied of a model's weights between host and devices since it began to load.
 
     Attributes:
         modules: one entry for each module.
+        streams: how each network was streamed in the last generation; empty without ``stream_layers``.
     """
 
     modules: tuple[ModuleTransfer, ...]
+    streams: tuple[NetworkStream, ...] = ()
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> TransferReport:
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]], streams: Sequence[Mapping[str, Any]] = ()) -> TransferReport:
         """Return the report of the engine's rows."""
-        return cls(tuple(ModuleTransfer(**row) for row in rows))
+        modules = tuple(ModuleTransfer(**row) for row in rows)
+        pageable = {module.module for module in modules if module.to_device_bytes_pageable}
+        return cls(modules, tuple(NetworkStream.from_row(row, row["module"] not in pageable) for row in streams))
 
     @property
     def total(self) -> ModuleTransfer:
@@ -180,7 +362,7 @@ class TransferReport:
         )
 
     def __str__(self) -> str:
-        """Return a table with a line for each module and one for the sums."""
+        """Return a table with a line for each module and one for the sums, and what was streamed if anything was."""
         header = ("module", "pinned to device", "pageable to device", "from device", "copies", "seconds", "GB/s")
         rows = [
             (
@@ -194,8 +376,13 @@ class TransferReport:
             )
             for row in (*self.modules, self.total)
         ]
-        return table(header, rows, header[1:])
+        copied = table(header, rows, header[1:])
+        return f"{copied}\n\n{_streams_text(self.streams)}" if self.streams else copied
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
-        return {"modules": [module.to_dict() for module in self.modules], "total": self.total.to_dict()}
+        return {
+            "modules": [module.to_dict() for module in self.modules],
+            "total": self.total.to_dict(),
+            "streams": [stream.to_dict() for stream in self.streams],
+        }

@@ -53,7 +53,7 @@ def test_placement_options(
 ) -> None:
     report = tmp_path / "r.json"
     placed = ["--backend", "te=cpu,all=fake0", "--params-backend", "cpu", "--pin-params", "vae=never,auto"]
-    placed += ["--pin-budget", "0.25", "--report", report]
+    placed += ["--pin-budget", "0.25", "--max-vram", "2", "--stream-layers", "--report", report]
     status, _, err = run(
         "txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-o", tmp_path / "a.png", *placed, capsys=capsys
     )
@@ -69,6 +69,14 @@ def test_placement_options(
         "vae": False,
     }
     assert content["transfer"]["total"]["copies"] == 9
+    assert content["plan"]["device_budgets"] == [{"device": "Fake0", "bytes": 2 << 30, "detail": "given as max_vram"}]
+    assert {row["module"]: row["streamed"] for row in content["plan"]["modules"] if row["bytes"]} == {
+        "diffusion": True,
+        "te": False,
+        "vae": True,
+    }
+    assert [row["module"] for row in content["transfer"]["streams"]] == ["diffusion", "vae"]
+    assert content["transfer"]["streams"][0]["advice"].startswith("resident: everything stays on Fake0")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +86,9 @@ def test_placement_options(
         (["--params-backend", "tee=cpu"], "params_backend: module 'tee' is unknown"),
         (["--pin-params", "require"], "there is nothing to pin"),
         (["--pin-budget", "-1"], "pin_budget must be a finite number"),
+        (["--stream-layers"], "stream_layers has nothing to stream"),
+        (["--max-vram", "8"], "max_vram has nothing to limit"),
+        (["--max-vram", "nan", "--params-backend", "cpu"], "max_vram must be a finite number"),
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ def test_tree() -> None:
     assert issubclass(errors.ArgumentError, ValueError)
     assert issubclass(errors.OutputError, OSError)
     assert issubclass(errors.CancelledError, errors.GenerationError)
+    assert issubclass(errors.DeviceMemoryError, errors.GenerationError)
 
 
 def test_docstring_draws_every_class() -> None:

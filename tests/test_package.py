@@ -10,10 +10,10 @@ import sdcpp_py
 
 PUBLIC = {
     "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
-    "GeneratedImage", "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError",
-    "ModuleMemory", "ModulePlan", "ModuleTransfer", "OutputError", "PhotoMaker", "PinBudget", "PlacementError",
-    "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling", "Timings", "TransferReport",
-    "__version__", "choices", "devices", "doctor",
+    "DeviceBudget", "DeviceMemoryError", "GeneratedImage", "GenerationError", "Hires", "Images", "Lora",
+    "MemoryReport", "ModelError", "ModuleMemory", "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError",
+    "PhotoMaker", "PinBudget", "PlacementError", "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
+    "Tiling", "Timings", "TransferReport", "__version__", "choices", "devices", "doctor",
 }  # fmt: skip
 
 

@@ -212,7 +212,14 @@ def test_nothing_asked_is_left_to_the_engine(native_placement: NativePlacement, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"runtime_backend": "cpu"}, {"params_backend": {"te": "cpu"}}, {"pin_params": "never"}, {"pin_budget": 1}],
+    [
+        {"runtime_backend": "cpu"},
+        {"params_backend": {"te": "cpu"}},
+        {"pin_params": "never"},
+        {"pin_budget": 1},
+        {"params_backend": "cpu", "max_vram": 1},
+        {"params_backend": "cpu", "stream_layers": True},
+    ],
     ids=str,
 )
 def test_whatever_is_asked_makes_a_plan(
@@ -230,7 +237,9 @@ def test_offloaded_weights_are_pinned(
         assert native_placement.surveyed["model_path"] == os.fsencode(checkpoint)
         assert native_placement.surveyed["wtype"] == "f16"
         rows = {row["module"]: row for row in native_placement.placements}
-        assert rows["te"] == {"module": "te", "runtime_device": "Fake0", "params_device": "CPU", "pin": True}
+        assert rows["te"] == {
+            "module": "te", "runtime_device": "Fake0", "params_device": "CPU", "pin": True, "stream": False,
+        }  # fmt: skip
         assert sd.plan.pinned_bytes == sd.memory_report().pinned_bytes == 70 << 20
         assert [row.buffer_type for row in sd.memory_report().modules] == ["Fake_Host"] * 3
         assert sd.transfer_report().total.to_device_bytes_pinned == 70 << 20
@@ -238,6 +247,27 @@ def test_offloaded_weights_are_pinned(
     for report in (sd.memory_report, sd.transfer_report):
         with pytest.raises(ClosedError):
             report()
+
+
+def test_streamed_modules(native_placement: NativePlacement, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint, max_vram=3, stream_layers=True, **OFFLOAD) as sd:  # type: ignore[arg-type]
+        assert native_placement.options["max_vram"] == 3.0
+        assert all(row["stream"] for row in native_placement.placements)
+        assert sd.plan.device_budgets[0].bytes == 3 << 30
+        streams = sd.transfer_report().streams
+        assert [row.module for row in streams] == ["diffusion", "te", "vae"]
+        assert streams[0].resident == ("a", "b")
+        assert "everything stays on Fake0; max_vram=0.0489 would do for it" in str(sd.transfer_report())
+
+
+def test_a_budget_alone_is_the_engines(native_placement: NativePlacement, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint, max_vram=3, **OFFLOAD) as sd:  # type: ignore[arg-type]
+        assert native_placement.options["max_vram"] == 3.0
+        assert not any(row["stream"] for row in native_placement.placements)
+        assert sd.transfer_report().streams == ()
+        assert "take turns" in str(sd.plan)
+    with StableDiffusion(checkpoint, **OFFLOAD):  # type: ignore[arg-type]
+        assert "max_vram" not in native_placement.options
 
 
 def test_auto_falls_back_with_one_warning(
@@ -295,6 +325,11 @@ def test_context_is_freed_when_its_report_fails(
         ({"params_backend": "tee=cpu"}, "params_backend: module 'tee' is unknown; valid: diffusion"),
         ({"pin_params": "always"}, "pin_params 'always' is unknown; valid: auto, require, never"),
         ({"pin_budget": -1}, "pin_budget must be a finite number"),
+        ({"stream_layers": True}, "stream_layers has nothing to stream"),
+        ({"stream_layers": True, "runtime_backend": "cpu", "params_backend": "cpu"}, "with a GPU as runtime_backend"),
+        ({"max_vram": 8}, "max_vram has nothing to limit"),
+        ({"max_vram": 0, **OFFLOAD}, "max_vram 0 leaves nothing"),
+        ({"max_vram": -1, **OFFLOAD}, "a negative max_vram needs stream_layers=True"),
     ],
     ids=str,
 )

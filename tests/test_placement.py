@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from sdcpp_py import placement
 from sdcpp_py.devices import Device
 from sdcpp_py.errors import ArgumentError, PlacementError
-from sdcpp_py.placement import MODULES, BudgetPart, ModulePlan, PinBudget, Plan, find_device, parse_spec
+from sdcpp_py.placement import (
+    MODULES,
+    BudgetPart,
+    DeviceBudget,
+    ModulePlan,
+    PinBudget,
+    Plan,
+    find_device,
+    parse_spec,
+)
 from sdcpp_py.reports import GIB
 
 MIB = 1 << 20
@@ -388,6 +397,7 @@ def test_offloaded_weights_are_pinned() -> None:
         "runtime_device": "CUDA0",
         "params_device": "CPU",
         "pin": True,
+        "stream": False,
     }
     assert len(made.placements()) == len(MODULES)
 
@@ -487,10 +497,10 @@ def test_plan_is_a_table_and_plain_values() -> None:
     made = plan(9 * GIB, **OFFLOAD)
     lines = str(made).splitlines()
     assert lines[:5] == [
-        "module     runs on  weights on  buffer type  pinned       size  reason",
-        "diffusion  CUDA0    CPU         CUDA_Host    yes      8.00 GiB  page-locked for CUDA0",
-        "te         CUDA0    CPU         CPU          no       4.00 GiB  " + row(made, "te").reason,
-        "vae        CUDA0    CPU         CUDA_Host    yes     256.0 MiB  page-locked for CUDA0",
+        "module     runs on  weights on  buffer type  pinned  streamed       size  reason",
+        "diffusion  CUDA0    CPU         CUDA_Host    yes     no         8.00 GiB  page-locked for CUDA0",
+        "te         CUDA0    CPU         CPU          no      no         4.00 GiB  " + row(made, "te").reason,
+        "vae        CUDA0    CPU         CUDA_Host    yes     no        256.0 MiB  page-locked for CUDA0",
         "not in these files: controlnet, clip_vision, photomaker, upscaler",
     ]
     assert "pin budget 9.00 GiB, set by pin_budget" in lines
@@ -498,6 +508,124 @@ def test_plan_is_a_table_and_plain_values() -> None:
     assert content["modules"][0]["buffer_type"] == "CUDA_Host"
     assert content["unaffordable"] == ["te"]
     assert content["budget"]["bytes"] == 9 * GIB
+    assert content["device_budgets"] == []
+
+
+# --- streaming --------------------------------------------------------------------------------------------------------
+
+
+def streamed(made: Plan) -> list[str]:
+    return [row.module for row in made.modules if row.streamed and row.bytes]
+
+
+def test_host_params_are_streamed_within_max_vram() -> None:
+    made = plan(max_vram=5.5, stream_layers=True, **OFFLOAD)
+    assert streamed(made) == pinned(made) == ["diffusion", "te", "vae"]
+    assert [place["stream"] for place in made.placements()] == [True] * len(MODULES), "what is loaded later too"
+    assert made.device_budgets == (DeviceBudget("CUDA0", 11 * GIB // 2, "given as max_vram"),)
+    lines = str(made).splitlines()
+    assert lines[1] == "diffusion  CUDA0    CPU         CUDA_Host    yes     yes        8.00 GiB  page-locked for CUDA0"
+    assert lines[-2:] == ["device    budget  because", "CUDA0   5.50 GiB  given as max_vram"]
+    assert json.loads(json.dumps(made.to_dict()))["device_budgets"] == [
+        {"device": "CUDA0", "bytes": 11 * GIB // 2, "detail": "given as max_vram"}
+    ]
+
+
+def test_only_host_params_are_streamed() -> None:
+    made = plan(
+        runtime_backend="te=cpu,unet=cuda1,vae=cuda0", params_backend="te=cpu,unet=cpu", max_vram=4, stream_layers=True
+    )
+    assert streamed(made) == ["diffusion"]
+    assert row(made, "te").reason == "nothing to pin or stream: its weights live on CPU, which computes it"
+    assert row(made, "vae").reason == "nothing to pin or stream: its weights live on CUDA0, which computes it"
+    assert [budget.device for budget in made.device_budgets] == ["CUDA1"]
+    made = plan(runtime_backend="bare0,te=cuda0", params_backend="cpu", max_vram=4, stream_layers=True)
+    assert streamed(made) == ["diffusion", "te", "vae"]
+    assert row(made, "vae").reason == "nothing to pin: Bare0 has no host buffer type"
+    assert [budget.device for budget in made.device_budgets] == ["Bare0", "CUDA0"]
+
+
+def test_the_pin_budget_serves_streamed_modules_first() -> None:
+    made = plan(9 * GIB, runtime_backend="cuda0", params_backend="cpu,te=cuda0", max_vram=4, stream_layers=True)
+    assert pinned(made) == streamed(made) == ["diffusion", "vae"]
+
+
+@pytest.mark.parametrize("asked", [{"stream_layers": True}, {"stream_layers": True, "max_vram": 8}, {"max_vram": 8}])
+@pytest.mark.parametrize(
+    "specs", [{}, {"runtime_backend": "cpu", "params_backend": "cpu"}, {"params_backend": "cuda1"}]
+)
+def test_what_would_do_nothing_is_an_error(asked: dict[str, object], specs: dict[str, str]) -> None:
+    what = "stream_layers has nothing to stream" if "stream_layers" in asked else "max_vram has nothing to limit"
+    with pytest.raises(ArgumentError, match=rf"{what}: no module .* params_backend='cpu' with a GPU") as caught:
+        plan(**asked, **specs)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArgumentError, match=what):
+        plan(weights={}, **asked, **OFFLOAD)
+
+
+def test_max_vram_alone_says_that_nothing_overlaps() -> None:
+    made = plan(max_vram=6, **OFFLOAD)
+    assert streamed(made) == []
+    assert not any(place["stream"] for place in made.placements())
+    assert made.device_budgets[0].detail == (
+        "given as max_vram; copies and computations take turns: stream_layers lets them overlap"
+    )
+
+
+def sized(total: float, free: float) -> Device:
+    return Device("CUDA0", "a GPU", "gpu", int(total * GIB), int(free * GIB), "CUDA_Host", "CUDA", None, {})
+
+
+@pytest.mark.parametrize(
+    ("max_vram", "total", "free", "size", "detail"),
+    [
+        (8.0, 24, 20, 8, "given as max_vram"),
+        (22.0, 24, 20, 22, "given as max_vram, more than the 20.00 GiB that are free now"),
+        (100.0, 24, 20, 100, "given as max_vram, more than the 24.00 GiB that it has"),
+        (8.0, 0, 0, 8, "given as max_vram"),
+        (-2.5, 24, 20, 17.5, "20.00 GiB free now - 2.50 GiB given as max_vram"),
+        (None, 24, 20, 19, "20.00 GiB free now - 1.00 GiB reserve"),
+        (None, 5, 2, 1.5, "2.00 GiB free now - 512.0 MiB reserve"),
+    ],
+)
+def test_device_budget(max_vram: float | None, total: float, free: float, size: float, detail: str) -> None:
+    made = placement.device_budget(sized(total, free), max_vram, True)
+    assert made == DeviceBudget("CUDA0", int(size * GIB), detail)
+
+
+@pytest.mark.parametrize(("max_vram", "total", "free"), [(-20, 24, 20), (-30, 24, 20), (None, 24, 0.5), (None, 0, 0)])
+def test_nothing_left_of_a_device(max_vram: float | None, total: float, free: float) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"nothing of CUDA0 may be used \(.*free now - .*\); set max_vram to a budget"
+    ):
+        placement.device_budget(sized(total, free), max_vram, True)
+
+
+@pytest.mark.parametrize(
+    ("max_vram", "message"),
+    [
+        (0, "max_vram 0 leaves nothing: give a budget in GiB"),
+        (-0.0, "leaves nothing"),
+        (1e-30, "max_vram 1e-30 leaves nothing"),
+        (float("nan"), "max_vram must be a finite number"),
+        (float("inf"), "max_vram must be a finite number"),
+        (1e30, "max_vram must be a finite number from"),
+        (-1e30, "max_vram must be a finite number from"),
+        ("much", "max_vram must be a number, not 'much'"),
+    ],
+)
+def test_max_vram_is_checked(max_vram: object, message: str) -> None:
+    for stream_layers in (False, True):
+        with pytest.raises(ArgumentError, match=message):
+            placement.check_max_vram(max_vram, stream_layers)  # type: ignore[arg-type]
+
+
+def test_a_negative_max_vram_needs_streaming() -> None:
+    with pytest.raises(ArgumentError, match="a negative max_vram needs stream_layers=True"):
+        placement.check_max_vram(-1, False)
+    assert placement.check_max_vram(-1, True) == -1.0
+    assert placement.check_max_vram("8", False) == 8.0  # type: ignore[arg-type]
+    assert placement.check_max_vram(None, True) is None
 
 
 weights_of = st.dictionaries(st.sampled_from([*MODULES]), st.integers(0, 100))

@@ -17,61 +17,13 @@ import cffi
 import numpy as np
 import pytest
 from child import Loopback, in_child
-from make_checkpoint import checkpoint_shapes, write_lora, write_safetensors
+from make_checkpoint import write_safetensors
 from test_native import resident_bytes
 
 import sdcpp_py
 from sdcpp_py import _native
 
 MODULES = ("diffusion", "te", "vae")
-
-
-@pytest.fixture(scope="session")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA for the tiny checkpoint's UNet and text encoder."""
-    path = tmp_path_factory.mktemp("models") / "tiny-lora.safetensors"
-    write_lora(path, tiny=True)
-    return path
-
-
-@pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a ControlNet, a TAE and an upscaler for the tiny checkpoint, all random."""
-    folder = tmp_path_factory.mktemp("parts")
-    unet = "model.diffusion_model."
-    control = {
-        name.replace(unet, "control_model."): shape
-        for name, shape in checkpoint_shapes("sd1", tiny=True).items()
-        if name.startswith((f"{unet}time_embed", f"{unet}input_blocks", f"{unet}middle_block"))
-    }
-    channels = control["control_model.input_blocks.0.0.weight"][0]
-    widths = [channels * factor for factor in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4)]
-    control.update({f"control_model.zero_convs.{i}.0.weight": (ch, ch, 1, 1) for i, ch in enumerate(widths)})
-    control.update({f"control_model.zero_convs.{i}.0.bias": (ch,) for i, ch in enumerate(widths)})
-    control["control_model.middle_block_out.0.weight"] = (widths[-1], widths[-1], 1, 1)
-    control["control_model.middle_block_out.0.bias"] = (widths[-1],)
-    for i, (ch_in, ch_out) in enumerate(itertools.pairwise((3, 16, 16, 32, 32, 96, 96, 256, channels))):
-        control.update(conv(f"control_model.input_hint_block.{2 * i}", ch_in, ch_out))
-    tae = {**conv("decoder.layers.0", 4, 64), **conv("decoder.layers.18", 64, 3)}
-    for i in (6, 11, 16):
-        tae[f"decoder.layers.{i}.weight"] = (64, 64, 3, 3)
-    for i in (2, 3, 4, 7, 8, 9, 12, 13, 14, 17):
-        for j in (0, 2, 4):
-            tae.update(conv(f"decoder.layers.{i}.conv.{j}", 64, 64))
-    upscaler = {**conv("conv_first", 3, 64), **conv("conv_last", 64, 3)}
-    for name in ("conv_body", "conv_hr", "conv_up1"):
-        upscaler.update(conv(name, 64, 64))
-    for block, layer in itertools.product((1, 2, 3), (1, 2, 3, 4, 5)):
-        name = f"body.0.rdb{block}.conv{layer}"
-        upscaler.update(conv(name, 64 + 32 * (layer - 1), 32 if layer < 5 else 64))
-    for name, shapes in {"control": control, "tae": tae, "upscaler": upscaler}.items():
-        write_safetensors(folder / f"{name}.safetensors", shapes, dtype="f16", seed=0, metadata={"format": "pt"})
-    return folder
-
-
-def conv(name: str, ch_in: int, ch_out: int) -> dict[str, tuple[int, ...]]:
-    """Return the tensors of a 3x3 convolution."""
-    return {f"{name}.weight": (ch_out, ch_in, 3, 3), f"{name}.bias": (ch_out,)}
 
 
 def place(runtime: str, params: str | None = None, pin: bool = False, modules: Sequence[str] = MODULES) -> list[Any]:

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcpp_py.reports import GIB, MemoryReport, TransferReport, show_bytes, table
+from sdcpp_py.reports import (
+    GIB,
+    MIB,
+    MemoryReport,
+    NetworkStream,
+    TransferReport,
+    show_bytes,
+    show_max_vram,
+    show_segments,
+    table,
+)
 
 MEMORY = [
     {
@@ -84,6 +96,166 @@ def test_transfer_report() -> None:
     content = json.loads(json.dumps(report.to_dict()))
     assert content["modules"][0] == {**TRANSFER[0], "bytes": 12 * 10**9, "gb_per_s": 24.0}
     assert content["total"]["gb_per_s"] == 24.0
+    assert content["streams"] == []
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+STREAM: dict[str, Any] = {
+    "module": "diffusion",
+    "runner": "z_image",
+    "device": "CUDA0",
+    "mode": "overlapped",
+    "reason": "",
+    "budget_bytes": 8 * GIB,
+    "peak_bytes": 8 * GIB - MIB,
+    "compute_bytes": GIB,
+    "weight_bytes": 12 * GIB,
+    "resident_bytes": 6 * GIB,
+    "streamed_bytes": 6 * GIB,
+    "slot_bytes": GIB,
+    "slots": 24,
+    "passes": 8,
+    "pass_seconds": 0.5,
+    "copy_seconds": 0.3,
+    "stall_seconds": 0.015,
+    "resident": ", ".join(f"layers.{number}" for number in range(15)),
+    "streamed": ", ".join(f"layers.{number}" for number in range(15, 30)),
+}
+RESIDENT = {
+    **STREAM, "mode": "resident", "peak_bytes": 5 * GIB, "resident_bytes": 4 * GIB, "streamed_bytes": 0,
+    "slot_bytes": 0, "slots": 0, "copy_seconds": 0.0, "stall_seconds": -1.0, "streamed": "",
+}  # fmt: skip
+
+
+def stream(*, pinned: bool = True, **values: object) -> NetworkStream:
+    return NetworkStream.from_row({**STREAM, **values}, pinned)
+
+
+def test_stream_of_a_row() -> None:
+    made = stream()
+    assert made.resident == tuple(f"layers.{number}" for number in range(15))
+    assert len(made.streamed) == 15
+    assert made.hidden == pytest.approx(0.95)
+    assert made.compute_seconds == pytest.approx(0.485)
+    content = json.loads(json.dumps(made.to_dict()))
+    assert content["streamed"][-1] == "layers.29"
+    assert (content["hidden"], content["advice"]) == (made.hidden, made.advice)
+    assert content.keys() == {*STREAM, "pinned", "hidden", "advice"}
+
+
+def test_what_was_not_measured_is_none() -> None:
+    made = stream(pass_seconds=0.0, copy_seconds=-1.0, stall_seconds=-1.0)
+    assert (made.pass_seconds, made.copy_seconds, made.stall_seconds) == (None, None, None)
+    assert (made.hidden, made.compute_seconds) == (None, None)
+    assert stream(copy_seconds=-1.0).hidden is None
+    assert stream(stall_seconds=-1.0).hidden is None
+    kept = NetworkStream.from_row(RESIDENT, True)
+    assert (kept.hidden, kept.copy_seconds, kept.streamed) == (None, None, ())
+    assert kept.compute_seconds == 0.5
+
+
+def test_waiting_is_not_known_for_pageable_weights() -> None:
+    made = stream(pinned=False)
+    assert (made.stall_seconds, made.hidden) == (None, None)
+    in_turn = stream(pinned=False, mode="synchronous", copy_seconds=0.3, stall_seconds=0.3)
+    assert in_turn.hidden == 0.0, "there the copies are timed themselves"
+
+
+seconds = st.floats(-1.0, 100.0)
+
+
+@given(seconds, seconds, seconds, st.booleans(), st.integers(0, 9), st.integers(0, 3))
+def test_hidden_is_a_fraction_and_advice_is_a_line(
+    took: float, copying: float, waiting: float, pinned: bool, passes: int, kind: int
+) -> None:
+    made = stream(
+        pinned=pinned, pass_seconds=took, copy_seconds=copying, stall_seconds=waiting, passes=passes,
+        mode=("overlapped", "synchronous", "overlapped", "resident")[kind],
+        **({"streamed_bytes": 0, "slots": 0, "slot_bytes": 0} if kind == 3 else {}),
+    )  # fmt: skip
+    assert made.hidden is None or 0.0 <= made.hidden <= 1.0
+    assert made.advice
+    assert "\n" not in made.advice
+
+
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        ({},
+         "compute-bound: copying takes 0.300 s a pass, computing 0.485 s, and copies hide behind it; a larger budget "
+         "gains little"),
+        # As long as computing and hidden: nothing to gain.
+        ({"pass_seconds": 0.5, "copy_seconds": 0.5, "stall_seconds": 0.02},
+         "compute-bound: copying takes 0.500 s a pass, computing 0.480 s, and copies hide behind it; a larger budget "
+         "gains little"),
+        # Half of the copying hides, so half of the 6 GiB would have to become resident.
+        ({"pass_seconds": 1.0, "copy_seconds": 1.0, "stall_seconds": 0.5, "peak_bytes": 8 * GIB},
+         "transfer-bound: copying takes 1.000 s a pass, computing 0.500 s; a budget of about 11.00 GiB would "
+         "hide the copies, a smaller weight_type means fewer"),
+        # Never more than what holds everything: the slots are not needed then.
+        ({"pass_seconds": 9.0, "copy_seconds": 9.0, "stall_seconds": 8.9999, "peak_bytes": 8 * GIB},
+         "transfer-bound: copying takes 9.000 s a pass, computing 0.000 s; a budget of about 13.00 GiB would "
+         "hide the copies, a smaller weight_type means fewer"),
+        ({"pass_seconds": 1.0, "copy_seconds": 1.0, "stall_seconds": 0.5, "reason": "CUDA0 refused 9 GiB"},
+         "transfer-bound: copying takes 1.000 s a pass, computing 0.500 s; free memory of CUDA0, or use a smaller "
+         "weight_type"),
+        ({"pass_seconds": 0.5, "copy_seconds": 0.3, "stall_seconds": 0.1},
+         "uneven: copying takes 0.300 s a pass, computing 0.400 s, and 0.100 s more pass waiting for copies that come "
+         "late; a larger budget has more room for slots"),
+        ({"passes": 1, "pass_seconds": 0.0, "stall_seconds": -1.0}, "not measured: it was computed too few times"),
+        ({"passes": 0}, "idle: the last generation did not compute it"),
+        ({"mode": "synchronous", "slot_bytes": GIB // 4, "peak_bytes": 8 * GIB, "reason": "CUDA0 has no events"},
+         "in turn: a larger budget means fewer copies, and 13.75 GiB none"),
+        (RESIDENT, "resident: everything stays on CUDA0; max_vram=5.00 would do for it"),
+        ({**RESIDENT, "budget_bytes": 5 * GIB}, "resident: everything stays on CUDA0"),
+    ],
+)  # fmt: skip
+def test_advice(values: dict[str, object], advice: str) -> None:
+    assert stream(**values).advice == advice
+
+
+def test_advice_for_pageable_weights() -> None:
+    assert stream(pinned=False).advice.startswith("pageable: copies hold up the host")
+    assert stream(pinned=False, **RESIDENT).advice.startswith("resident: ")
+
+
+def test_streams_in_the_report() -> None:
+    te = {**RESIDENT, "module": "te", "runner": "llm", "resident": "a, b"}
+    report = TransferReport.from_rows(TRANSFER, [te, STREAM])
+    assert [row.pinned for row in report.streams] == [True, True]
+    lines = str(report).splitlines()
+    assert lines[:4] == str(TransferReport.from_rows(TRANSFER)).splitlines()
+    assert lines[4:8] == [
+        "",
+        "network            device  mode        passes  seconds    copied  copying  waiting  hidden           slots"
+        "      peak    budget  reason",
+        "te llm             CUDA0   resident         8    0.500   0.0 MiB        -        -       -               -"
+        "  5.00 GiB  8.00 GiB",
+        "diffusion z_image  CUDA0   overlapped       8    0.500  6.00 GiB    0.300    0.015     95%  24 in 1.00 GiB"
+        "  8.00 GiB  8.00 GiB",
+    ]
+    assert lines[-2:] == [
+        f"te llm             a, b                         -                             {report.streams[0].advice}",
+        f"diffusion z_image  layers.0 ... layers.14 (15)  layers.15 ... layers.29 (15)  {report.streams[1].advice}",
+    ]
+    content = json.loads(json.dumps(report.to_dict()))
+    assert content["streams"] == [row.to_dict() for row in report.streams]
+    pageable = [{**TRANSFER[0], "to_device_bytes_pageable": 1}, TRANSFER[1]]
+    assert [row.pinned for row in TransferReport.from_rows(pageable, [te, STREAM]).streams] == [True, False]
+
+
+@given(st.integers(1, 2**45))
+def test_max_vram_is_rounded_up(size: int) -> None:
+    shown = float(show_max_vram(size)) * GIB
+    assert size * (1 - 1e-9) <= shown <= size + (0.01001 if size >= GIB else 0.0001001) * GIB
+
+
+def test_segments() -> None:
+    assert show_segments([]) == ""
+    assert show_segments(["a"]) == "a"
+    assert show_segments(["a", "b"]) == "a, b"
+    assert show_segments([f"layers.{number}" for number in range(30)]) == "layers.0 ... layers.29 (30)"
 
 
 def test_empty_reports_are_tables_too() -> None:

@@ -65,12 +65,17 @@ const char* kind_name(enum ggml_backend_dev_type type) {
     }
 }
 
-// ggml writes to standard error until somebody takes its lines; a model that is loaded later takes them as well.
 void log_line(ggml_log_level level, const char* text, void*) {
     log_printf(level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT ? SD_LOG_ERROR
                : level == GGML_LOG_LEVEL_WARN                                ? SD_LOG_WARN
                                                                              : SD_LOG_DEBUG,
                "ggml", 0, "%s", text);
+}
+
+// ggml writes to standard error until somebody takes its lines; a model that is loaded later takes them as well.
+void take_log() {
+    static std::once_flag once;
+    std::call_once(once, [] { ggml_log_set(log_line, nullptr); });
 }
 
 // Any function of the module will do; most modules answer to at least one of these names.
@@ -100,7 +105,7 @@ namespace sdcpp {
 void backends_load() {
     static std::once_flag once;
     std::call_once(once, [] {
-        ggml_log_set(log_line, nullptr);
+        take_log();
         // Without a directory ggml would search the executable's and the current one, which may hold foreign code.
         const size_t slash = library_path().find_last_of("/\\");
         const std::string directory = slash == std::string::npos ? "." : library_path().substr(0, slash);
@@ -148,7 +153,10 @@ int sdcpp_backends_load(void) {
 }
 
 bool sdcpp_backend_load(const char* path) {
-    return path != nullptr && sdcpp::guard([&] { return ggml_backend_load(path) != nullptr; });
+    return path != nullptr && sdcpp::guard([&] {
+        take_log();
+        return ggml_backend_load(path) != nullptr;
+    });
 }
 
 int sdcpp_device_count(void) {

@@ -196,8 +196,19 @@ bool weights_elsewhere(const ggml_tensor* tensor, ggml_backend_t backend) {
            !ggml_backend_supports_buft(backend, ggml_backend_buffer_get_type(buffer));
 }
 
+bool weights_pinned(ggml_backend_buffer_t buffer) {
+    return find(buffer).pinned;
+}
+
+void weights_changed(const ggml_tensor* tensor) {
+    if (const Entry entry = find(buffer_of(tensor)); entry.book) {
+        entry.book->changed();
+    }
+}
+
 void weights_copy(ggml_tensor* src, ggml_tensor* dst) {
     const bool to_device = !on_host(dst);
+    weights_changed(dst);
     if (!to_device && on_host(src)) {
         ggml_backend_tensor_copy(src, dst);
         return;

@@ -1,6 +1,7 @@
 // What a module's weights occupy and what was copied for them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -47,6 +48,9 @@ public:
     void wanted(const std::string& buffer_type);
     void missed(const std::string& reason);
     void copied(bool to_device, bool pinned, uint64_t bytes, double seconds);
+    // Notes that the weights have other values now, and tells how often they had.
+    void changed() { ++changes_; }
+    uint64_t changes() const { return changes_; }
 
 private:
     friend class Shelf;
@@ -54,7 +58,13 @@ private:
     Memory memory_;
     Transfers transfers_;
     bool used_ = false;
+    std::atomic<uint64_t> changes_{0};
 };
+
+// Tells whether a buffer of weights is in the host buffer type of the device that uses it.
+bool weights_pinned(ggml_backend_buffer_t buffer);
+// Notes that a weight has another value now.
+void weights_changed(const ggml_tensor* tensor);
 
 // The weights of one runner, on the shelf: their buffers are known, so that copies of them can be booked.
 class Shelf {

@@ -15,6 +15,7 @@
 #include "model.h"
 #include "placement_impl.h"
 #include "seams.h"
+#include "streaming.h"
 #include "util.h"
 
 namespace {
@@ -100,7 +101,15 @@ const std::vector<std::string> module_names = {"diffusion",  "te",         "clip
 // --- devices ---------------------------------------------------------------------------------------------------------
 
 Device::~Device() {
+    ggml_backend_free(copies);
     ggml_backend_free(backend);
+}
+
+ggml_backend_t Device::copy_backend() {
+    if (copies == nullptr) {
+        copies = ggml_backend_dev_init(dev, nullptr);
+    }
+    return copies;
 }
 
 std::shared_ptr<Device> device_open(ggml_backend_dev_t dev) {
@@ -125,6 +134,7 @@ std::shared_ptr<Device> device_open(ggml_backend_dev_t dev) {
 Placements::Placements(const sd_ctx_params_t* params) {
     const ggml_backend_dev_t cpu = cpu_device();
     default_dev = default_device();
+    stream_budget.max_vram = params->max_vram;
     for (const auto& name : module_names) {
         const bool keep = (name == "te" && params->keep_clip_on_cpu) || (name == "vae" && params->keep_vae_on_cpu) ||
                           (name == "controlnet" && params->keep_control_net_on_cpu);
@@ -152,6 +162,7 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
         spec.params = wanted.params_device != nullptr ? named_device(wanted.params_device, wanted.module)
                                                       : spec.runtime;
         spec.pin = wanted.pin;
+        spec.stream = wanted.stream;
     }
 }
 
@@ -213,6 +224,14 @@ std::vector<std::shared_ptr<Book>> Placements::open_books(bool with_empty_loras)
     return found;
 }
 
+uint64_t Placements::weights_on(ggml_backend_dev_t dev) const {
+    uint64_t bytes = 0;
+    for (const auto& book : books) {
+        bytes += book->params_device == ggml_backend_dev_name(dev) ? book->memory().bytes : 0;
+    }
+    return bytes;
+}
+
 void Placements::say_pageable(const std::string& module, const std::string& reason) {
     // The caller, who knows what was planned, warns; the engine's log says it once.
     if (!said.exchange(true)) {
@@ -238,18 +257,6 @@ ggml_backend_t module_backend(const char* module) {
 
 // --- runners ---------------------------------------------------------------------------------------------------------
 
-struct Placement {
-    std::shared_ptr<Placements> placements;  // NULL without a scope
-    std::shared_ptr<Device> runtime;
-    std::shared_ptr<Device> params;
-    ggml_backend_t runtime_backend = nullptr;
-    ggml_backend_t params_backend = nullptr;
-    bool pin = false;
-    std::string module;
-    std::shared_ptr<Book> book;
-    Shelf shelf;
-};
-
 std::shared_ptr<Placement> placement_of(const char* module, ggml_backend_t backend, bool offload_params_to_cpu) {
     auto placement = std::make_shared<Placement>();
     placement->module = module;
@@ -272,6 +279,10 @@ std::shared_ptr<Placement> placement_of(const char* module, ggml_backend_t backe
     placement->params_backend = placement->params->backend;
     placement->pin = lora == std::string::npos && spec.pin;
     placement->book = current->book(placement->module, *placement->runtime, *placement->params);
+    if (spec.stream && lora == std::string::npos && placement->runtime != placement->params &&
+        !is_cpu(placement->runtime->dev) && is_cpu(placement->params->dev)) {
+        placement->streamer = std::make_unique<Streamer>(*placement);
+    }
     return placement;
 }
 
@@ -304,6 +315,10 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         }
     }
     placement.book->wanted(ggml_backend_buft_name(host != nullptr ? host : plain));
+    if (host == nullptr) {
+        placement.placements->stream_budget.yield(placement.params->dev, *placement.placements,
+                                                  ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, plain));
+    }
 
     ggml_backend_buffer_t buffer = nullptr;
     std::string warning;
@@ -337,6 +352,7 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
 }
 
 void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
+    stream_release(placement);
     placement.shelf.take_out();
     ggml_backend_buffer_free(buffer);
 }
@@ -422,4 +438,15 @@ bool sdcpp_transfer_get(const sd_ctx_t* ctx, int index, sdcpp_transfer_t* transf
     *transfer = {book.module.c_str(), moved.to_device_pinned, moved.to_device_pageable,
                  moved.from_device,   moved.seconds,          moved.copies};
     return true;
+}
+
+int sdcpp_stream_count(const sd_ctx_t* ctx) {
+    return ctx != nullptr ? static_cast<int>(placements_of(ctx)->stream_budget.streamers.size()) : 0;
+}
+
+bool sdcpp_stream_get(const sd_ctx_t* ctx, int index, sdcpp_stream_t* stream) {
+    if (stream == nullptr || index < 0 || index >= sdcpp_stream_count(ctx)) {
+        return false;
+    }
+    return placements_of(ctx)->stream_budget.streamers[static_cast<size_t>(index)]->describe(stream);
 }

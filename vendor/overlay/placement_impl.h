@@ -12,6 +12,7 @@
 #include "ggml-backend.h"
 #include "placement.h"
 #include "sdcpp.h"
+#include "streamer.h"
 
 namespace sdcpp {
 
@@ -23,8 +24,14 @@ struct Device {
     Device(const Device&) = delete;
     Device& operator=(const Device&) = delete;
 
+    // Returns a second instance, whose stream is for copies; NULL when the device gives none.
+    ggml_backend_t copy_backend();
+
     const ggml_backend_dev_t dev;
     const ggml_backend_t backend;
+
+private:
+    ggml_backend_t copies = nullptr;
 };
 
 // The modules that can be placed.
@@ -38,6 +45,7 @@ struct Spec {
     ggml_backend_dev_t runtime = nullptr;
     ggml_backend_dev_t params = nullptr;
     bool pin = false;
+    bool stream = false;
     bool named = false;  // the runtime device was asked for: no other one will do
 };
 
@@ -58,9 +66,12 @@ public:
     std::shared_ptr<Book> book(const std::string& module, const Device& runtime, const Device& params);
     // Returns the books of modules that have or had weights; those of LoRAs without weights only on demand.
     std::vector<std::shared_ptr<Book>> open_books(bool with_empty_loras) const;
+    // Returns what the weights that live on a device occupy.
+    uint64_t weights_on(ggml_backend_dev_t dev) const;
     // Logs the first of a context's weights that are not pinned as wanted.
     void say_pageable(const std::string& module, const std::string& reason);
 
+    StreamBudget stream_budget;
     bool survey = false;
     std::map<std::string, uint64_t> surveyed;  // module -> bytes
 
@@ -70,6 +81,22 @@ private:
     std::vector<std::shared_ptr<Device>> devices;
     std::vector<std::shared_ptr<Book>> books;
     std::atomic<bool> said{false};
+};
+
+// What one runner was given.
+struct Placement {
+    std::shared_ptr<Placements> placements;  // NULL without a scope
+    std::shared_ptr<Device> runtime;
+    std::shared_ptr<Device> params;
+    ggml_backend_t runtime_backend = nullptr;
+    ggml_backend_t params_backend = nullptr;
+    bool pin = false;
+    std::string module;
+    std::shared_ptr<Book> book;
+    Shelf shelf;
+    std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
+    std::map<uint64_t, uint64_t> compute_sizes;  // shape of a graph -> its compute buffer
+    uint64_t compute_bytes = 0;                  // its compute buffer, when it is not streamed but others are
 };
 
 }  // namespace sdcpp

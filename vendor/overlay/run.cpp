@@ -12,6 +12,7 @@
 #include "placement_impl.h"
 #include "sdcpp.h"
 #include "seams.h"
+#include "streaming.h"
 #include "util.h"
 
 namespace {
@@ -29,6 +30,7 @@ struct CheckFailed : std::runtime_error {
 struct Run {
     std::string error;
     bool broken = false;
+    bool no_room = false;
     std::vector<sdcpp_phase_t> phases;
     Clock::time_point phase_start;
 };
@@ -36,6 +38,7 @@ struct Run {
 thread_local Run run;
 thread_local bool running = false;
 thread_local int whole_graphs = 0;
+thread_local bool whole_begun = false;
 
 std::atomic<bool> cancelled{false};
 sdcpp_poll_cb_t poll_callback = nullptr;
@@ -92,7 +95,14 @@ sdcpp_status_t run_guarded(F&& function) {
     running = true;
     last_poll = Clock::now();
     const auto previous = ggml_set_abort_callback(check_failed);
-    const bool done = sdcpp::guard(function);
+    const bool done = sdcpp::guard([&] {
+        try {
+            return function();
+        } catch (const sdcpp::NoRoom&) {
+            run.no_room = true;
+            throw;
+        }
+    });
     ggml_set_abort_callback(previous);
     running = false;
     phase_end();
@@ -100,22 +110,28 @@ sdcpp_status_t run_guarded(F&& function) {
     if (cancelled) {
         return SDCPP_CANCELLED;
     }
-    return run.broken ? SDCPP_BROKEN : done ? SDCPP_OK : SDCPP_FAILED;
+    if (run.broken) {
+        return SDCPP_BROKEN;
+    }
+    return done ? SDCPP_OK : run.no_room ? SDCPP_NO_ROOM : SDCPP_FAILED;
 }
 
 }  // namespace
 
 namespace sdcpp {
 
-ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
-    if (cancel_requested()) {
+ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgraph* graph) {
+    if (!whole_begun && cancel_requested()) {
         return GGML_STATUS_ABORTED;
     }
+    whole_begun = whole_graphs > 0;
     // The CPU backend asks between two nodes; a device backend is asked between two graphs.
     if (ggml_backend_is_cpu(backend)) {
         ggml_backend_cpu_set_abort_callback(backend, whole_graphs > 0 ? nullptr : cancel_requested, nullptr);
     }
-    const ggml_status status = ggml_backend_graph_compute(backend, graph);
+    const ggml_status status = stream_bound(placement)
+                                   ? stream_compute(placement, graph, [] { return cancel_requested(); })
+                                   : ggml_backend_graph_compute(backend, graph);
     if (tap_callback != nullptr && status == GGML_STATUS_SUCCESS) {
         tap_output(ggml_graph_node(graph, -1));
     }
@@ -132,6 +148,7 @@ WholeGraphs::WholeGraphs() {
 
 WholeGraphs::~WholeGraphs() {
     --whole_graphs;
+    whole_begun = false;
 }
 
 void phase_begin(const char* name) {
@@ -253,6 +270,7 @@ sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* pa
     *images = nullptr;
     sd_image_t* made = nullptr;
     const sdcpp_status_t status = run_guarded([&] {
+        sdcpp::placements_of(ctx)->stream_budget.begin();
         made = generate_image(ctx, params);
         return made != nullptr;
     });

@@ -17,6 +17,7 @@ enum sdcpp_status_t {
     SDCPP_FAILED,     /* the engine refused; its log lines say why */
     SDCPP_CANCELLED,  /* the poll callback or sdcpp_cancel stopped the run */
     SDCPP_BROKEN,     /* an engine check failed halfway: the context must only be freed */
+    SDCPP_NO_ROOM,    /* device memory or its budget is too small; sdcpp_last_error says what would do */
 };
 
 typedef struct {
@@ -40,6 +41,7 @@ typedef struct {
     const char* runtime_device;  /* name of the device that computes it; NULL: the engine's default device */
     const char* params_device;   /* name of the device whose memory keeps its weights; NULL: the runtime device */
     bool pin;                    /* weights in host memory are wanted in the runtime device's host buffer type */
+    bool stream;                 /* weights in host memory are kept on or streamed to the runtime device, within max_vram */
 } sdcpp_placement_t;
 
 typedef struct {
@@ -68,6 +70,28 @@ typedef struct {
     double seconds;                     /* time in these copies, summed over threads */
     uint64_t copies;                    /* number of copies */
 } sdcpp_transfer_t;
+
+typedef struct {
+    const char* module;        /* as in sdcpp_placement_t */
+    const char* runner;        /* the engine's name of the network; a module may have several */
+    const char* device;        /* name of the runtime device */
+    const char* mode;          /* "resident", "overlapped" or "synchronous" */
+    const char* reason;        /* what was refused or is missing, or "" */
+    uint64_t budget_bytes;     /* device memory that the context was allowed */
+    uint64_t peak_bytes;       /* the most device memory of the context while this network computed */
+    uint64_t compute_bytes;    /* its compute buffer */
+    uint64_t weight_bytes;     /* its weights that its graphs read, as the device stores them */
+    uint64_t resident_bytes;   /* the part that stays on the device */
+    uint64_t streamed_bytes;   /* the part that is copied each time a graph is computed */
+    uint64_t slot_bytes;       /* memory of the slots for streamed segments, which share it */
+    int slots;                 /* number of slots, one for each streamed segment */
+    uint64_t passes;           /* graphs computed since the last generation began */
+    double pass_seconds;       /* mean time of one, without the first after loading */
+    double copy_seconds;       /* what copying the streamed part takes, measured on one segment; negative: not measured */
+    double stall_seconds;      /* what one pass waited for copies, measured in one pass; negative: not measured */
+    const char* resident;      /* names of the resident segments, separated by ", " */
+    const char* streamed;      /* names of the streamed segments, separated by ", " */
+} sdcpp_stream_t;
 
 /* Returns true to cancel the run; called on the thread that runs the engine, at most every 50 ms. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
@@ -120,6 +144,10 @@ SD_API bool sdcpp_memory_get(const sd_ctx_t* ctx, int index, sdcpp_memory_t* mem
 SD_API int sdcpp_transfer_count(const sd_ctx_t* ctx);
 /* Fills in what was copied for one module since the context was made. */
 SD_API bool sdcpp_transfer_get(const sd_ctx_t* ctx, int index, sdcpp_transfer_t* transfer);
+/* Returns how many of the context's networks can be streamed. */
+SD_API int sdcpp_stream_count(const sd_ctx_t* ctx);
+/* Describes how one of them was last computed; false when it was not, or the index is wrong. The text lasts until the next call. */
+SD_API bool sdcpp_stream_get(const sd_ctx_t* ctx, int index, sdcpp_stream_t* stream);
 /* Generates params->batch_count images; *images is set only with SDCPP_OK, and sdcpp_images_free frees it. */
 SD_API enum sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* params, sd_image_t** images);
 /* Frees images and their pixels. */

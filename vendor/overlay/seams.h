@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <stdexcept>
 
 #include "ggml-backend.h"
 
@@ -16,14 +17,16 @@ void backends_load();
 // Tells whether the CPU backend that was loaded uses a CPU feature; the names are ggml's own.
 int cpu_feature(const char* name);
 
-// Computes a graph on a backend, and stops it with GGML_STATUS_ABORTED when the run is cancelled.
-ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph);
+struct Placement;
+
+// Computes a runner's graph on a backend, and stops it with GGML_STATUS_ABORTED when the run is cancelled.
+ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgraph* graph);
 
 // Tells whether the run is cancelled, so that what was read may be only half of it.
 bool run_cancelled();
 
-// While one lives on a thread, a graph of this thread that has begun is computed to its end: a cancel takes effect
-// before the next one. For graphs that change weights in place.
+// While one lives on a thread, its graphs are all computed once the first one has begun: a cancel takes effect before
+// that. For graphs that change weights in place.
 class WholeGraphs {
 public:
     WholeGraphs();
@@ -40,6 +43,11 @@ void load_wait(std::atomic<bool>& failed);
 
 // Tells whether every one of count values is finite, and logs an error when one is not.
 bool pixels_finite(const float* values, int64_t count);
+
+// Device memory or its budget is too small for a run; the message says what would do. The context works on.
+struct NoRoom : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 // Records an exception as this run's error and logs it.
 void error_record(const char* what) noexcept;

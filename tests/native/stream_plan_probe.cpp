@@ -1,0 +1,96 @@
+// The planner of streaming as a library of its own, so that tests can ask it without a model or a device.
+#include <vector>
+
+#include "stream_plan.h"
+
+#pragma GCC visibility push(default)
+extern "C" {
+// cdef begin
+
+// A plan, but for its lists.
+typedef struct stream_plan_result {
+    int32_t feasible;
+    int32_t segments;
+    int32_t parts;  // of all segments' slots
+    uint64_t minimum_budget;
+    uint64_t slot_bytes;
+    uint64_t resident_bytes;
+    uint64_t streamed_bytes;
+    uint64_t peak_bytes;
+    uint64_t arena_bytes;
+    double seconds;  // of a graph, for the two rates that were given
+} stream_plan_result;
+
+// A segment and its slot.
+typedef struct stream_plan_segment {
+    uint64_t bytes;
+    uint64_t offset;
+} stream_plan_segment;
+
+// A part of a segment's slot.
+typedef struct stream_plan_part {
+    int32_t segment;
+    uint64_t begin;
+    uint64_t end;
+    uint64_t back;
+} stream_plan_part;
+
+// Plans for pieces of given bytes and costs. For each piece, segment_of receives its segment, or -1: resident, or -2:
+// neither, or -3: both; segments has room for as many as there are pieces, parts for most_parts.
+void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
+                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte,
+                       double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
+                       stream_plan_segment* segments, stream_plan_part* parts, int32_t most_parts);
+
+// cdef end
+
+void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
+                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte,
+                       double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
+                       stream_plan_segment* segments, stream_plan_part* parts, int32_t most_parts) {
+    sdcpp::StreamInput input;
+    for (int32_t i = 0; i < pieces; ++i) {
+        sdcpp::Piece piece;
+        piece.bytes = bytes[i];
+        piece.cost = costs[i];
+        input.pieces.push_back(piece);
+    }
+    input.budget = budget;
+    input.compute_bytes = compute_bytes;
+    input.fixed_bytes = fixed_bytes;
+    input.overlap = overlap != 0;
+    const sdcpp::StreamPlan plan = sdcpp::stream_plan(input);
+    *result = {plan.feasible,
+               static_cast<int32_t>(plan.segments.size()),
+               0,
+               plan.minimum_budget,
+               plan.slot_bytes,
+               plan.resident_bytes,
+               plan.streamed_bytes,
+               plan.peak_bytes,
+               plan.arena_bytes(),
+               0.0};
+    if (!plan.feasible) {
+        return;
+    }
+    result->seconds = sdcpp::stream_seconds(input, plan, seconds_per_byte, seconds_per_cost);
+    for (size_t i = 0; i < input.pieces.size(); ++i) {
+        segment_of[i] = plan.resident[i] ? -1 : -2;
+    }
+    for (size_t i = 0; i < plan.segments.size(); ++i) {
+        const sdcpp::StreamSegment& segment = plan.segments[i];
+        segments[i] = {segment.bytes, segment.offset};
+        for (const sdcpp::SlotPart& part : segment.parts) {
+            if (result->parts < most_parts) {
+                parts[result->parts] = {static_cast<int32_t>(i), part.begin, part.end, part.back};
+            }
+            ++result->parts;
+        }
+        for (size_t piece : segment.pieces) {
+            segment_of[piece] = segment_of[piece] == -2 ? static_cast<int32_t>(i) : -3;
+        }
+    }
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

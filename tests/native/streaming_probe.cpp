@@ -1,0 +1,153 @@
+// Computes a diffusion model of full size without weights: its graphs and tensors have the shapes that a checkpoint's
+// header gives, on a device that keeps books but computes nothing. Part of the engine library in test builds only.
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "diffusion_model.hpp"
+#include "placement_impl.h"
+#include "sdcpp.h"
+#include "seams.h"
+#include "streamer.h"
+
+namespace {
+
+constexpr double gib = 1024.0 * 1024.0 * 1024.0;
+
+struct Probe {
+    std::shared_ptr<sdcpp::Placements> placements;
+    std::shared_ptr<DiffusionModel> model;
+    SDVersion version = VERSION_COUNT;
+    std::string error;
+};
+
+sd::Tensor<float> tensor(std::vector<int64_t> shape) {
+    sd::Tensor<float> made(std::move(shape));
+    made.fill_(0.5f);
+    return made;
+}
+
+std::shared_ptr<DiffusionModel> make(SDVersion version, ggml_backend_t backend, const String2TensorStorage& tensors) {
+    const std::string prefix = "model.diffusion_model";
+    if (sd_version_is_z_image(version)) {
+        return std::make_shared<ZImageModel>(backend, false, tensors, prefix, version);
+    }
+    if (sd_version_is_qwen_image(version)) {
+        return std::make_shared<QwenImageModel>(backend, false, tensors, prefix, version);
+    }
+    if (sd_version_is_flux(version)) {
+        return std::make_shared<FluxModel>(backend, false, tensors, version);
+    }
+    if (sd_version_is_unet(version)) {
+        return std::make_shared<UNetModel>(backend, false, tensors, version);
+    }
+    throw std::runtime_error("the probe knows no such model");
+}
+
+}  // namespace
+
+extern "C" {
+
+// Makes the diffusion model that a checkpoint's header describes; mode is "device" (weights live there), "engine" (in
+// host memory, the engine's own segments) or "stream". Returns NULL when that fails.
+SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin) {
+    auto probe = std::make_unique<Probe>();
+    const bool made = sdcpp::guard([&] {
+        sdcpp::backends_load();
+        const std::string wanted = mode;
+        sd_ctx_params_t params;
+        sd_ctx_params_init(&params);
+        probe->placements = std::make_shared<sdcpp::Placements>(&params);
+        const sdcpp_placement_t place = {"diffusion", device, wanted == "device" ? device : "CPU", pin,
+                                         wanted == "stream"};
+        probe->placements->apply(&place, 1);
+        sdcpp::PlacementScope scope(probe->placements);
+        ModelLoader loader;
+        if (!loader.init_from_file_and_convert_name(checkpoint)) {
+            return false;
+        }
+        probe->version = loader.get_sd_version();
+        probe->model = make(probe->version, sdcpp::module_backend("diffusion"), loader.get_tensor_storage_map());
+        probe->model->set_flash_attention_enabled(true);
+        probe->model->alloc_params_buffer();
+        return true;
+    });
+    return made ? probe.release() : nullptr;
+}
+
+// Sets the budget of device memory and starts a generation, with nothing on the device.
+SD_API void sdcpp_probe_begin(void* handle, double max_vram) {
+    auto* probe = static_cast<Probe*>(handle);
+    sdcpp::guard([&] {
+        probe->model->free_compute_buffer();
+        probe->placements->stream_budget.max_vram = static_cast<float>(max_vram);
+        probe->placements->stream_budget.begin();
+        for (sdcpp::Streamer* streamer : probe->placements->stream_budget.streamers) {
+            streamer->release();
+        }
+        probe->model->set_max_graph_vram_bytes(static_cast<size_t>(max_vram * gib));
+        return true;
+    });
+}
+
+// Computes the model once for a picture of a size, and a prompt of a number of tokens where the model takes any.
+SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens) {
+    auto* probe = static_cast<Probe*>(handle);
+    return sdcpp::guard([&] {
+        sdcpp::PlacementScope scope(probe->placements);
+        const SDVersion version = probe->version;
+        const bool unet = sd_version_is_unet(version);
+        const int channels = unet ? 4 : 16;
+        const int width_of_context = sd_version_is_sdxl(version)         ? 2048
+                                     : unet                              ? 768
+                                     : sd_version_is_z_image(version)    ? 2560
+                                     : sd_version_is_qwen_image(version) ? 3584
+                                                                         : 4096;
+        const auto x = tensor({width / 8, height / 8, channels, 1});
+        const auto timesteps = tensor({1});
+        const auto context = tensor({width_of_context, unet ? 77 : tokens, 1});
+        const auto y = tensor({sd_version_is_sdxl(version) ? 2816 : 768, 1});
+        const auto guidance = tensor({1});
+        DiffusionParams params;
+        params.x = &x;
+        params.timesteps = &timesteps;
+        params.context = &context;
+        if (sd_version_is_sdxl(version) || sd_version_is_flux(version)) {
+            params.y = &y;
+            params.guidance = &guidance;
+        }
+        return !probe->model->compute(1, params).empty();
+    });
+}
+
+// Describes how the model was streamed.
+SD_API bool sdcpp_probe_stream(void* handle, sdcpp_stream_t* stream) {
+    auto* probe = static_cast<Probe*>(handle);
+    const auto& streamers = probe->placements->stream_budget.streamers;
+    return !streamers.empty() && streamers.front()->describe(stream);
+}
+
+// Tells the size and the estimated cost of a piece of the model; false when there are no more.
+SD_API bool sdcpp_probe_piece(void* handle, int index, uint64_t* bytes, double* cost) {
+    auto* probe = static_cast<Probe*>(handle);
+    const auto& pieces = probe->placements->stream_budget.streamers.front()->pieces();
+    if (index < 0 || index >= static_cast<int>(pieces.size())) {
+        return false;
+    }
+    *bytes = pieces[static_cast<size_t>(index)].bytes;
+    *cost = pieces[static_cast<size_t>(index)].cost;
+    return true;
+}
+
+SD_API void sdcpp_probe_free(void* handle) {
+    auto* probe = static_cast<Probe*>(handle);
+    sdcpp::guard([&] {
+        sdcpp::PlacementScope scope(probe->placements);
+        probe->model.reset();
+        return true;
+    });
+    delete probe;
+}
+
+}  // extern "C"

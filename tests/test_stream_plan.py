@@ -1,0 +1,173 @@
+"""The planner of streaming: what stays, what is streamed, and that the budget holds."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import cffi
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_loopback import NATIVE, built
+
+
+@functools.cache
+def probe() -> tuple[cffi.FFI, Any]:
+    """Return the planner, built as a library of its own."""
+    text = (NATIVE / "stream_plan_probe.cpp").read_text()
+    ffi = cffi.FFI()
+    ffi.cdef(text.split("// cdef begin", 1)[1].split("// cdef end", 1)[0])
+    return ffi, ffi.dlopen(str(built("libstream_plan_probe.so")))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph's pieces, its compute buffer, and the weights that are always resident."""
+
+    pieces: tuple[tuple[int, float], ...]  # bytes and cost, each
+    compute: int
+    fixed: int
+
+    @property
+    def weights(self) -> int:
+        return sum(size for size, _ in self.pieces)
+
+    @property
+    def base(self) -> int:
+        return self.compute + self.fixed
+
+    @property
+    def smallest_budget(self) -> int:
+        return self.base + max(size for size, _ in self.pieces)
+
+    def plan(self, budget: int, overlap: bool = True, per_byte: float = 0.0, per_cost: float = 0.0) -> dict[str, Any]:
+        ffi, library = probe()
+        count = len(self.pieces)
+        sizes = ffi.new("uint64_t[]", [size for size, _ in self.pieces])
+        costs = ffi.new("double[]", [cost for _, cost in self.pieces])
+        result = ffi.new("stream_plan_result*")
+        segment_of = ffi.new("int32_t[]", count)
+        segments = ffi.new("stream_plan_segment[]", count)
+        parts = ffi.new("stream_plan_part[]", count * (count + 2))
+        library.stream_plan_probe(
+            sizes, costs, count, budget, self.compute, self.fixed, overlap, per_byte, per_cost,
+            result, segment_of, segments, parts, len(parts),
+        )  # fmt: skip
+        plan = {name: getattr(result, name) for name, _ in ffi.typeof("stream_plan_result").fields}
+        assert plan["parts"] <= len(parts)
+        plan["segment_of"] = list(segment_of)
+        plan["slots"] = [
+            (
+                segment.bytes,
+                segment.offset,
+                [(p.begin, p.end, p.back) for p in parts[0 : plan["parts"]] if p.segment == i],
+            )
+            for i, segment in enumerate(segments[0 : plan["segments"]])
+        ]
+        return plan
+
+
+MIB = 2**20
+costs = st.floats(0, 1e3) | st.just(1.0)
+equal = st.builds(
+    lambda size, cost, count: ((size, cost),) * count, st.integers(1, 64 * MIB), costs, st.integers(1, 60)
+)
+mixed = st.lists(st.tuples(st.integers(0, 64 * MIB), costs), min_size=1, max_size=60).map(tuple)
+graphs = st.builds(Graph, equal | mixed, st.integers(0, 2**30), st.integers(0, 2**24))
+shares = st.floats(0.0, 1.2)
+LARGE_IN_THE_MIDDLE = Graph(((MIB, 1.0),) * 10 + ((40 * MIB, 2.0),) + ((MIB, 1.0),) * 10, 5 * MIB, MIB)
+
+
+@settings(max_examples=300)
+@given(graphs, shares, st.booleans())
+@example(LARGE_IN_THE_MIDDLE, 0.5, True)
+def test_plan_keeps_the_budget(graph: Graph, share: float, overlap: bool) -> None:
+    budget = graph.base + int(share * graph.weights)
+    plan = graph.plan(budget, overlap)
+    assert plan["minimum_budget"] == graph.smallest_budget
+    assert bool(plan["feasible"]) == (budget >= graph.smallest_budget)
+    if not plan["feasible"]:
+        return
+    assert plan["peak_bytes"] <= budget
+    assert plan["peak_bytes"] == graph.compute + plan["arena_bytes"]
+    assert plan["arena_bytes"] == plan["resident_bytes"] + plan["slot_bytes"]
+    assert plan["resident_bytes"] + plan["streamed_bytes"] == graph.fixed + graph.weights
+    # Every piece is resident or in exactly one segment, and the segments follow the graph.
+    placed = plan["segment_of"]
+    assert min(placed) >= -1
+    streamed = [segment for segment in placed if segment >= 0]
+    assert streamed == sorted(streamed)
+    assert set(streamed) == set(range(plan["segments"]))
+    for index, (size, offset, _) in enumerate(plan["slots"]):
+        pieces = [piece for (piece, _), segment in zip(graph.pieces, placed, strict=True) if segment == index]
+        assert size == sum(pieces)
+        assert offset + size <= plan["slot_bytes"]
+    assert plan["streamed_bytes"] == sum(size for size, _, _ in plan["slots"])
+
+
+@settings(max_examples=200)
+@given(graphs, shares)
+@example(LARGE_IN_THE_MIDDLE, 0.5)
+def test_a_slot_waits_for_all_that_it_overwrites(graph: Graph, share: float) -> None:
+    """Each part names the last segment that had any of its bytes, counted through two graphs."""
+    plan = graph.plan(max(graph.smallest_budget, graph.base + int(share * graph.weights)))
+    slots = plan["slots"] * 2
+    for index, (size, offset, parts) in enumerate(plan["slots"]):
+        assert sum(end - begin for begin, end, _ in parts) == size
+        covered = sorted((begin, end) for begin, end, _ in parts)
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(covered))
+        number = index + len(plan["slots"])
+        for begin, end, back in parts:
+            earlier = [
+                number - other
+                for other, (other_size, other_offset, _) in enumerate(slots[:number])
+                if other_offset < offset + end and offset + begin < other_offset + other_size
+            ]
+            assert back == min(earlier)
+        assert [back for _, _, back in parts] == sorted((back for _, _, back in parts), reverse=True)
+
+
+@settings(max_examples=200)
+@given(graphs, st.booleans(), st.integers(0, MIB))
+def test_what_fits_is_resident(graph: Graph, overlap: bool, more: int) -> None:
+    plan = graph.plan(graph.base + graph.weights + more, overlap)
+    assert plan["feasible"]
+    assert (plan["segments"], plan["slot_bytes"], plan["streamed_bytes"]) == (0, 0, 0)
+    assert set(plan["segment_of"]) == {-1}
+    assert plan["peak_bytes"] == graph.base + graph.weights
+
+
+@settings(max_examples=200)
+@given(graphs, shares, st.booleans())
+@example(LARGE_IN_THE_MIDDLE, 0.5, True)
+def test_no_more_is_streamed_than_the_slots_cost(graph: Graph, share: float, overlap: bool) -> None:
+    budget = max(graph.smallest_budget, graph.base + int(share * graph.weights))
+    plan = graph.plan(budget, overlap)
+    cannot_stay = max(0, graph.weights - (budget - graph.base))
+    largest = max((size for size, _, _ in plan["slots"]), default=0)
+    assert plan["streamed_bytes"] >= cannot_stay
+    # Pieces are not divided, and the slots may not fill their memory.
+    assert plan["streamed_bytes"] <= cannot_stay + plan["slot_bytes"] + 2 * largest
+
+
+@settings(max_examples=200)
+@given(graphs, shares, st.booleans(), st.floats(1e-12, 1e-6), st.floats(1e-6, 1.0))
+def test_time_is_between_the_longer_one_and_the_sum(
+    graph: Graph, share: float, overlap: bool, per_byte: float, per_cost: float
+) -> None:
+    budget = max(graph.smallest_budget, graph.base + int(share * graph.weights))
+    plan = graph.plan(budget, overlap, per_byte, per_cost)
+    copying = plan["streamed_bytes"] * per_byte
+    computing = sum(cost for _, cost in graph.pieces) * per_cost
+    slack = 1e-9 * (copying + computing)
+    assert max(copying, computing) - slack <= plan["seconds"] <= copying + computing + slack
+
+
+def test_copies_are_spread_over_the_graph() -> None:
+    """Half of a graph of equal layers is streamed: copying as long as computing costs hardly any time."""
+    graph = Graph(((10 * MIB, 1.0),) * 40, 20 * MIB, 0)
+    plan = graph.plan(graph.base + graph.weights // 2)
+    per_byte = 40.0 / plan["streamed_bytes"]
+    assert graph.plan(graph.base + graph.weights // 2, True, per_byte, 1.0)["seconds"] <= 1.05 * 40.0

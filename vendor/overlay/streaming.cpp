@@ -1,0 +1,1145 @@
+// Streams weights: what a graph reads, where that lies on the device, and the order of copies and computations.
+#include "streaming.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
+#include "ggml-alloc.h"
+#include "ggml_graph_cut.h"
+#include "placement_impl.h"
+#include "seams.h"
+#include "streamer.h"
+#include "util.h"
+
+namespace sdcpp {
+
+namespace {
+
+constexpr double gib = 1024.0 * 1024.0 * 1024.0;
+constexpr double free_share = 0.1;              // kept free when no budget is given, of the device's memory ...
+constexpr double free_most = 1.0 * gib;         // ... but not more than this
+constexpr uint64_t small_share = 2048;          // a weight of less than this part of all is not worth a copy ...
+constexpr uint64_t small_most = 64 * 1024;      // ... when it is also smaller than this
+constexpr uint64_t piece_share = 2048;          // pieces are this part of all weights, or one weight
+constexpr uint64_t load_share = 16;             // the first graph is cut for copies of this part of all weights
+constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
+constexpr double launch_seconds = 20e-6;        // what giving one more stretch of a graph to the device takes
+constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
+constexpr double arena_shrink = 0.85;           // after a refusal
+constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is made anew
+
+// What a computation costs next to another one: seconds on a mid-range card, of which only ratios matter here.
+constexpr double flop_rate = 25e12;
+constexpr double memory_rate = 360e9;
+
+// Backends that store the bytes of a tensor as they are: parts of tensors, and neighbours at once, can be copied.
+const char* const plain_backends[] = {"CUDA", "ROCm", "MUSA", "Vulkan", "Loopback"};
+
+// Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
+// that are loaded when they are first needed, and cuBLAS's workspace. On an H100 the driver counted up to 235 MB.
+const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
+constexpr uint64_t pool_base = 256ull << 20;
+
+template <size_t count>
+bool is_one_of(const char* const (&names)[count], ggml_backend_dev_t dev) {
+    const char* const name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
+    return std::any_of(names, names + count, [&](const char* known) { return std::strcmp(known, name) == 0; });
+}
+
+#ifdef SDCPP_TEST_BACKEND
+// Leaves out one kind of wait where a test asks for it, to see that the mistake is found.
+bool keeps(const char* wait) {
+    static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT_WAIT");
+    return left_out == nullptr || std::strcmp(left_out, wait) != 0;
+}
+#else
+constexpr bool keeps(const char*) {
+    return true;
+}
+#endif
+
+bool computes(const ggml_tensor* node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return false;
+        default:
+            return !ggml_is_empty(node);
+    }
+}
+
+double bytes_of(const ggml_tensor* tensor) {
+    return static_cast<double>(ggml_row_size(tensor->type, tensor->ne[0])) * static_cast<double>(ggml_nrows(tensor));
+}
+
+double cost_of(const ggml_tensor* node) {
+    const auto elements = static_cast<double>(ggml_nelements(node));
+    const ggml_tensor* a = node->src[0];
+    switch (node->op) {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+            return 2.0 * static_cast<double>(a->ne[0]) * elements / flop_rate;
+        case GGML_OP_CONV_2D:
+            return 2.0 * static_cast<double>(a->ne[0] * a->ne[1] * a->ne[2]) * elements / flop_rate;
+        case GGML_OP_FLASH_ATTN_EXT:
+            return 2.0 * static_cast<double>(a->ne[1] * a->ne[2] * a->ne[3] * node->src[1]->ne[1]) *
+                   static_cast<double>(node->src[1]->ne[0] + node->src[2]->ne[0]) / flop_rate;
+        case GGML_OP_GET_ROWS:
+            return 2.0 * bytes_of(node) / memory_rate;
+        default:
+            break;
+    }
+    double bytes = bytes_of(node);
+    for (int i = 0; i < GGML_MAX_SRC && node->src[i] != nullptr; ++i) {
+        bytes += bytes_of(node->src[i]);
+    }
+    return bytes / memory_rate;
+}
+
+// The part of a cut's name that says which layer ended there.
+std::string cut_name(const ggml_tensor* node) {
+    std::string name = node->name + std::strlen(sd::ggml_graph_cut::GGML_RUNNER_CUT_PREFIX);
+    return name.substr(0, name.find('|'));
+}
+
+uint64_t rest(uint64_t total, uint64_t part) {
+    return total > part ? total - part : 0;
+}
+
+std::string in_gib(double bytes) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.4f", std::ceil(bytes / gib * 1e4) / 1e4);
+    return text;
+}
+
+uint64_t mix(uint64_t hash, uint64_t value) {
+    return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
+}
+
+uint64_t shape_hash(ggml_cgraph* graph) {
+    uint64_t hash = 14695981039346656037u;
+    const auto add = [&](const ggml_tensor* tensor) {
+        hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
+        for (int64_t size : tensor->ne) {
+            hash = mix(hash, static_cast<uint64_t>(size));
+        }
+    };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        add(graph->leafs[i]);
+    }
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        add(graph->nodes[i]);
+    }
+    return hash;
+}
+
+// What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
+// in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32.
+uint64_t pool_bytes(ggml_cgraph* graph) {
+    uint64_t most = 0;
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        const ggml_tensor* node = graph->nodes[i];
+        uint64_t bytes = 0;
+        if (node->op == GGML_OP_MUL_MAT) {
+            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node) + ggml_nelements(node->src[1]));
+            bytes += ggml_is_quantized(node->src[0]->type) ? 2 * static_cast<uint64_t>(ggml_nelements(node->src[0])) : 0;
+        } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node->src[1]) + ggml_nelements(node->src[2])) +
+                    4 * static_cast<uint64_t>(ggml_nelements(node));
+        }
+        most = std::max(most, bytes);
+    }
+    return most;
+}
+
+// Returns what a graph's compute buffer takes.
+uint64_t measure(Placement& placement, ggml_cgraph* graph) {
+    const auto [known, added] = placement.compute_sizes.try_emplace(shape_hash(graph), 0);
+    if (added) {
+        ggml_gallocr_ptr allocator(ggml_gallocr_new(ggml_backend_get_default_buffer_type(placement.runtime_backend)));
+        size_t size = 0;
+        ggml_gallocr_reserve_n_size(allocator.get(), graph, nullptr, nullptr, &size);
+        known->second = size;
+        if (is_one_of(pool_backends, placement.runtime->dev)) {
+            known->second += pool_base + pool_bytes(graph);
+        }
+    }
+    return known->second;
+}
+
+// Tells whether a runner shares its device's memory with streamed ones.
+bool budgeted(const Placement& placement) {
+    return placement.placements != nullptr && !placement.placements->stream_budget.streamers.empty() &&
+           ggml_backend_dev_type(placement.runtime->dev) != GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+// --- budget ----------------------------------------------------------------------------------------------------------
+
+uint64_t StreamBudget::held(ggml_backend_dev_t dev, const Placements& placements, const Streamer* self) const {
+    const auto more = others.find(dev);
+    uint64_t bytes = placements.weights_on(dev) + (more != others.end() ? more->second : 0);
+    for (const Streamer* streamer : streamers) {
+        bytes += streamer != self && streamer->dev() == dev ? streamer->held() : 0;
+    }
+    return bytes;
+}
+
+uint64_t StreamBudget::bytes(ggml_backend_dev_t dev, const Placements& placements) const {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(dev, &free, &total);
+    if (max_vram > 0.0f) {
+        // Others may hold what was given to this context: it is not an error to be left less.
+        return std::min(static_cast<uint64_t>(static_cast<double>(max_vram) * gib), free + held(dev, placements));
+    }
+    const double reserve = max_vram < 0.0f ? static_cast<double>(-max_vram) * gib
+                                           : std::min(free_share * static_cast<double>(total), free_most);
+    return rest(free + held(dev, placements), static_cast<uint64_t>(reserve));
+}
+
+void StreamBudget::yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self) {
+    bool any = false;
+    for (const Streamer* streamer : streamers) {
+        any = any || (streamer != self && streamer->dev() == dev && !streamer->active() && streamer->held() > 0);
+    }
+    if (!any) {
+        return;
+    }
+    const uint64_t budget = bytes(dev, placements);
+    for (Streamer* streamer : streamers) {
+        if (held(dev, placements, self) + wanted <= budget) {
+            return;
+        }
+        if (streamer != self && streamer->dev() == dev && !streamer->active()) {
+            streamer->release();
+        }
+    }
+}
+
+void StreamBudget::shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer* self) {
+    for (Streamer* streamer : streamers) {
+        if (streamer != self && streamer->dev() == dev && bytes > 0) {
+            bytes = rest(bytes, streamer->shrink(bytes));
+        }
+    }
+}
+
+void StreamBudget::begin() {
+    for (Streamer* streamer : streamers) {
+        streamer->begin();
+    }
+}
+
+// --- planning --------------------------------------------------------------------------------------------------------
+
+Streamer::Streamer(Placement& owner) : owner_(owner) {
+    owner_.placements->stream_budget.streamers.push_back(this);
+}
+
+Streamer::~Streamer() {
+    auto& all = owner_.placements->stream_budget.streamers;
+    all.erase(std::remove(all.begin(), all.end(), this), all.end());
+    // The runner's tensors may be gone by now.
+    bound_ = false;
+    release();
+}
+
+ggml_backend_dev_t Streamer::dev() const {
+    return owner_.runtime->dev;
+}
+
+uint64_t Streamer::held() const {
+    return (arena_.empty() && !active_ ? 0 : plan_.arena_bytes()) + held_compute_bytes_;
+}
+
+uint64_t Streamer::alloc_size(const ggml_tensor* tensor) const {
+    return GGML_PAD(ggml_backend_buft_get_alloc_size(type_, tensor), ggml_backend_buft_get_alignment(type_));
+}
+
+void Streamer::take_turns(const char* why) {
+    copy_ = nullptr;
+    arrived_.clear();
+    done_.clear();
+    loaded_.reset();
+    reason_ = std::string(ggml_backend_dev_name(dev())) + " " + why + ": copies and computations take turns";
+    LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
+}
+
+void Streamer::open_streams() {
+    opened_ = true;
+    compute_ = owner_.runtime_backend;
+    type_ = ggml_backend_get_default_buffer_type(compute_);
+    ggml_backend_dev_props props;
+    ggml_backend_dev_get_props(dev(), &props);
+    if (!props.caps.async || !props.caps.events) {
+        take_turns(props.caps.async ? "has no events" : "does not copy asynchronously");
+    } else if ((copy_ = owner_.runtime->copy_backend()) == nullptr) {
+        take_turns("gives no second stream");
+    }
+}
+
+Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
+    struct Use {
+        int first = 0;
+        int last = 0;
+        uint64_t bytes = 0;
+    };
+    const int nodes = graph->n_nodes;
+    std::unordered_map<const ggml_tensor*, Use> uses;
+    Scan found;
+    uint64_t total = 0;
+    std::vector<int> section(static_cast<size_t>(nodes) + 1);  // number of cuts before a node
+    std::vector<std::string> names{runner_};
+    for (int i = 0; i < nodes; ++i) {
+        ggml_tensor* node = graph->nodes[i];
+        const auto at = static_cast<size_t>(i);
+        section[at + 1] = section[at];
+        if (sd::ggml_graph_cut::is_graph_cut_tensor(node)) {
+            names.back() = cut_name(node);
+            names.push_back("final");
+            ++section[at + 1];
+        }
+        if (!computes(node)) {
+            continue;
+        }
+        for (ggml_tensor* source : node->src) {
+            if (source == nullptr) {
+                continue;
+            }
+            ggml_tensor* weight = source->view_src != nullptr ? source->view_src : source;
+            if (params_.count(weight) == 0) {
+                continue;
+            }
+            const auto [use, added] = uses.try_emplace(weight, Use{i, i, 0});
+            use->second.last = i;
+            if (added) {
+                use->second.bytes = alloc_size(weight);
+                total += use->second.bytes;
+                found.weights.push_back(weight);
+            }
+        }
+    }
+    const uint64_t small = std::min(small_most, total / small_share);
+    // No piece begins where a weight is still in use, and a weight that two sections use is fixed.
+    std::vector<int> blocked(static_cast<size_t>(nodes) + 1);
+    std::vector<bool> starts(static_cast<size_t>(nodes));
+    const auto is_fixed = [&](const Use& use) {
+        return use.bytes < small || section[static_cast<size_t>(use.first)] != section[static_cast<size_t>(use.last)];
+    };
+    for (const ggml_tensor* weight : found.weights) {
+        const Use& use = uses[weight];
+        if (is_fixed(use)) {
+            found.fixed_bytes += use.bytes;
+        } else {
+            ++blocked[static_cast<size_t>(use.first) + 1];
+            --blocked[static_cast<size_t>(use.last) + 1];
+            starts[static_cast<size_t>(use.first)] = true;
+        }
+    }
+    std::vector<int> piece_at(static_cast<size_t>(nodes));
+    const auto add_piece = [&](int begin) {
+        found.pieces.emplace_back();
+        found.pieces.back().copies = 0;
+        found.begin.push_back(begin);
+    };
+    add_piece(0);
+    std::unordered_map<int, uint64_t> starting;  // node -> bytes of weights whose use begins there
+    for (const ggml_tensor* weight : found.weights) {
+        const Use& use = uses[weight];
+        if (!is_fixed(use)) {
+            starting[use.first] += use.bytes;
+        }
+    }
+    const uint64_t enough = total / piece_share;
+    int in_use = 0;
+    for (int i = 0; i < nodes; ++i) {
+        const auto at = static_cast<size_t>(i);
+        in_use += blocked[at];
+        if (starts[at] && in_use == 0 && found.pieces.back().bytes > 0 &&
+            (found.pieces.back().bytes >= enough || section[at] != section[static_cast<size_t>(found.begin.back())])) {
+            add_piece(i);
+        }
+        if (starts[at]) {
+            found.pieces.back().bytes += starting[i];
+        }
+        piece_at[at] = static_cast<int>(found.pieces.size()) - 1;
+        if (computes(graph->nodes[i])) {
+            found.pieces.back().cost += cost_of(graph->nodes[i]);
+        }
+    }
+    for (const ggml_tensor* weight : found.weights) {
+        const Use& use = uses[weight];
+        found.piece_of.push_back(is_fixed(use) ? -1 : piece_at[static_cast<size_t>(use.first)]);
+        if (!is_fixed(use)) {
+            ++found.pieces[static_cast<size_t>(found.piece_of.back())].copies;
+        }
+    }
+    int part = 0;
+    for (size_t i = 0; i < found.pieces.size(); ++i) {
+        const auto of = [&](size_t piece) {
+            // The section of the piece's first weight, which is what the piece is about.
+            return section[static_cast<size_t>(found.begin[piece])];
+        };
+        part = i > 0 && of(i) == of(i - 1) ? part + 1 : 1;
+        const bool several = part > 1 || (i + 1 < found.pieces.size() && of(i + 1) == of(i));
+        found.pieces[i].name = names[static_cast<size_t>(of(i))] + (several ? "/" + std::to_string(part) : "");
+    }
+    return found;
+}
+
+bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    runner_ = runner;
+    if (!opened_) {
+        open_streams();
+    }
+    if (params_ctx_ != params || params_.empty()) {
+        params_ctx_ = params;
+        for (ggml_tensor* t = ggml_get_first_tensor(params); t != nullptr; t = ggml_get_next_tensor(params, t)) {
+            params_[t] = 1;
+        }
+    }
+    const Placements& placements = *owner_.placements;
+    StreamBudget& shared = owner_.placements->stream_budget;
+    Scan next = scan(graph);
+    const bool same = planned_ && next.same_weights(scan_);
+    const uint64_t bytes = measure(owner_, graph);
+    scan_ = std::move(next);
+    if (owner_.book->changes() != changes_) {
+        changes_ = owner_.book->changes();
+        drain();
+        for (Weight& weight : weights_) {
+            weight.loaded = false;
+        }
+    }
+    if (!active_) {
+        budget_ = shared.bytes(dev(), placements);
+    }
+    if (same && bytes <= compute_bytes_) {
+        shared.yield(dev(), placements, plan_.peak_bytes, this);
+        const uint64_t room = std::min(most_, rest(budget_, shared.held(dev(), placements, this)));
+        const bool more = !active_ && !plan_.segments.empty() &&
+                          static_cast<double>(room) > budget_worth_a_plan * static_cast<double>(room_);
+        if (plan_.peak_bytes <= room && !more) {
+            return true;
+        }
+    }
+    compute_bytes_ = same ? std::max(bytes, compute_bytes_) : bytes;
+    unbind();
+    release();
+    uint64_t wanted = compute_bytes_ + scan_.fixed_bytes;
+    for (const Piece& piece : scan_.pieces) {
+        wanted += piece.bytes;
+    }
+    shared.yield(dev(), placements, wanted, this);
+    uint64_t others = shared.held(dev(), placements, this);
+    plan(std::min(most_, rest(budget_, others)));
+    if (!plan_.feasible) {
+        shared.shrink(dev(), rest(plan_.minimum_budget + others, budget_), this);
+        others = shared.held(dev(), placements, this);
+        most_ = UINT64_MAX;
+        plan(rest(budget_, others));
+    }
+    if (!plan_.feasible) {
+        planned_ = false;
+        const std::string needed = in_gib(static_cast<double>(plan_.minimum_budget + others));
+        const bool given = budget_ + 1.0 > static_cast<double>(shared.max_vram) * gib && shared.max_vram > 0.0f;
+        throw NoRoom("module " + owner_.module + " (" + runner_ + ") needs at least " + needed + " GiB of " +
+                     ggml_backend_dev_name(dev()) + ", of which its compute buffer takes " +
+                     in_gib(static_cast<double>(compute_bytes_)) + ", but only " +
+                     in_gib(static_cast<double>(budget_)) + " may be used: " +
+                     (given ? "set max_vram to " + needed + " or more" : "free memory of the device") +
+                     (owner_.module == "te" ? "" : ", or draw a smaller picture") +
+                     (owner_.module == "vae" ? " or in smaller tiles (vae_tiling)" : ""));
+    }
+    return false;
+}
+
+void Streamer::plan(uint64_t room) {
+    room_ = room;
+    StreamInput input;
+    input.pieces = scan_.pieces;
+    input.budget = room;
+    input.compute_bytes = compute_bytes_;
+    input.fixed_bytes = scan_.fixed_bytes;
+    input.largest_slots = ggml_backend_buft_get_max_size(type_);
+    input.segment_cost = launch_seconds;
+    input.copy_cost = copy_seconds;
+    input.overlap = copy_ != nullptr;
+    plan_ = stream_plan(input);
+    planned_ = plan_.feasible;
+    if (!plan_.feasible) {
+        return;
+    }
+    std::vector<int> segment_of(scan_.pieces.size(), -1);
+    for (size_t i = 0; i < plan_.segments.size(); ++i) {
+        for (size_t piece : plan_.segments[i].pieces) {
+            segment_of[piece] = static_cast<int>(i);
+        }
+    }
+    weights_.clear();
+    for (size_t i = 0; i < scan_.weights.size(); ++i) {
+        Weight weight;
+        weight.tensor = scan_.weights[i];
+        weight.bytes = alloc_size(weight.tensor);
+        weight.piece = scan_.piece_of[i];
+        weight.segment = weight.piece < 0 ? -1 : segment_of[static_cast<size_t>(weight.piece)];
+        weights_.push_back(weight);
+    }
+    // Neighbours in host memory are neighbours in a slot, so that one copy takes both.
+    std::vector<Weight*> order;
+    for (Weight& weight : weights_) {
+        order.push_back(&weight);
+    }
+    std::sort(order.begin(), order.end(),
+              [](const Weight* a, const Weight* b) { return a->tensor->data < b->tensor->data; });
+    std::vector<uint64_t> filled(plan_.segments.size());
+    for (Weight* weight : order) {
+        if (weight->segment >= 0) {
+            uint64_t& end = filled[static_cast<size_t>(weight->segment)];
+            weight->offset = end;
+            end += weight->bytes;
+        }
+    }
+}
+
+// --- device memory ---------------------------------------------------------------------------------------------------
+
+bool Streamer::alloc_arena() {
+    struct Block {
+        uint64_t size;
+        size_t chunk = 0;
+        uint64_t offset = 0;
+    };
+    std::vector<Block> blocks;
+    for (const Weight& weight : weights_) {
+        if (weight.segment < 0) {
+            blocks.push_back({weight.bytes});
+        }
+    }
+    if (plan_.slot_bytes > 0) {
+        blocks.push_back({plan_.slot_bytes});
+    }
+    const uint64_t largest = ggml_backend_buft_get_max_size(type_);
+    std::vector<uint64_t> chunks;
+    for (Block& block : blocks) {
+        if (chunks.empty() || (chunks.back() > 0 && block.size > rest(largest, chunks.back()))) {
+            chunks.push_back(0);
+        }
+        block.chunk = chunks.size() - 1;
+        block.offset = chunks.back();
+        chunks.back() += block.size;
+    }
+    for (uint64_t size : chunks) {
+        arena_.emplace_back(ggml_backend_buft_alloc_buffer(type_, size));
+        if (!arena_.back()) {
+            arena_.clear();
+            return false;
+        }
+        ggml_backend_buffer_set_usage(arena_.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    }
+    const size_t tensors = 2 * (weights_.size() + plan_.segments.size());
+    places_.reset(ggml_init({tensors * ggml_tensor_overhead(), nullptr, true}));
+    const auto address = [&](const Block& block) {
+        return static_cast<char*>(ggml_backend_buffer_get_base(arena_[block.chunk].get())) + block.offset;
+    };
+    size_t next = 0;
+    for (Weight& weight : weights_) {
+        const Block& block = weight.segment < 0 ? blocks[next++] : blocks.back();
+        const uint64_t offset = weight.segment < 0
+                                    ? 0
+                                    : plan_.segments[static_cast<size_t>(weight.segment)].offset + weight.offset;
+        weight.place = ggml_dup_tensor(places_.get(), weight.tensor);
+        ggml_set_name(weight.place, weight.tensor->name);
+        ggml_backend_tensor_alloc(arena_[block.chunk].get(), weight.place, address(block) + offset);
+        weight.loaded = false;
+    }
+    pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
+    uint64_t tail_most = 0;
+    for (const Weight& weight : weights_) {
+        const uint64_t tail = ggml_backend_buft_get_alloc_size(type_, weight.tensor) - ggml_nbytes(weight.tensor);
+        tail_most = std::max(tail_most, weight.segment >= 0 ? tail : 0);
+    }
+    if (tail_most > 0) {
+        ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(dev());
+        zeros_.reset(ggml_backend_buft_alloc_buffer(host != nullptr ? host : ggml_backend_cpu_buffer_type(), tail_most));
+        if (!zeros_) {
+            drop_arena();
+            return false;
+        }
+        ggml_backend_buffer_clear(zeros_.get(), 0);
+    }
+    arrived_.clear();
+    done_.clear();
+    for (size_t i = 0; copy_ != nullptr && i < std::max<size_t>(plan_.segments.size(), 1); ++i) {
+        arrived_.emplace_back(ggml_backend_event_new(dev()));
+        done_.emplace_back(ggml_backend_event_new(dev()));
+        if (!loaded_) {
+            loaded_.reset(ggml_backend_event_new(dev()));
+        }
+        if (!arrived_.back() || !done_.back() || !loaded_) {
+            take_turns("refused an event");
+        }
+    }
+    copies_.clear();
+    for (size_t i = 0; i < plan_.segments.size(); ++i) {
+        copies_.push_back(copies_of(static_cast<int>(i), arena_[blocks.back().chunk].get(), address(blocks.back())));
+    }
+    next_ = issued_ = 0;
+    timed_passes_ = 0;
+    loading_ = true;
+    stall_seconds_ = -1.0;
+    return true;
+}
+
+// Returns the copies that fill a segment's slot; `slots` is the address of all slots.
+std::vector<Streamer::Copy> Streamer::copies_of(int segment, ggml_backend_buffer_t buffer, char* slots) {
+    const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
+    const bool plain = is_one_of(plain_backends, dev());
+    const auto bytes_at = [&](uint64_t begin, uint64_t bytes) {
+        ggml_tensor* tensor = ggml_new_tensor_1d(places_.get(), GGML_TYPE_I8, static_cast<int64_t>(bytes));
+        ggml_backend_tensor_alloc(buffer, tensor, slots + planned.offset + begin);
+        return tensor;
+    };
+    ggml_tensor* const slot = plain ? bytes_at(0, planned.bytes) : nullptr;
+    std::vector<Copy> copies;
+    const auto add = [&](const Copy& next) {
+        if (plain && !copies.empty() && copies.back().end == next.begin &&
+            copies.back().source + (copies.back().end - copies.back().begin) == next.source) {
+            copies.back().end = next.end;
+        } else {
+            copies.push_back(next);
+        }
+    };
+    std::vector<const Weight*> order;
+    for (const Weight& weight : weights_) {
+        if (weight.segment == segment) {
+            order.push_back(&weight);
+        }
+    }
+    std::sort(order.begin(), order.end(), [](const Weight* a, const Weight* b) { return a->offset < b->offset; });
+    for (const Weight* weight : order) {
+        const uint64_t used = ggml_nbytes(weight->tensor);
+        const uint64_t whole = ggml_backend_buft_get_alloc_size(type_, weight->tensor);
+        add({plain ? slot : weight->place, weight->offset, weight->offset + used,
+             static_cast<const char*>(weight->tensor->data), !plain});
+        if (whole > used) {
+            // Some devices read a little behind a tensor, where there must be zeros.
+            const auto* zeros = static_cast<const char*>(ggml_backend_buffer_get_base(zeros_.get()));
+            copies.push_back({plain ? slot : bytes_at(weight->offset + used, whole - used), weight->offset + used,
+                              weight->offset + whole, zeros, !plain});
+        }
+    }
+    return copies;
+}
+
+void Streamer::drop_arena() {
+    drain();
+    for (Weight& weight : weights_) {
+        weight.place = nullptr;
+        weight.loaded = false;
+    }
+    copies_.clear();
+    places_.reset();
+    arena_.clear();
+    zeros_.reset();
+}
+
+void Streamer::release() {
+    if (!arena_.empty()) {
+        drop_arena();
+    }
+}
+
+void Streamer::bind(uint64_t compute_bytes) {
+    held_compute_bytes_ = std::max(compute_bytes, compute_bytes_);
+    active_ = true;
+    bool yielded = false;
+    while (arena_.empty() && !weights_.empty() && !alloc_arena()) {
+        if (!std::exchange(yielded, true)) {
+            // What others keep is worth less than what is needed now.
+            owner_.placements->stream_budget.yield(dev(), *owner_.placements, UINT64_MAX / 2, this);
+            continue;
+        }
+        const uint64_t refused = plan_.arena_bytes();
+        reason_ = std::string(ggml_backend_dev_name(dev())) + " refused " + in_gib(static_cast<double>(refused)) +
+                  " GiB: less is kept there";
+        LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
+        const uint64_t minimum = plan_.minimum_budget;
+        const auto less = static_cast<uint64_t>(arena_shrink * static_cast<double>(plan_.peak_bytes));
+        const bool last = plan_.peak_bytes <= minimum;
+        plan(std::max(less, minimum));
+        if (last || !plan_.feasible) {
+            planned_ = false;
+            weights_.clear();
+            throw NoRoom("module " + owner_.module + " (" + runner_ + "): " + ggml_backend_dev_name(dev()) +
+                         " has no " + in_gib(static_cast<double>(refused)) +
+                         " GiB of memory left, which streaming needs at least: free some of it, or draw a smaller "
+                         "picture");
+        }
+    }
+    for (Weight& weight : weights_) {
+        if (!bound_) {
+            weight.host = *weight.tensor;
+        }
+        weight.tensor->buffer = weight.place->buffer;
+        weight.tensor->data = weight.place->data;
+        weight.tensor->extra = weight.place->extra;
+    }
+    bound_ = true;
+    peak_ = std::max(peak_, owner_.placements->stream_budget.held(dev(), *owner_.placements));
+}
+
+void Streamer::restore() {
+    if (!bound_) {
+        return;
+    }
+    for (Weight& weight : weights_) {
+        weight.tensor->buffer = weight.host.buffer;
+        weight.tensor->data = weight.host.data;
+        weight.tensor->extra = weight.host.extra;
+    }
+    bound_ = false;
+}
+
+void Streamer::unbind() {
+    restore();
+    active_ = false;
+    held_compute_bytes_ = 0;
+}
+
+uint64_t Streamer::shrink(uint64_t bytes) {
+    const uint64_t before = plan_.peak_bytes;
+    if (!active_ || before <= plan_.minimum_budget) {
+        return 0;
+    }
+    restore();
+    release();
+    most_ = std::max(plan_.minimum_budget, rest(before, bytes));
+    plan(most_);
+    return before - plan_.peak_bytes;
+}
+
+// --- copying and computing -------------------------------------------------------------------------------------------
+
+// Waits for everything and forgets what was prefetched.
+void Streamer::drain() {
+    if (!opened_) {
+        return;
+    }
+    if (copy_ != nullptr) {
+        ggml_backend_synchronize(copy_);
+    }
+    ggml_backend_synchronize(compute_);
+    next_ = issued_ = 0;
+}
+
+void Streamer::copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes) {
+    double seconds = 0.0;
+    if (copy_ != nullptr) {
+        ggml_backend_tensor_set_async(copy_, target, source, offset, bytes);
+        seconds = copy_rate_ > 0.0 ? static_cast<double>(bytes) / copy_rate_ : 0.0;
+    } else {
+        const auto begin = Clock::now();
+        ggml_backend_tensor_set(target, source, offset, bytes);
+        seconds = seconds_since(begin);
+    }
+    owner_.book->copied(true, pinned_, bytes, seconds);
+}
+
+// Copies the residents that a run needs for the first time.
+void Streamer::load(const Run& run) {
+    const auto begin = Clock::now();
+    uint64_t bytes = 0;
+    for (size_t i : run.loads) {
+        Weight& weight = weights_[i];
+        const uint64_t size = ggml_nbytes(weight.tensor);
+        copy(weight.place, static_cast<const char*>(weight.host.data), 0, size);
+        weight.loaded = true;
+        bytes += size;
+    }
+    if (copy_ == nullptr) {
+        return;
+    }
+    ggml_backend_event_record(loaded_.get(), copy_);
+    if (copy_rate_ == 0.0) {
+        // Nothing is computed yet, so that waiting costs nothing.
+        ggml_backend_event_synchronize(loaded_.get());
+        copy_rate_ = static_cast<double>(bytes) / std::max(seconds_since(begin), 1e-9);
+    }
+    if (keeps("load")) {
+        ggml_backend_event_wait(compute_, loaded_.get());
+    }
+}
+
+// Copies a streamed segment, each part of its slot once the segment that had it has been computed.
+void Streamer::issue(uint64_t number) {
+    const StreamSegment& segment = plan_.segments[index(number)];
+    const std::vector<Copy>& copies = copies_[index(number)];
+    std::vector<bool> copied(copies.size());
+    size_t last = SIZE_MAX;
+    for (const SlotPart& part : segment.parts) {
+        if (copy_ != nullptr && part.back != last && number >= part.back && keeps("reader")) {
+            ggml_backend_event_wait(copy_, done_[index(number - part.back)].get());
+        }
+        last = part.back;
+        for (size_t i = 0; i < copies.size(); ++i) {
+            const Copy& one = copies[i];
+            uint64_t begin = std::max(one.begin, part.begin), end = std::min(one.end, part.end);
+            if (begin >= end || copied[i]) {
+                continue;
+            }
+            if (one.whole) {
+                // All of its room has to be free: it is copied with the part that is free last.
+                const bool later = std::any_of(&part + 1, segment.parts.data() + segment.parts.size(),
+                                               [&](const SlotPart& other) {
+                                                   return other.begin < one.end && one.begin < other.end;
+                                               });
+                if (later) {
+                    continue;
+                }
+                begin = one.begin;
+                end = one.end;
+                copied[i] = true;
+            }
+            // A target for all of a slot begins where the slot does, any other one at its own begin.
+            copy(one.target, one.source + (begin - one.begin), one.whole ? 0 : begin, end - begin);
+        }
+    }
+    if (copy_ != nullptr) {
+        ggml_backend_event_record(arrived_[index(number)].get(), copy_);
+    }
+}
+
+void Streamer::issue_until(uint64_t number) {
+    for (; issued_ < number; ++issued_) {
+        issue(issued_);
+    }
+}
+
+// Tells whether a segment's copy has to wait for nothing but computations that the device was given.
+bool Streamer::free_for(uint64_t number, uint64_t launched) const {
+    const size_t back = plan_.segments[index(number)].parts.back().back;
+    // A copy from pageable memory holds up the host, which must not wait for what the device is computing now.
+    return number < back || number - back + (pinned_ ? 0 : 1) < launched;
+}
+
+std::vector<Streamer::Run> Streamer::runs(int nodes) const {
+    const size_t pieces = scan_.pieces.size();
+    uint64_t total = 0;
+    std::vector<uint64_t> to_load(pieces);
+    std::vector<std::vector<size_t>> loads(pieces);
+    for (size_t i = 0; i < weights_.size(); ++i) {
+        const Weight& weight = weights_[i];
+        total += weight.bytes;
+        if (weight.segment < 0 && !weight.loaded) {
+            const auto piece = static_cast<size_t>(std::max(weight.piece, 0));
+            to_load[piece] += weight.bytes;
+            loads[piece].push_back(i);
+        }
+    }
+    const auto node_of = [&](size_t piece) { return piece < pieces ? scan_.begin[piece] : nodes; };
+    std::vector<Run> found;
+    uint64_t loading = 0;
+    size_t segment = 0;  // the next one
+    bool inside = false;
+    for (size_t i = 0; i < pieces; ++i) {
+        const bool enters = segment < plan_.segments.size() && plan_.segments[segment].pieces.front() == i;
+        const bool leaves = inside && plan_.segments[segment - 1].pieces.back() < i;
+        if (found.empty() || enters || leaves ||
+            (!inside && loading > 0 && loading + to_load[i] > total / load_share)) {
+            found.emplace_back();
+            found.back().begin = node_of(i);
+            loading = 0;
+            inside = enters;
+            if (enters) {
+                found.back().segment = static_cast<int>(segment++);
+            }
+        }
+        found.back().end = node_of(i + 1);
+        found.back().loads.insert(found.back().loads.end(), loads[i].begin(), loads[i].end());
+        loading += to_load[i];
+    }
+    return found;
+}
+
+ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
+    const auto begin = Clock::now();
+    const bool was_loading = loading_;
+    const ggml_status status = copy_ != nullptr ? compute_overlapped(graph, cancelled)
+                                                : compute_in_turn(graph, cancelled);
+    if (status != GGML_STATUS_SUCCESS) {
+        drain();
+        return status;
+    }
+    ++passes_;
+    if (!was_loading) {
+        ++timed_passes_;
+        seconds_ += seconds_since(begin);
+    }
+    loading_ = false;
+    return status;
+}
+
+ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()) {
+    std::vector<Run> all = runs(graph->n_nodes);
+    const auto count = static_cast<uint64_t>(plan_.segments.size());
+    const bool loading = std::any_of(all.begin(), all.end(), [](const Run& run) { return !run.loads.empty(); });
+    // The host waits in the one graph that is measured, in none of the others.
+    const bool measuring = !loading && stall_seconds_ < 0.0 && count > 0;
+    double stalled = 0.0;
+    const uint64_t end = next_ + count;
+    uint64_t launched = next_;  // all segments before it
+    const auto can_issue = [&] {
+        // Residents are copied in between, so that far ahead of them would be too early.
+        return issued_ < (loading ? launched + 2 : end + count) && free_for(issued_, launched);
+    };
+    const auto look_ahead = [&] {
+        while (count > 0 && can_issue()) {
+            issue_until(issued_ + 1);
+        }
+    };
+    for (size_t i = 0; i < all.size(); ++i) {
+        Run& run = all[i];
+        if (cancelled()) {
+            return GGML_STATUS_ABORTED;
+        }
+        if (!run.loads.empty()) {
+            load(run);
+        }
+        if (run.segment >= 0) {
+            const size_t place = index(launched);
+            issue_until(launched + 1);
+            if (measuring) {
+                ggml_backend_synchronize(compute_);
+                const auto begin = Clock::now();
+                ggml_backend_event_synchronize(arrived_[place].get());
+                stalled += seconds_since(begin);
+            }
+            if (keeps("arrival")) {
+                ggml_backend_event_wait(compute_, arrived_[place].get());
+            }
+        }
+        ggml_cgraph view = ggml_graph_view(graph, run.begin, run.end);
+        const ggml_status status = ggml_backend_graph_compute_async(compute_, &view);
+        if (status != GGML_STATUS_SUCCESS) {
+            return status;
+        }
+        if (run.segment >= 0) {
+            ggml_backend_event_record(done_[index(launched++)].get(), compute_);
+        }
+        if (i + 1 < all.size() && all[i + 1].segment >= 0) {
+            look_ahead();
+        }
+    }
+    if (measuring) {
+        ggml_backend_synchronize(copy_);
+        ggml_backend_synchronize(compute_);
+        stall_seconds_ = stalled;
+        if (can_issue()) {
+            const uint64_t bytes = plan_.segments[index(issued_)].bytes;
+            const auto begin = Clock::now();
+            issue_until(issued_ + 1);
+            ggml_backend_synchronize(copy_);
+            copy_rate_ = static_cast<double>(bytes) / std::max(seconds_since(begin), 1e-9);
+        }
+    }
+    // The next graph begins with these.
+    look_ahead();
+    ggml_backend_synchronize(compute_);
+    next_ = end;
+    return GGML_STATUS_SUCCESS;
+}
+
+ggml_status Streamer::compute_in_turn(ggml_cgraph* graph, bool (*cancelled)()) {
+    std::vector<Run> all = runs(graph->n_nodes);
+    double copying = 0.0;
+    for (Run& run : all) {
+        if (cancelled()) {
+            return GGML_STATUS_ABORTED;
+        }
+        const auto begin = Clock::now();
+        load(run);
+        if (run.segment >= 0) {
+            issue(next_ + static_cast<uint64_t>(run.segment));
+            copying += seconds_since(begin);
+        }
+        ggml_cgraph view = ggml_graph_view(graph, run.begin, run.end);
+        const ggml_status status = ggml_backend_graph_compute(compute_, &view);
+        if (status != GGML_STATUS_SUCCESS) {
+            return status;
+        }
+    }
+    if (copying > 0.0) {
+        stall_seconds_ = copying;
+        copy_rate_ = static_cast<double>(plan_.streamed_bytes) / copying;
+    }
+    next_ += plan_.segments.size();
+    return GGML_STATUS_SUCCESS;
+}
+
+// --- what happened ---------------------------------------------------------------------------------------------------
+
+void Streamer::begin() {
+    restore();
+    active_ = false;
+    most_ = UINT64_MAX;
+    passes_ = timed_passes_ = 0;
+    seconds_ = 0.0;
+    peak_ = 0;
+}
+
+bool Streamer::describe(sdcpp_stream_t* row) const {
+    if (!planned_) {
+        return false;
+    }
+    static thread_local std::string resident, streamed;
+    resident.clear();
+    streamed.clear();
+    for (size_t i = 0; i < scan_.pieces.size(); ++i) {
+        std::string& list = plan_.resident[i] ? resident : streamed;
+        list += (list.empty() ? "" : ", ") + scan_.pieces[i].name;
+    }
+    uint64_t weight_bytes = scan_.fixed_bytes;
+    for (const Piece& piece : scan_.pieces) {
+        weight_bytes += piece.bytes;
+    }
+    *row = {owner_.module.c_str(),
+            runner_.c_str(),
+            ggml_backend_dev_name(dev()),
+            plan_.segments.empty() ? "resident" : copy_ != nullptr ? "overlapped" : "synchronous",
+            reason_.c_str(),
+            budget_,
+            peak_,
+            compute_bytes_,
+            weight_bytes,
+            plan_.resident_bytes,
+            plan_.streamed_bytes,
+            plan_.slot_bytes,
+            static_cast<int>(plan_.segments.size()),
+            passes_,
+            timed_passes_ > 0 ? seconds_ / static_cast<double>(timed_passes_) : 0.0,
+            copy_rate_ > 0.0 ? static_cast<double>(plan_.streamed_bytes) / copy_rate_ : -1.0,
+            stall_seconds_,
+            resident.c_str(),
+            streamed.c_str()};
+    return true;
+}
+
+// --- seams -----------------------------------------------------------------------------------------------------------
+
+bool streams(const Placement& placement) {
+    return placement.streamer != nullptr;
+}
+
+bool stream_prepare(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    return placement.streamer->prepare(runner, params, graph);
+}
+
+void stream_bind(Placement& placement, size_t compute_bytes) {
+    placement.streamer->bind(compute_bytes);
+}
+
+bool stream_bound(const Placement& placement) {
+    return placement.streamer != nullptr && placement.streamer->bound();
+}
+
+ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*cancelled)()) {
+    return placement.streamer->compute(graph, cancelled);
+}
+
+void stream_unbind(Placement& placement) {
+    if (placement.streamer != nullptr) {
+        placement.streamer->unbind();
+    } else if (placement.compute_bytes > 0) {
+        placement.placements->stream_budget.others[placement.runtime->dev] -= placement.compute_bytes;
+        placement.compute_bytes = 0;
+    }
+}
+
+void stream_release(Placement& placement) {
+    if (placement.streamer != nullptr) {
+        placement.streamer->unbind();
+        placement.streamer->release();
+    }
+}
+
+void stream_yield(Placement& placement, ggml_cgraph* graph) {
+    if (!budgeted(placement) || placement.streamer != nullptr) {
+        return;
+    }
+    StreamBudget& shared = placement.placements->stream_budget;
+    ggml_backend_dev_t dev = placement.runtime->dev;
+    const uint64_t more = rest(measure(placement, graph), placement.compute_bytes);
+    shared.yield(dev, *placement.placements, more);
+    shared.others[dev] += more;
+    placement.compute_bytes += more;
+}
+
+ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx) {
+    if (budgeted(placement)) {
+        StreamBudget& shared = placement.placements->stream_budget;
+        ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(placement.runtime_backend);
+        shared.yield(placement.runtime->dev, *placement.placements,
+                     ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type));
+    }
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend);
+    if (buffer != nullptr && placement.placements != nullptr) {
+        placement.placements->stream_budget.others[placement.runtime->dev] += ggml_backend_buffer_get_size(buffer);
+    }
+    return buffer;
+}
+
+void beside_free(Placement& placement, ggml_backend_buffer_t buffer) {
+    if (placement.placements != nullptr) {
+        placement.placements->stream_budget.others[placement.runtime->dev] -= ggml_backend_buffer_get_size(buffer);
+    }
+    ggml_backend_buffer_free(buffer);
+}
+
+std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
+                                                             const std::map<std::string, ggml_tensor*>& tensors) {
+    std::map<std::string, ggml_tensor*> weights = tensors;
+    weights.erase("alphas_cumprod");  // the engine's own, freed long ago
+    for (const auto& [name, weight] : weights) {
+        // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
+        weights_changed(weight);
+    }
+    if (!budgeted(placement)) {
+        return {weights};
+    }
+    StreamBudget& shared = placement.placements->stream_budget;
+    ggml_backend_dev_t dev = placement.runtime->dev;
+    uint64_t total = 0;
+    for (const auto& [name, weight] : weights) {
+        total += ggml_nbytes(weight);
+    }
+    shared.yield(dev, *placement.placements, merge_factor * total);
+    const uint64_t room = rest(shared.bytes(dev, *placement.placements), shared.held(dev, *placement.placements));
+    std::vector<std::map<std::string, ggml_tensor*>> parts(1);
+    uint64_t bytes = 0;
+    for (const auto& [name, weight] : weights) {
+        const uint64_t size = merge_factor * ggml_nbytes(weight);
+        if (bytes > 0 && bytes + size > room) {
+            parts.emplace_back();
+            bytes = 0;
+        }
+        parts.back()[name] = weight;
+        bytes += size;
+    }
+    return parts;
+}
+
+}  // namespace sdcpp

@@ -1,0 +1,43 @@
+// Keeps what fits of a runner's weights on the device and streams the rest while the device computes. The engine calls
+// this around every graph of a runner whose weights live in host memory and are to be streamed.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+
+namespace sdcpp {
+
+struct Placement;
+
+// Tells whether the weights of a runner are streamed.
+bool streams(const Placement& placement);
+// Plans for a graph that is about to be allocated and computed, and frees what the plan has no room for. Returns false
+// when the plan is new, so that an older compute buffer has to go; throws NoRoom (seams.h) when the budget is too
+// small.
+bool stream_prepare(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+// Gives the weights of the prepared graph their addresses on the device; compute_bytes is what the compute buffer took.
+void stream_bind(Placement& placement, size_t compute_bytes);
+// Tells whether weights have addresses on the device.
+bool stream_bound(const Placement& placement);
+// Computes the prepared graph, with copies hidden behind it; cancelled is asked between two segments.
+ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*cancelled)());
+// Gives the weights their addresses in host memory again, once the compute buffer is freed. Weights that are on the
+// device stay there until others need the room.
+void stream_unbind(Placement& placement);
+// Frees what is on the device, once nothing reads the weights in host memory any more.
+void stream_release(Placement& placement);
+// Makes room in the budget for the compute buffer of a runner whose weights are not streamed.
+void stream_yield(Placement& placement, ggml_cgraph* graph);
+// Allocates tensors that a runner keeps on its device besides its weights and its compute buffer.
+ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx);
+// Frees them.
+void beside_free(Placement& placement, ggml_backend_buffer_t buffer);
+// Divides the weights that a LoRA is merged into, so that the graph of each part fits into the budget.
+std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
+                                                             const std::map<std::string, ggml_tensor*>& weights);
+
+}  // namespace sdcpp
