@@ -478,6 +478,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Of torch's attention kernels on a GPU these two have a deterministic gradient.
+    # Of torch's attention kernels on a GPU these two come nearest to the same gradient each time.
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
         sys.exit(main())
