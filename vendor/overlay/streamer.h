@@ -6,7 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -139,7 +139,7 @@ private:
     bool opened_ = false;
     std::string reason_;
 
-    std::unordered_map<const ggml_tensor*, char> params_;
+    std::unordered_set<const ggml_tensor*> params_;
     ggml_context* params_ctx_ = nullptr;
     Scan scan_;
     uint64_t compute_bytes_ = 0;  // planned
@@ -153,7 +153,6 @@ private:
     std::vector<ggml_backend_buffer_ptr> arena_;
     ggml_context_ptr places_;
     ggml_backend_buffer_ptr zeros_;
-    ggml_context_ptr zeros_ctx_;
     bool pinned_ = false;
     bool bound_ = false;
     bool active_ = false;               // between the first and the last graph that are computed in turn with others'

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <unordered_map>
 #include <utility>
 
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
@@ -408,7 +409,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     if (params_ctx_ != params || params_.empty()) {
         params_ctx_ = params;
         for (ggml_tensor* t = ggml_get_first_tensor(params); t != nullptr; t = ggml_get_next_tensor(params, t)) {
-            params_[t] = 1;
+            params_.insert(t);
         }
     }
     const Placements& placements = *owner_.placements;
@@ -788,17 +789,15 @@ void Streamer::load(const Run& run) {
 void Streamer::issue(uint64_t number) {
     const StreamSegment& segment = plan_.segments[index(number)];
     const std::vector<Copy>& copies = copies_[index(number)];
-    std::vector<bool> copied(copies.size());
     size_t last = SIZE_MAX;
     for (const SlotPart& part : segment.parts) {
         if (copy_ != nullptr && part.back != last && number >= part.back && keeps("reader")) {
             ggml_backend_event_wait(copy_, done_[index(number - part.back)].get());
         }
         last = part.back;
-        for (size_t i = 0; i < copies.size(); ++i) {
-            const Copy& one = copies[i];
+        for (const Copy& one : copies) {
             uint64_t begin = std::max(one.begin, part.begin), end = std::min(one.end, part.end);
-            if (begin >= end || copied[i]) {
+            if (begin >= end) {
                 continue;
             }
             if (one.whole) {
@@ -812,7 +811,6 @@ void Streamer::issue(uint64_t number) {
                 }
                 begin = one.begin;
                 end = one.end;
-                copied[i] = true;
             }
             // A target for all of a slot begins where the slot does, any other one at its own begin.
             copy(one.target, one.source + (begin - one.begin), one.whole ? 0 : begin, end - begin);
