@@ -44,6 +44,12 @@ def steps(count: int, cfg: float = 7.0, **more: object) -> dict[str, Any]:
     return {"sample_params": {"sample_steps": count, "guidance": {"txt_cfg": cfg}}, **more}
 
 
+def draw_on_cpu(checkpoint: Path, **given: Any) -> str:
+    """Return the picture that every placement has to draw."""
+    with Model(checkpoint, place("CPU")) as model:
+        return model.draw(**given)
+
+
 def budget_bytes(max_vram: float) -> int:
     return int(float(np.float32(max_vram)) * GIB)
 
@@ -177,8 +183,7 @@ def test_families(family: str, tmp_path: Path) -> None:
     loopback = Loopback()
     checkpoint = write_checkpoint(family, tmp_path / "model.safetensors", tiny=True)["model"]
     given = {**steps(4), **PROMPTS}
-    with Model(checkpoint, place("CPU")) as model:
-        expected = model.draw(**given)
+    expected = draw_on_cpu(checkpoint, **given)
 
     def draw_with(budget: float) -> None:
         with Model(checkpoint, DIFFUSION, max_vram=budget) as model:
@@ -273,8 +278,7 @@ def test_sizes_that_change(checkpoint: Path) -> None:
 def test_two_contexts_on_one_device(checkpoint: Path) -> None:
     loopback = Loopback()
     given = steps(2)
-    with Model(checkpoint, place("CPU")) as model:
-        expected = model.draw(**given)
+    expected = draw_on_cpu(checkpoint, **given)
     with (
         Model(checkpoint, DIFFUSION, max_vram=0.008) as first,
         Model(checkpoint, stream(), max_vram=0.01) as second,
@@ -340,8 +344,7 @@ DEGRADED: dict[str, tuple[dict[str, float], str]] = {
 def test_what_is_missing_degrades(checkpoint: Path) -> None:
     loopback = Loopback()
     given = steps(3, 1.0)
-    with Model(checkpoint, place("CPU")) as model:
-        expected = model.draw(**given)
+    expected = draw_on_cpu(checkpoint, **given)
     for name, (missing, reason) in DEGRADED.items():
         usual = {option: loopback.get(option) for option in missing}
         loopback.set(**missing)
@@ -362,8 +365,7 @@ def test_every_refused_device_allocation(checkpoint: Path) -> None:
     """A refused arena is made smaller; a refused compute buffer is an error as it is without streaming."""
     loopback = Loopback()
     given = steps(2)
-    with Model(checkpoint, place("CPU")) as model:
-        expected = model.draw(**given)
+    expected = draw_on_cpu(checkpoint, **given)
     drawn = refused = 0
     for number, count in itertools.product(range(1, 9), (1, -1)):
         with Model(checkpoint, stream(["diffusion", "te"], cpu=["vae"]), max_vram=0.0125) as model:
@@ -415,8 +417,7 @@ def test_budget_is_what_is_free(checkpoint: Path) -> None:
     """A negative budget leaves that much free; one above the free memory is cut to it."""
     loopback = Loopback(memory_total=1 << 30)
     given = steps(2)
-    with Model(checkpoint, place("CPU")) as model:
-        expected = model.draw(**given)
+    expected = draw_on_cpu(checkpoint, **given)
     for max_vram, free, mode in (
         (-0.5, 0.51, "overlapped"),
         (0.9, 0.01, "overlapped"),
@@ -568,8 +569,7 @@ def cycle(checkpoint: Path, count: int, seed: int) -> None:
     loopback = Loopback()
     choose = random.Random(seed)
     given = steps(1)
-    with Model(checkpoint, place("CPU")) as model:
-        expected = model.draw(**given)
+    expected = draw_on_cpu(checkpoint, **given)
     for _ in range(count):
         options = {
             "async": int(choose.random() > 0.1),
