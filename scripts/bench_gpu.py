@@ -682,10 +682,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def cuda_home() -> Path:
+    """Return the folder of this machine's CUDA toolkit, if it has one."""
+    compiler = shutil.which("nvcc")
+    return Path(os.environ.get("CUDA_HOME") or (Path(compiler).resolve().parents[1] if compiler else "/usr/local/cuda"))
+
+
 def cuda_folders() -> list[str]:
     """Return folders with the CUDA runtime and cuBLAS: a toolkit's, or those that came with PyTorch."""
-    toolkit = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    folders = [Path(toolkit, "lib64"), Path(toolkit, "targets", "x86_64-linux", "lib")]
+    toolkit = cuda_home()
+    folders = [toolkit / "lib64", toolkit / "targets" / "x86_64-linux" / "lib"]
     spec = importlib.util.find_spec("nvidia")
     for place in spec.submodule_search_locations or () if spec else ():
         folders += sorted(Path(place).glob("*/lib"))
@@ -713,8 +719,9 @@ def place_module(module: Path) -> None:
 def build(folder: Path, what: Path | str, **variables: str) -> None:
     """Build a package from source for this GPU, without network, and let this process and its children import it."""
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--target"]
+    compiler = {"CUDACXX": str(cuda_home() / "bin" / "nvcc")}  # else NVIDIA's packages would be fetched
     start = time.perf_counter()
-    subprocess.run([*command, folder, what], check=True, env={**os.environ, **variables}, stdout=sys.stderr)
+    subprocess.run([*command, folder, what], check=True, env={**compiler, **os.environ, **variables}, stdout=sys.stderr)
     say(f"built {what} in {time.perf_counter() - start:.0f} s")
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
