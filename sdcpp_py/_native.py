@@ -423,6 +423,7 @@ def context_new(
     Raises:
         ModelError: the engine refused the files.
     """
+        DeviceMemoryError: the weights do not fit into a device's memory.
     ffi, lib = _engine()
     filler = _Filler()
     params = _context_params(filler, options)

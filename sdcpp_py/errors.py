@@ -8,7 +8,7 @@
     ├── PlacementError                     weights that cannot be pinned although that was required
     ├── GenerationError                    the engine gave up on an image
     │   ├── CancelledError                 cancel() was called from another thread
-    │   └── DeviceMemoryError              device memory, or max_vram, is too small for an image
+    │   └── DeviceMemoryError              device memory, or max_vram, is too small for an image or a model
     ├── OutputError (also OSError)         a file that cannot be written
     ├── BackendError                       the engine or a device backend is not usable
     └── ClosedError (also ValueError)      an object that was closed
@@ -62,7 +62,7 @@ class CancelledError(GenerationError):
 
 
 class DeviceMemoryError(GenerationError):
-    """A device's memory, or ``max_vram``, is too small for an image; the object works on.
+    """A device's memory, or ``max_vram``, is too small for an image or a model; an object that drew before works on.
 
     The message says how much would do. Another size, tiles for the VAE or a larger ``max_vram`` help.
     """

@@ -114,6 +114,7 @@ class StableDiffusion:
         ArgumentError: an option is unknown or out of range, or would do nothing.
         ModelError: a file is missing, damaged or does not fit.
         PlacementError: weights must be pinned and cannot be.
+        DeviceMemoryError: the weights do not fit into the memory of a device.
         BackendError: the compiled engine cannot be loaded.
     """
 
@@ -216,7 +217,7 @@ class StableDiffusion:
             "chroma_use_t5_mask": chroma_use_t5_mask,
             "chroma_t5_mask_pad": chroma_t5_mask_pad,
             "qwen_image_zero_cond_t": qwen_image_zero_cond_t,
-            "max_vram": placement.check_max_vram(max_vram, stream_layers),
+            "max_vram": placement.check_max_vram(max_vram),
         }
         terms = {
             options.check_text("embedding name", name): check_model_file(path, f"embedding {name}")

@@ -88,18 +88,23 @@ def test_everything_stays_where_it_fits() -> None:
 def test_a_budget_that_is_too_small_says_what_would_do() -> None:
     Loopback()
     expected = on_cpu()
-    with StableDiffusion(max_vram=BUDGET, stream_layers=True, **OFFLOAD) as sd:
+    steps: list[int] = []
+    options = {"progress": lambda step, *_: steps.append(step), **OFFLOAD}
+    with StableDiffusion(max_vram=BUDGET, stream_layers=True, **options) as sd:
+        steps.clear()
         with pytest.raises(
             DeviceMemoryError, match=r"^module vae \(vae\) needs at least .* GiB of Loopback0"
         ) as caught:
             draw(sd, 128)
         assert "set max_vram to 0.0128 or more, or draw a smaller picture or in smaller tiles" in str(caught.value)
+        assert not steps, "nothing was sampled in vain"
         assert "\n" not in str(caught.value)
         assert draw(sd) == expected, "it works on"
+        assert steps
         tiled = draw(sd, 128, vae_tiling=Tiling(tile_size_x=8, tile_size_y=8))
         assert rows(sd.transfer_report())["vae"].passes > 1
         with pytest.raises(DeviceMemoryError, match=r"^module diffusion \(unet\) needs at least"):
-            draw(sd, 512)
+            draw(sd, 512, vae_tiling=Tiling(tile_size_x=8, tile_size_y=8))
         assert rows(sd.transfer_report())["vae"].advice.startswith("idle")
         assert draw(sd) == expected
     with StableDiffusion(max_vram=0.0128, stream_layers=True, **OFFLOAD) as sd:

@@ -82,15 +82,6 @@ ggml_backend_dev_t named_device(const char* name, const char* module) {
                              join(names));
 }
 
-// Tensors of a failed allocation may already point into memory that was freed again.
-void forget_buffers(ggml_context* ctx) {
-    for (auto* tensor = ggml_get_first_tensor(ctx); tensor != nullptr; tensor = ggml_get_next_tensor(ctx, tensor)) {
-        tensor->buffer = nullptr;
-        tensor->data = nullptr;
-        tensor->extra = nullptr;
-    }
-}
-
 }  // namespace
 
 namespace sdcpp {
@@ -334,8 +325,11 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     }
     if (buffer == nullptr) {
         forget_buffers(ctx);
-        throw std::runtime_error("the weights of module " + placement.module + " (" + weights_size(ctx, plain) +
-                                 ") do not fit into the memory of " + ggml_backend_buft_name(plain));
+        throw NoRoom("the weights of module " + placement.module + " (" + weights_size(ctx, plain) +
+                     ") do not fit into the memory of " + ggml_backend_buft_name(plain) +
+                     (is_cpu(placement.params->dev) ? ": free some of it, or take a smaller weight_type"
+                                                    : ": free some of it, keep them in host memory "
+                                                      "(params_backend='cpu') or take a smaller weight_type"));
     }
     const std::string other = placement.shelf.put(placement.book, ctx, host);
     if (warning.empty() && !other.empty()) {
@@ -359,6 +353,14 @@ void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
 
 uint64_t file_bytes(const char* path, const std::string& prefix) {
     ModelLoader loader;
+void forget_buffers(ggml_context* ctx) {
+    for (auto* tensor = ggml_get_first_tensor(ctx); tensor != nullptr; tensor = ggml_get_next_tensor(ctx, tensor)) {
+        tensor->buffer = nullptr;
+        tensor->data = nullptr;
+        tensor->extra = nullptr;
+    }
+}
+
     uint64_t bytes = 0;
     if (loader.init_from_file_and_convert_name(path, prefix)) {
         for (const auto& [name, storage] : loader.get_tensor_storage_map()) {

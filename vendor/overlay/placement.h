@@ -44,7 +44,7 @@ ggml_backend_t runtime_backend(const Placement& placement);
 ggml_backend_t params_backend(const Placement& placement);
 
 // Allocates a runner's weights where its placement wants them, or in plain memory where that is refused, and books
-// them; returns NULL when there are none, and throws std::runtime_error when there is no memory at all.
+// them; returns NULL when there are none, and throws NoRoom when there is no memory at all.
 ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx);
 // Frees a runner's weights and takes them out of the books.
 void params_free(Placement& placement, ggml_backend_buffer_t buffer);

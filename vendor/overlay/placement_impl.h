@@ -40,6 +40,9 @@ extern const std::vector<std::string> module_names;
 // Returns what a file's tensors whose names begin with a prefix, once converted, take.
 uint64_t file_bytes(const char* path, const std::string& prefix);
 
+// Forgets what the tensors of a failed allocation point to: memory that was freed again.
+void forget_buffers(ggml_context* ctx);
+
 // Where one module is wanted.
 struct Spec {
     ggml_backend_dev_t runtime = nullptr;

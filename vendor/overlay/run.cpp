@@ -80,7 +80,7 @@ void check_failed(const char* message) {
     if (!running) {
         // Another thread of the engine, or no entry point of ours above: unwinding would end the process as well,
         // and ggml's own abort follows.
-        sdcpp::error_record(message);
+        sdcpp::error_record(CheckFailed(message));
         return;
     }
     run.broken = true;
@@ -95,14 +95,7 @@ sdcpp_status_t run_guarded(F&& function) {
     running = true;
     last_poll = Clock::now();
     const auto previous = ggml_set_abort_callback(check_failed);
-    const bool done = sdcpp::guard([&] {
-        try {
-            return function();
-        } catch (const sdcpp::NoRoom&) {
-            run.no_room = true;
-            throw;
-        }
-    });
+    const bool done = sdcpp::guard(function);
     ggml_set_abort_callback(previous);
     running = false;
     phase_end();
@@ -175,10 +168,11 @@ bool pixels_finite(const float* values, int64_t count) {
     return true;
 }
 
-void error_record(const char* what) noexcept {
+void error_record(const std::exception& error) noexcept {
     try {
-        run.error = what;
-        LOG_ERROR("%s", what);
+        run.no_room = dynamic_cast<const NoRoom*>(&error) != nullptr;
+        run.error = error.what();
+        LOG_ERROR("%s", error.what());
     } catch (...) {
         // Out of memory while reporting: the status alone tells.
     }

@@ -50,7 +50,7 @@ struct NoRoom : std::runtime_error {
 };
 
 // Records an exception as this run's error and logs it.
-void error_record(const char* what) noexcept;
+void error_record(const std::exception& error) noexcept;
 
 // Runs a function that returns bool; an exception becomes an error line and false.
 template <typename F>
@@ -58,9 +58,9 @@ bool guard(F&& function) noexcept {
     try {
         return function();
     } catch (const std::exception& error) {
-        error_record(error.what());
+        error_record(error);
     } catch (...) {
-        error_record("unknown C++ exception");
+        error_record(std::runtime_error("unknown C++ exception"));
     }
     return false;
 }

@@ -31,6 +31,8 @@ public:
 
     // Returns the device memory that the context may use, in bytes.
     uint64_t bytes(ggml_backend_dev_t dev, const Placements& placements) const;
+    // Returns what is left for a runner once all others that are streamed have yielded.
+    uint64_t left(ggml_backend_dev_t dev, const Placements& placements) const;
     // Frees what runners that compute nothing now keep on a device, until `wanted` more bytes fit into the budget.
     void yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self = nullptr);
     // Lets runners that compute in turn with `self` keep less by that many bytes, or as much as they can.
@@ -50,6 +52,8 @@ public:
     Streamer& operator=(const Streamer&) = delete;
 
     bool prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+    // Throws NoRoom when a graph will not fit, once all others have yielded.
+    void check(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
     void bind(uint64_t compute_bytes);
     bool bound() const { return bound_; }
     bool active() const { return active_; }
@@ -110,7 +114,10 @@ private:
         std::vector<size_t> loads;  // residents that are copied for it
     };
 
+    void meet(const std::string& runner, ggml_context* params);
     Scan scan(ggml_cgraph* graph) const;
+    StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
+    [[noreturn]] void refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const;
     uint64_t alloc_size(const ggml_tensor* tensor) const;
     void plan(uint64_t room);
     bool alloc_arena();

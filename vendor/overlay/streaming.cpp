@@ -236,6 +236,14 @@ void StreamBudget::shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer
             bytes = rest(bytes, streamer->shrink(bytes));
         }
     }
+uint64_t StreamBudget::left(ggml_backend_dev_t dev, const Placements& placements) const {
+    uint64_t streamed = 0;
+    for (const Streamer* streamer : streamers) {
+        streamed += streamer->dev() == dev ? streamer->held() : 0;
+    }
+    return rest(bytes(dev, placements), rest(held(dev, placements), streamed));
+}
+
 }
 
 void StreamBudget::begin() {
@@ -401,7 +409,8 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
     return found;
 }
 
-bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+// Gets to know a runner.
+void Streamer::meet(const std::string& runner, ggml_context* params) {
     runner_ = runner;
     if (!opened_) {
         open_streams();
@@ -440,6 +449,22 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     compute_bytes_ = same ? std::max(bytes, compute_bytes_) : bytes;
     unbind();
     release();
+}
+
+void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    meet(runner, params);
+    StreamBudget& shared = owner_.placements->stream_budget;
+    const uint64_t left = shared.left(dev(), *owner_.placements);
+    const uint64_t budget = shared.bytes(dev(), *owner_.placements);
+    const uint64_t compute_bytes = measure(owner_, graph);
+    const StreamPlan plan = stream_plan(input(scan(graph), compute_bytes, left));
+    if (!plan.feasible) {
+        refuse(plan.minimum_budget + rest(budget, left), compute_bytes, budget);
+    }
+}
+
+bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    meet(runner, params);
     uint64_t wanted = compute_bytes_ + scan_.fixed_bytes;
     for (const Piece& piece : scan_.pieces) {
         wanted += piece.bytes;
@@ -455,31 +480,38 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     }
     if (!plan_.feasible) {
         planned_ = false;
-        const std::string needed = in_gib(static_cast<double>(plan_.minimum_budget + others));
-        const bool given = budget_ + 1.0 > static_cast<double>(shared.max_vram) * gib && shared.max_vram > 0.0f;
-        throw NoRoom("module " + owner_.module + " (" + runner_ + ") needs at least " + needed + " GiB of " +
-                     ggml_backend_dev_name(dev()) + ", of which its compute buffer takes " +
-                     in_gib(static_cast<double>(compute_bytes_)) + ", but only " +
-                     in_gib(static_cast<double>(budget_)) + " may be used: " +
-                     (given ? "set max_vram to " + needed + " or more" : "free memory of the device") +
-                     (owner_.module == "te" ? "" : ", or draw a smaller picture") +
-                     (owner_.module == "vae" ? " or in smaller tiles (vae_tiling)" : ""));
+        refuse(plan_.minimum_budget + others, compute_bytes_, budget_);
     }
     return false;
 }
 
-void Streamer::plan(uint64_t room) {
-    room_ = room;
+void Streamer::refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const {
+    const float max_vram = owner_.placements->stream_budget.max_vram;
+    const bool given = max_vram > 0.0f && static_cast<double>(budget) + 1.0 > static_cast<double>(max_vram) * gib;
+    const std::string least = in_gib(static_cast<double>(needed));
+    throw NoRoom("module " + owner_.module + " (" + runner_ + ") needs at least " + least + " GiB of " +
+                 ggml_backend_dev_name(dev()) + ", of which its compute buffer takes " +
+                 in_gib(static_cast<double>(compute_bytes)) + ", but only " + in_gib(static_cast<double>(budget)) +
+                 " may be used: " + (given ? "set max_vram to " + least + " or more" : "free memory of the device") +
+                 smaller_pictures(owner_.module));
+}
+
+StreamInput Streamer::input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const {
     StreamInput input;
-    input.pieces = scan_.pieces;
+    input.pieces = scan.pieces;
     input.budget = room;
-    input.compute_bytes = compute_bytes_;
-    input.fixed_bytes = scan_.fixed_bytes;
+    input.compute_bytes = compute_bytes;
+    input.fixed_bytes = scan.fixed_bytes;
     input.largest_slots = ggml_backend_buft_get_max_size(type_);
     input.segment_cost = launch_seconds;
     input.copy_cost = copy_seconds;
     input.overlap = copy_ != nullptr;
-    plan_ = stream_plan(input);
+    return input;
+}
+
+void Streamer::plan(uint64_t room) {
+    room_ = room;
+    plan_ = stream_plan(input(scan_, compute_bytes_, room));
     planned_ = plan_.feasible;
     if (!plan_.feasible) {
         return;
@@ -1114,6 +1146,54 @@ std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& pl
     for (const auto& [name, weight] : weights) {
         // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
         weights_changed(weight);
+void rehearse(const Placements& placements, const std::function<void()>& function) {
+    if (placements.stream_budget.streamers.empty()) {
+        return;
+    }
+    rehearsing = true;
+    try {
+        function();
+    } catch (const Rehearsed&) {
+    } catch (...) {
+        rehearsing = false;
+        throw;
+    }
+    rehearsing = false;
+}
+
+void rehearse_graph(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    if (!rehearsing) {
+        return;
+    }
+    if (placement.streamer != nullptr) {
+        placement.streamer->check(runner, params, graph);
+    }
+    throw Rehearsed{};
+}
+
+bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
+                   ggml_cgraph* graph) {
+    return allocate(allocator, graph) || (make_room(placement) && allocate(allocator, graph));
+}
+
+ggml_backend_buffer_t moved_alloc(Placement& placement, ggml_context* ctx) {
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend);
+    if (buffer == nullptr) {
+        forget_buffers(ctx);
+        buffer = make_room(placement) ? ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend) : nullptr;
+    }
+    if (buffer == nullptr) {
+        forget_buffers(ctx);
+    }
+    return buffer;
+}
+
+void no_room(const Placement& placement, const std::string& runner, const char* what) {
+    ggml_backend_dev_t dev = ggml_backend_get_device(placement.runtime_backend);
+    throw NoRoom("module " + placement.module + " (" + runner + "): " + ggml_backend_dev_name(dev) +
+                 " has no memory left for its " + what + ": free some of it" + smaller_pictures(placement.module));
+}
+
     }
     if (!budgeted(placement)) {
         return {weights};

@@ -3,14 +3,17 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "ggml-alloc.h"
 #include "ggml-backend.h"
 
 namespace sdcpp {
 
+class Placements;
 struct Placement;
 
 // Tells whether the weights of a runner are streamed.
@@ -32,6 +35,19 @@ void stream_unbind(Placement& placement);
 void stream_release(Placement& placement);
 // Makes room in the budget for the compute buffer of a runner whose weights are not streamed.
 void stream_yield(Placement& placement, ggml_cgraph* graph);
+// Calls `function` to look at the first graph that it computes, of which nothing is computed: throws NoRoom when that
+// will not fit into the budget.
+void rehearse(const Placements& placements, const std::function<void()>& function);
+// Ends the rehearsal, if there is one.
+void rehearse_graph(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+// Lets `allocate`, which is ggml_gallocr_reserve or ggml_gallocr_alloc_graph, allocate a compute buffer, where needed in
+// place of what others keep on the device.
+bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
+                   ggml_cgraph* graph);
+// Allocates the tensors to which all weights of a runner are moved, likewise.
+ggml_backend_buffer_t moved_alloc(Placement& placement, ggml_context* ctx);
+// Throws NoRoom: the device refused memory for a runner.
+[[noreturn]] void no_room(const Placement& placement, const std::string& runner, const char* what);
 // Allocates tensors that a runner keeps on its device besides its weights and its compute buffer.
 ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx);
 // Frees them.
