@@ -6,9 +6,9 @@
 For each model, share of the weights that the budget of device memory can hold, and ratio between copying and computing,
 a denoiser is computed a few times. Printed are the step's time against the bound, which is the longer one of computing
 and of copying what cannot be resident; against the limit, which no schedule can beat (see ``limit``); against the same
-plan with copies and computations in turn ("serial"); against the engine's own segments, which are copied and computed
-in turn and never stay ("engine"); and against weights in pageable memory, "-" where the host has too little of it. The
-peak of device memory is the accelerator's own count.
+budget with copies and computations in turn ("serial", max_vram without stream_layers); against the engine's own
+segments, which are copied and computed in turn and never stay ("engine"); and against weights in pageable memory, "-"
+where the host has too little of it. The peak of device memory is the accelerator's own count.
 
 The ratio is that of the bound's two sides: at 1 the copies take as long as the computations, at 4 the bus is the limit.
 A budget is the compute buffer and a share of the weights. Needs a build with SDCPP_TEST_BACKEND=ON (scripts/test makes
@@ -224,21 +224,19 @@ class Bench:
         self.loopback, self.name, self.model = loopback, name, MODELS[name]
         self.ffi, self.lib = engine()
 
-        def probe(mode: str, *, pin: bool = True, asynchronous: int = 1) -> Probe:
-            loopback.set(**{"async": asynchronous})
+        def probe(mode: str, *, pin: bool = True) -> Probe:
             made = Probe(loopback, self.lib, self.ffi, path, self.model, mode, pin)
             made.begin(1 << 42)
             made.step()
             if mode == "stream" and pin:
                 self.row, self.pieces = made.stream(), made.pieces()
             made.begin(1 << 42)  # holds nothing now
-            loopback.set(**{"async": 1})
             return made
 
         device = probe("device")
         self.compute = device.step()
         device.close()
-        self.streamed, self.serial = probe("stream"), probe("stream", asynchronous=0)
+        self.streamed, self.serial = probe("stream"), probe("turns")
         self.engine = probe("engine")
         try:
             self.pageable = probe("stream", pin=False)

@@ -414,16 +414,17 @@ def context_new(
         options: fields of the engine's context parameters; what is not named keeps the engine's default.
         embeddings: name -> path of textual inversion embeddings.
         progress: called with tensors read, tensors in all and seconds a tensor.
-        placements: module, runtime_device, params_device, pin and stream, each; a device that is not named is the
-            default device, or for the weights the runtime device. Modules that are not named are placed by the options.
+        placements: module, runtime_device, params_device, pin, stream and overlap, each; a device that is not named is
+            the default device, or for the weights the runtime device. Modules that are not named are placed by the
+            options.
 
     Returns:
         A handle for the other functions; context_free frees it.
 
     Raises:
         ModelError: the engine refused the files.
-    """
         DeviceMemoryError: the weights do not fit into a device's memory.
+    """
     ffi, lib = _engine()
     filler = _Filler()
     params = _context_params(filler, options)

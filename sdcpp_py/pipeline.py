@@ -82,10 +82,11 @@ class StableDiffusion:
         pin_params: whether weights that the CPU keeps for another device lie in its host buffer type: ``auto`` (what
             the pin budget affords), ``require`` (or raise) or ``never``; one word, or by module likewise.
         pin_budget: most to pin, in GiB; by default what the system affords.
-        max_vram: the most memory of each device to use, in GiB, for modules whose weights the CPU keeps for it.
-            Negative, with *stream_layers*: all that is free but this; by default, with *stream_layers*: all that is
-            free but a tenth of the device's memory, 1 GiB at most. Measured at each picture.
-        stream_layers: keep on the device what *max_vram* allows, and copy the other layers while it computes.
+        max_vram: the most memory of each device to use, in GiB, for modules whose weights the CPU keeps for it: what
+            fits stays there, other layers are copied each time. Negative: all that is free but this. By default, with
+            *stream_layers*: all that is free but a tenth of the device's memory, 1 GiB at most. Measured at each
+            picture.
+        stream_layers: do so, and copy layers while the device computes others; without it the two take turns.
         weight_type: convert weights to this type while loading, such as ``f16`` or ``q8_0``; see ``choices()``.
         tensor_type_rules: ``PATTERN=TYPE,...``: conversion for the tensors whose names match.
         threads: CPU threads; the engine's default is the number of physical cores.
@@ -113,8 +114,8 @@ class StableDiffusion:
     Raises:
         ArgumentError: an option is unknown or out of range, or would do nothing.
         ModelError: a file is missing, damaged or does not fit.
-        PlacementError: weights must be pinned and cannot be.
         DeviceMemoryError: the weights do not fit into the memory of a device.
+        PlacementError: weights must be pinned and cannot be.
         BackendError: the compiled engine cannot be loaded.
     """
 

@@ -360,23 +360,20 @@ class DeviceBudget:
     detail: str
 
 
-def check_max_vram(max_vram: float | None, stream_layers: bool) -> float | None:
+def check_max_vram(max_vram: float | None) -> float | None:
     """Return the budget of device memory in GiB, or raise ArgumentError unless it has a meaning.
 
     Args:
-        max_vram: GiB; negative is what stays free of what is free now; None measures when layers are streamed.
-        stream_layers: whether layers are streamed.
+        max_vram: GiB; negative is what stays free of what is free now; None is no budget.
     """
     if max_vram is None:
         return None
     number = check_float("max_vram", max_vram, -_NO_LIMIT / GIB, _NO_LIMIT / GIB)
     if abs(number) * MIB < 1.0:  # less than 1 KiB: the engine takes 0 for "not given"
         raise ArgumentError(
-            f"max_vram {number:g} leaves nothing: give a budget in GiB, with stream_layers=True also a negative number "
-            "for what is to stay free, or none at all"
+            f"max_vram {number:g} leaves nothing: give a budget in GiB, a negative number for what is to stay free, or "
+            "none at all"
         )
-    if number < 0.0 and not stream_layers:
-        raise ArgumentError("a negative max_vram needs stream_layers=True; without it, give the budget in GiB itself")
     return number
 
 
@@ -386,11 +383,12 @@ def device_budget(device: Device, max_vram: float | None, stream_layers: bool) -
     Args:
         device: the device as it is now.
         max_vram: as check_max_vram returned it.
-        stream_layers: whether layers are streamed.
+        stream_layers: whether copies and computations overlap.
 
     Raises:
         ArgumentError: it is nothing.
     """
+    turns = "" if stream_layers else "; copies and computations take turns: stream_layers lets them overlap"
     total, free = device.memory_total, device.memory_free
     if max_vram is not None and max_vram > 0.0:
         size = int(max_vram * GIB)
@@ -399,9 +397,7 @@ def device_budget(device: Device, max_vram: float | None, stream_layers: bool) -
             detail += f", more than the {show_bytes(total)} that it has"
         elif size > free > 0:
             detail += f", more than the {show_bytes(free)} that are free now"
-        if not stream_layers:
-            detail += "; copies and computations take turns: stream_layers lets them overlap"
-        return DeviceBudget(device.name, size, detail)
+        return DeviceBudget(device.name, size, detail + turns)
     if max_vram is None:
         reserve = min(total // _RESERVE_SHARE, GIB)
         detail = f"{show_bytes(free)} free now - {show_bytes(reserve)} reserve"
@@ -410,7 +406,7 @@ def device_budget(device: Device, max_vram: float | None, stream_layers: bool) -
         detail = f"{show_bytes(free)} free now - {show_bytes(reserve)} given as max_vram"
     if free <= reserve:
         raise ArgumentError(f"nothing of {device.name} may be used ({detail}); set max_vram to a budget in GiB")
-    return DeviceBudget(device.name, free - reserve, detail)
+    return DeviceBudget(device.name, free - reserve, detail + turns)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -430,6 +426,7 @@ class ModulePlan:
         bytes: size of its weights by the headers of the files, without padding between tensors; 0 when they hold none.
         streamed: whether its weights stay on or are streamed to the runtime device, as the budget of device memory
             allows; else all of them are moved there while it runs.
+        overlapped: whether what is streamed is copied while the device computes; else the two take turns.
         reason: why it is pinned or is not, and why it cannot be streamed.
     """
 
@@ -441,6 +438,7 @@ class ModulePlan:
     pinned: bool
     bytes: int
     streamed: bool
+    overlapped: bool
     reason: str
 
 
@@ -475,6 +473,7 @@ class Plan:
                 "params_device": row.params_device,
                 "pin": row.pinned,
                 "stream": row.streamed,
+                "overlap": row.overlapped,
             }
             for row in self.modules
         ]
@@ -489,7 +488,7 @@ class Plan:
                 row.params_device,
                 row.buffer_type,
                 "yes" if row.pinned else "no",
-                "yes" if row.streamed else "no",
+                ("overlapped" if row.overlapped else "in turn") if row.streamed else "no",
                 show_bytes(row.bytes),
                 row.reason,
             )
@@ -552,7 +551,7 @@ def _device_budgets(
     Raises:
         ArgumentError: a budget or streaming was asked for and would do nothing.
     """
-    max_vram = check_max_vram(max_vram, stream_layers)
+    max_vram = check_max_vram(max_vram)
     if max_vram is None and not stream_layers:
         return ()
     if not runtimes:
@@ -588,9 +587,9 @@ def plan(
         runtime_backend: spec of the devices that compute; by default a GPU if there is one, else the CPU.
         params_backend: spec of the devices that keep the weights; by default the one that computes.
         pin_params: spec of ``auto`` (pin what the budget affords), ``require`` and ``never``.
-        max_vram: budget of device memory in GiB; negative is what stays free of what is free; None measures it when
-            layers are streamed.
-        stream_layers: stream the layers of every module whose weights the CPU keeps for another device.
+        max_vram: budget of device memory in GiB for modules whose weights the CPU keeps for another device: what does
+            not fit is streamed. Negative is what stays free of what is free.
+        stream_layers: stream within a budget, which is measured when none is given, and let copies overlap.
 
     Raises:
         ArgumentError: a spec or a number is wrong, or asks to pin, stream or limit where there is nothing to.
@@ -602,6 +601,7 @@ def plan(
     obstacles = {module: _obstacle(*place) for module, place in places.items()}
     hosted = [module for module, obstacle in obstacles.items() if obstacle is None and weights.get(module, 0)]
     device_budgets = _device_budgets([places[module][0] for module in hosted], max_vram, stream_layers)
+    streaming = bool(device_budgets)
     reasons: dict[str, str] = {}
     pinnable = []
     for module, (runtime, _) in places.items():
@@ -615,7 +615,7 @@ def plan(
         if obstacle is None:
             pinnable.append(module)
         else:
-            both = " or stream" if stream_layers and obstacles[module] is not None else ""
+            both = " or stream" if streaming and obstacles[module] is not None else ""
             reasons[module] = f"nothing to pin{both}: {obstacle}"
 
     required = [module for module in pinnable if policies[module] == "require"]
@@ -653,7 +653,8 @@ def plan(
             pin=policies[module],
             pinned=module in pinned,
             bytes=weights.get(module, 0),
-            streamed=stream_layers and obstacles[module] is None,
+            streamed=streaming and obstacles[module] is None,
+            overlapped=stream_layers and obstacles[module] is None,
             reason=reasons.get(module, f"page-locked for {runtime.name}"),
         )
         for module, (runtime, home) in places.items()

@@ -242,6 +242,8 @@ class NetworkStream:
         """The part of the copying that was hidden behind computing, 0 to 1; None when not measured."""
         if self.stall_seconds is None or self.copy_seconds is None:
             return None
+        if self.mode == "synchronous":
+            return 0.0
         return min(1.0, max(0.0, 1.0 - self.stall_seconds / self.copy_seconds))
 
     @property
@@ -262,7 +264,8 @@ class NetworkStream:
             return f"{kept}; max_vram={show_max_vram(self.peak_bytes)} would do for it" if spare else kept
         whole = self.peak_bytes - self.slot_bytes + self.streamed_bytes
         if self.mode == "synchronous":
-            return f"in turn: a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
+            overlap = "" if self.reason else "stream_layers lets copies overlap with computing; "
+            return f"in turn: {overlap}a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
         if not self.pinned:
             return "pageable: copies hold up the host, so what they hide is not known; pin the weights (pin_params)"
         copy, stall, compute = self.copy_seconds, self.stall_seconds, self.compute_seconds
@@ -336,7 +339,7 @@ class TransferReport:
 
     Attributes:
         modules: one entry for each module.
-        streams: how each network was streamed in the last generation; empty without ``stream_layers``.
+        streams: how each network was streamed in the last generation; empty without ``max_vram`` or ``stream_layers``.
     """
 
     modules: tuple[ModuleTransfer, ...]

@@ -398,6 +398,7 @@ def test_offloaded_weights_are_pinned() -> None:
         "params_device": "CPU",
         "pin": True,
         "stream": False,
+        "overlap": False,
     }
     assert len(made.placements()) == len(MODULES)
 
@@ -521,10 +522,11 @@ def streamed(made: Plan) -> list[str]:
 def test_host_params_are_streamed_within_max_vram() -> None:
     made = plan(max_vram=5.5, stream_layers=True, **OFFLOAD)
     assert streamed(made) == pinned(made) == ["diffusion", "te", "vae"]
-    assert [place["stream"] for place in made.placements()] == [True] * len(MODULES), "what is loaded later too"
+    for what in ("stream", "overlap"):
+        assert [place[what] for place in made.placements()] == [True] * len(MODULES), "what is loaded later too"
     assert made.device_budgets == (DeviceBudget("CUDA0", 11 * GIB // 2, "given as max_vram"),)
     lines = str(made).splitlines()
-    assert lines[1] == "diffusion  CUDA0    CPU         CUDA_Host    yes     yes        8.00 GiB  page-locked for CUDA0"
+    assert lines[1].endswith("  CUDA_Host    yes     overlapped   8.00 GiB  page-locked for CUDA0")
     assert lines[-2:] == ["device    budget  because", "CUDA0   5.50 GiB  given as max_vram"]
     assert json.loads(json.dumps(made.to_dict()))["device_budgets"] == [
         {"device": "CUDA0", "bytes": 11 * GIB // 2, "detail": "given as max_vram"}
@@ -565,11 +567,13 @@ def test_what_would_do_nothing_is_an_error(asked: dict[str, object], specs: dict
 
 def test_max_vram_alone_says_that_nothing_overlaps() -> None:
     made = plan(max_vram=6, **OFFLOAD)
-    assert streamed(made) == []
-    assert not any(place["stream"] for place in made.placements())
+    assert streamed(made) == ["diffusion", "te", "vae"]
+    assert not any(place["overlap"] for place in made.placements())
+    assert "in turn" in str(made).splitlines()[1]
     assert made.device_budgets[0].detail == (
         "given as max_vram; copies and computations take turns: stream_layers lets them overlap"
     )
+    assert plan(max_vram=-6, **OFFLOAD).device_budgets[0].detail.endswith("stream_layers lets them overlap")
 
 
 def sized(total: float, free: float) -> Device:
@@ -615,17 +619,14 @@ def test_nothing_left_of_a_device(max_vram: float | None, total: float, free: fl
     ],
 )
 def test_max_vram_is_checked(max_vram: object, message: str) -> None:
-    for stream_layers in (False, True):
-        with pytest.raises(ArgumentError, match=message):
-            placement.check_max_vram(max_vram, stream_layers)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=message):
+        placement.check_max_vram(max_vram)  # type: ignore[arg-type]
 
 
-def test_a_negative_max_vram_needs_streaming() -> None:
-    with pytest.raises(ArgumentError, match="a negative max_vram needs stream_layers=True"):
-        placement.check_max_vram(-1, False)
-    assert placement.check_max_vram(-1, True) == -1.0
-    assert placement.check_max_vram("8", False) == 8.0  # type: ignore[arg-type]
-    assert placement.check_max_vram(None, True) is None
+def test_max_vram_is_a_number_or_none() -> None:
+    assert placement.check_max_vram(-1) == -1.0
+    assert placement.check_max_vram("8") == 8.0  # type: ignore[arg-type]
+    assert placement.check_max_vram(None) is None
 
 
 weights_of = st.dictionaries(st.sampled_from([*MODULES]), st.integers(0, 100))

@@ -30,9 +30,12 @@ GIB = 1 << 30
 PLENTY = 1.0  # GiB, more than any tiny model takes
 
 
-def stream(modules: Sequence[str] = MODULES, pin: bool = True, cpu: Sequence[str] = ()) -> list[Any]:
+def stream(
+    modules: Sequence[str] = MODULES, pin: bool = True, cpu: Sequence[str] = (), overlap: bool = True
+) -> list[Any]:
     """Return placements that stream some modules and leave others on the CPU."""
-    return [*({**row, "stream": True} for row in place("Loopback0", "CPU", pin, modules)), *place("CPU", modules=cpu)]
+    streamed = {"stream": True, "overlap": overlap}
+    return [*({**row, **streamed} for row in place("Loopback0", "CPU", pin, modules)), *place("CPU", modules=cpu)]
 
 
 # The autoencoder's compute buffer is larger than everything else at this size.
@@ -93,6 +96,7 @@ TILES = {"enabled": True, "tile_size_x": 8, "tile_size_y": 8, "target_overlap": 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Sequence[float], list[Any]]] = {
     "cfg 1": ({}, steps(2, 1.0), (), DIFFUSION),
     "every module": ({}, steps(2), (), stream()),
+    "in turn": ({}, steps(2), (), stream(overlap=False)),
     "batch of 3": ({}, steps(2, batch_count=3), (), DIFFUSION),
     "LoRA merged": ({"lora_apply_mode": "immediately"}, steps(2), (0.8,), stream(["diffusion", "te"], cpu=["vae"])),
     "LoRA at run time": ({"lora_apply_mode": "at_runtime"}, steps(2), (0.8,), stream(["diffusion", "te"], cpu=["vae"])),
@@ -166,6 +170,8 @@ def test_pixels_never_change(case: str, checkpoint: Path, lora: Path, parts: Pat
     assert all(row["mode"] == "resident" for row in draw_with(PLENTY).values())
     rows = draw_with(least + (peaks[PLENTY] / GIB - least) / 3, pictures=2)
     assert any(row["streamed_bytes"] > 0 for row in rows.values())
+    modes = {row["mode"] for row in rows.values() if row["streamed_bytes"] > 0}
+    assert modes == {"overlapped" if wanted[0]["overlap"] else "synchronous"}
 
 
 def families() -> list[Any]:

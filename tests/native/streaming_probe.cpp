@@ -50,7 +50,8 @@ std::shared_ptr<DiffusionModel> make(SDVersion version, ggml_backend_t backend, 
 extern "C" {
 
 // Makes the diffusion model that a checkpoint's header describes; mode is "device" (weights live there), "engine" (in
-// host memory, the engine's own segments) or "stream". Returns NULL when that fails.
+// host memory, the engine's own segments), "turns" (streamed, copies and computations in turn) or "stream". Returns NULL
+// when that fails.
 SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin) {
     auto probe = std::make_unique<Probe>();
     const bool made = sdcpp::guard([&] {
@@ -59,8 +60,9 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
         sd_ctx_params_t params;
         sd_ctx_params_init(&params);
         probe->placements = std::make_shared<sdcpp::Placements>(&params);
+        const bool overlap = wanted == "stream";
         const sdcpp_placement_t place = {"diffusion", device, wanted == "device" ? device : "CPU", pin,
-                                         wanted == "stream"};
+                                         overlap || wanted == "turns", overlap};
         probe->placements->apply(&place, 1);
         sdcpp::PlacementScope scope(probe->placements);
         ModelLoader loader;

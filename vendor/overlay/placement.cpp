@@ -154,6 +154,7 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
                                                       : spec.runtime;
         spec.pin = wanted.pin;
         spec.stream = wanted.stream;
+        spec.overlap = wanted.overlap;
     }
 }
 
@@ -269,6 +270,7 @@ std::shared_ptr<Placement> placement_of(const char* module, ggml_backend_t backe
     placement->runtime_backend = placement->runtime->backend;
     placement->params_backend = placement->params->backend;
     placement->pin = lora == std::string::npos && spec.pin;
+    placement->overlap = spec.overlap;
     placement->book = current->book(placement->module, *placement->runtime, *placement->params);
     if (spec.stream && lora == std::string::npos && placement->runtime != placement->params &&
         !is_cpu(placement->runtime->dev) && is_cpu(placement->params->dev)) {
@@ -351,8 +353,6 @@ void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
     ggml_backend_buffer_free(buffer);
 }
 
-uint64_t file_bytes(const char* path, const std::string& prefix) {
-    ModelLoader loader;
 void forget_buffers(ggml_context* ctx) {
     for (auto* tensor = ggml_get_first_tensor(ctx); tensor != nullptr; tensor = ggml_get_next_tensor(ctx, tensor)) {
         tensor->buffer = nullptr;
@@ -361,6 +361,8 @@ void forget_buffers(ggml_context* ctx) {
     }
 }
 
+uint64_t file_bytes(const char* path, const std::string& prefix) {
+    ModelLoader loader;
     uint64_t bytes = 0;
     if (loader.init_from_file_and_convert_name(path, prefix)) {
         for (const auto& [name, storage] : loader.get_tensor_storage_map()) {

@@ -49,6 +49,7 @@ struct Spec {
     ggml_backend_dev_t params = nullptr;
     bool pin = false;
     bool stream = false;
+    bool overlap = false;
     bool named = false;  // the runtime device was asked for: no other one will do
 };
 
@@ -94,6 +95,7 @@ struct Placement {
     ggml_backend_t runtime_backend = nullptr;
     ggml_backend_t params_backend = nullptr;
     bool pin = false;
+    bool overlap = false;  // of copies and computations, when the weights are streamed
     std::string module;
     std::shared_ptr<Book> book;
     Shelf shelf;

@@ -42,6 +42,7 @@ typedef struct {
     const char* params_device;   /* name of the device whose memory keeps its weights; NULL: the runtime device */
     bool pin;                    /* weights in host memory are wanted in the runtime device's host buffer type */
     bool stream;                 /* weights in host memory are kept on or streamed to the runtime device, within max_vram */
+    bool overlap;                /* they are copied while the device computes; else copies and computations take turns */
 } sdcpp_placement_t;
 
 typedef struct {

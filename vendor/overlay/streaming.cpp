@@ -182,6 +182,31 @@ bool budgeted(const Placement& placement) {
            ggml_backend_dev_type(placement.runtime->dev) != GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
+// What else helps when a module's graph does not fit.
+std::string smaller_pictures(const std::string& module) {
+    return std::string(module == "te" ? "" : ", or draw a smaller picture") +
+           (module == "vae" ? " or in smaller tiles (vae_tiling)" : "");
+}
+
+// Frees what others keep on a runner's device, and what it keeps there itself as long as its graph is not bound to it.
+// Returns false where there can be nothing.
+bool make_room(Placement& placement) {
+    if (!budgeted(placement)) {
+        return false;
+    }
+    Streamer* const self = placement.streamer.get();
+    placement.placements->stream_budget.yield(placement.runtime->dev, *placement.placements, UINT64_MAX / 2, self);
+    if (self != nullptr && !self->bound()) {
+        self->release();
+    }
+    return true;
+}
+
+// Ends a rehearsal at its first graph.
+struct Rehearsed {};
+
+thread_local bool rehearsing = false;
+
 double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -211,6 +236,14 @@ uint64_t StreamBudget::bytes(ggml_backend_dev_t dev, const Placements& placement
     return rest(free + held(dev, placements), static_cast<uint64_t>(reserve));
 }
 
+uint64_t StreamBudget::left(ggml_backend_dev_t dev, const Placements& placements) const {
+    uint64_t streamed = 0;
+    for (const Streamer* streamer : streamers) {
+        streamed += streamer->dev() == dev ? streamer->held() : 0;
+    }
+    return rest(bytes(dev, placements), rest(held(dev, placements), streamed));
+}
+
 void StreamBudget::yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self) {
     bool any = false;
     for (const Streamer* streamer : streamers) {
@@ -236,14 +269,6 @@ void StreamBudget::shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer
             bytes = rest(bytes, streamer->shrink(bytes));
         }
     }
-uint64_t StreamBudget::left(ggml_backend_dev_t dev, const Placements& placements) const {
-    uint64_t streamed = 0;
-    for (const Streamer* streamer : streamers) {
-        streamed += streamer->dev() == dev ? streamer->held() : 0;
-    }
-    return rest(bytes(dev, placements), rest(held(dev, placements), streamed));
-}
-
 }
 
 void StreamBudget::begin() {
@@ -291,6 +316,9 @@ void Streamer::open_streams() {
     opened_ = true;
     compute_ = owner_.runtime_backend;
     type_ = ggml_backend_get_default_buffer_type(compute_);
+    if (!owner_.overlap) {
+        return;
+    }
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(dev(), &props);
     if (!props.caps.async || !props.caps.events) {
@@ -421,6 +449,22 @@ void Streamer::meet(const std::string& runner, ggml_context* params) {
             params_.insert(t);
         }
     }
+}
+
+void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    meet(runner, params);
+    StreamBudget& shared = owner_.placements->stream_budget;
+    const uint64_t left = shared.left(dev(), *owner_.placements);
+    const uint64_t budget = shared.bytes(dev(), *owner_.placements);
+    const uint64_t compute_bytes = measure(owner_, graph);
+    const StreamPlan plan = stream_plan(input(scan(graph), compute_bytes, left));
+    if (!plan.feasible) {
+        refuse(plan.minimum_budget + rest(budget, left), compute_bytes, budget);
+    }
+}
+
+bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    meet(runner, params);
     const Placements& placements = *owner_.placements;
     StreamBudget& shared = owner_.placements->stream_budget;
     Scan next = scan(graph);
@@ -449,22 +493,6 @@ void Streamer::meet(const std::string& runner, ggml_context* params) {
     compute_bytes_ = same ? std::max(bytes, compute_bytes_) : bytes;
     unbind();
     release();
-}
-
-void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
-    meet(runner, params);
-    StreamBudget& shared = owner_.placements->stream_budget;
-    const uint64_t left = shared.left(dev(), *owner_.placements);
-    const uint64_t budget = shared.bytes(dev(), *owner_.placements);
-    const uint64_t compute_bytes = measure(owner_, graph);
-    const StreamPlan plan = stream_plan(input(scan(graph), compute_bytes, left));
-    if (!plan.feasible) {
-        refuse(plan.minimum_budget + rest(budget, left), compute_bytes, budget);
-    }
-}
-
-bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
-    meet(runner, params);
     uint64_t wanted = compute_bytes_ + scan_.fixed_bytes;
     for (const Piece& piece : scan_.pieces) {
         wanted += piece.bytes;
@@ -1118,34 +1146,6 @@ void stream_yield(Placement& placement, ggml_cgraph* graph) {
     placement.compute_bytes += more;
 }
 
-ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx) {
-    if (budgeted(placement)) {
-        StreamBudget& shared = placement.placements->stream_budget;
-        ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(placement.runtime_backend);
-        shared.yield(placement.runtime->dev, *placement.placements,
-                     ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type));
-    }
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend);
-    if (buffer != nullptr && placement.placements != nullptr) {
-        placement.placements->stream_budget.others[placement.runtime->dev] += ggml_backend_buffer_get_size(buffer);
-    }
-    return buffer;
-}
-
-void beside_free(Placement& placement, ggml_backend_buffer_t buffer) {
-    if (placement.placements != nullptr) {
-        placement.placements->stream_budget.others[placement.runtime->dev] -= ggml_backend_buffer_get_size(buffer);
-    }
-    ggml_backend_buffer_free(buffer);
-}
-
-std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
-                                                             const std::map<std::string, ggml_tensor*>& tensors) {
-    std::map<std::string, ggml_tensor*> weights = tensors;
-    weights.erase("alphas_cumprod");  // the engine's own, freed long ago
-    for (const auto& [name, weight] : weights) {
-        // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
-        weights_changed(weight);
 void rehearse(const Placements& placements, const std::function<void()>& function) {
     if (placements.stream_budget.streamers.empty()) {
         return;
@@ -1194,6 +1194,34 @@ void no_room(const Placement& placement, const std::string& runner, const char* 
                  " has no memory left for its " + what + ": free some of it" + smaller_pictures(placement.module));
 }
 
+ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx) {
+    if (budgeted(placement)) {
+        StreamBudget& shared = placement.placements->stream_budget;
+        ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(placement.runtime_backend);
+        shared.yield(placement.runtime->dev, *placement.placements,
+                     ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type));
+    }
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend);
+    if (buffer != nullptr && placement.placements != nullptr) {
+        placement.placements->stream_budget.others[placement.runtime->dev] += ggml_backend_buffer_get_size(buffer);
+    }
+    return buffer;
+}
+
+void beside_free(Placement& placement, ggml_backend_buffer_t buffer) {
+    if (placement.placements != nullptr) {
+        placement.placements->stream_budget.others[placement.runtime->dev] -= ggml_backend_buffer_get_size(buffer);
+    }
+    ggml_backend_buffer_free(buffer);
+}
+
+std::vector<std::map<std::string, ggml_tensor*>> merge_parts(const Placement& placement,
+                                                             const std::map<std::string, ggml_tensor*>& tensors) {
+    std::map<std::string, ggml_tensor*> weights = tensors;
+    weights.erase("alphas_cumprod");  // the engine's own, freed long ago
+    for (const auto& [name, weight] : weights) {
+        // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
+        weights_changed(weight);
     }
     if (!budgeted(placement)) {
         return {weights};
