@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import make_checkpoint
@@ -69,6 +70,22 @@ def refusal(path: Path) -> str:
 def test_every_family_draws_from_a_tiny_checkpoint(family, tmp_path):
     path = write(tmp_path / "tiny.safetensors", make_checkpoint.checkpoint_shapes(family, tiny=True))
     assert draw(path) == draw(path)
+
+
+def test_positions_are_those_of_the_picture(tmp_path):
+    """Rotary embeddings are remembered for the thread: one that drew nothing else must draw the same."""
+    path = write(tmp_path / "x.safetensors", make_checkpoint.checkpoint_shapes("zimage", tiny=True))
+    sizes = [(64, 64), (96, 64), (64, 96), (96, 64), (64, 64), (96, 96)]
+    with sdcpp_py.StableDiffusion(path, threads=1) as sd:
+
+        def draw_size(size):
+            asked = {"width": size[0], "height": size[1], "steps": 2, "seed": 1, "negative_prompt": "a long one " * 9}
+            return sd.txt2img("a cat", **asked)[0].tobytes()
+
+        drawn = [draw_size(size) for size in sizes]
+        for size, pixels in zip(sizes, drawn, strict=True):
+            with ThreadPoolExecutor(1) as fresh:
+                assert fresh.submit(draw_size, size).result() == pixels
 
 
 @pytest.mark.parametrize(
