@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import sdcpp_py
+from sdcpp_py import _native
 
 PUBLIC = {
     "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
@@ -45,11 +49,22 @@ def test_licences_are_installed() -> None:
 
 
 def test_nothing_but_the_border_imports_the_engine() -> None:
-    from pathlib import Path
-
     importers = [
         path.name
         for path in Path(sdcpp_py.__file__).parent.glob("*.py")
         if "_engine import" in path.read_text() or "import _engine" in path.read_text()
     ]
     assert importers == ["_native.py"]
+
+
+def test_libraries_show_no_cpp_runtime() -> None:
+    """With libstdc++ linked into each of them, visible copies would call one another, and crash."""
+    elffile = pytest.importorskip("elftools.elf.elffile")
+    libraries = sorted(Path(_native.versions()["library"]).parent.glob("*.so"))
+    assert len(libraries) >= 4
+    for path in libraries:
+        with path.open("rb") as file:
+            symbols = list(elffile.ELFFile(file).get_section_by_name(".dynsym").iter_symbols())
+        shown = [symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"]
+        assert shown, path
+        assert [name for name in shown if name.startswith("_ZNSt6locale")] == [], path
