@@ -16,13 +16,15 @@ often ("runs" says how often) and the jobs at the end of the list, the least imp
 The package must be installed with its CUDA module; ``--cuda-module`` puts a prebuilt one into the installed package,
 and ``--build ARCHIVE`` builds the package from source for this GPU first. Ways of keeping the weights:
 
-pageable-serial     on the CPU in plain memory; segments are copied and computed in turn. The engine's own way
-                    (``offload_params_to_cpu`` and ``max_vram``), and so stable-diffusion-cpp-python's, in our build
+pageable-serial     on the CPU in plain memory; what fits stays on the device, the rest is copied and computed in turn
+                    (``max_vram``)
 pinned-serial       the same, page-locked
-pinned-overlapped   page-locked; what fits stays, the rest is copied while the device computes (``stream_layers``)
+pinned-overlapped   page-locked; the rest is copied while the device computes (``stream_layers``)
 pageable-overlapped that in plain memory, where copies hold up the host
 resident            on the device
-peer                stable-diffusion-cpp-python 0.4.7 itself, built with ``--peer ARCHIVE``
+profile             the same; which kernels a picture's time goes into, as PyTorch's profiler sees them
+peer                stable-diffusion-cpp-python 0.4.7 itself (``offload_params_to_cpu``, ``max_vram``), where it is
+                    installed or built with ``--peer ARCHIVE``
 diffusers-leaf      diffusers' group offloading with streams, leaf by leaf; the denoiser alone, on random weights
 diffusers-block     likewise, block by block
 diffusers-resident  diffusers with everything on the device
@@ -139,8 +141,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 DTYPES = {"sd1": "f16", "sdxl": "f16", "zimage": "bf16"}
 SMALL = Shot(512)
-LARGE = Shot(1024, tiled=True, repeats=3)
-LORA = Shot(512, lora=True, repeats=3)
+LARGE = Shot(1024, tiled=True)
+HUGE = replace(LARGE, repeats=3)  # for a model that takes seconds for it
+LORA = Shot(512, lora=True)
 GUIDED = Shot(1024, cfg_scale=7.0, tiled=True, repeats=2)
 TINY_UNET = Shot(512, tiled=True)
 
@@ -157,30 +160,34 @@ def mmap_jobs(family: str) -> list[Job]:
 
 
 def all_jobs() -> list[Job]:
-    """Return every job, the most important first."""
+    """Return every job, the most important first.
+
+    Pictures with a LoRA come last in each: taking it out of the weights again leaves their rounding.
+    """
     jobs = [
-        Job("zimage", "pinned-overlapped", 8, (SMALL, LARGE, LORA)),
-        Job("zimage", "pinned-serial", 8, (SMALL, LARGE, LORA)),
+        Job("zimage", "pinned-overlapped", 8, (SMALL, HUGE, LORA)),
+        Job("zimage", "pinned-serial", 8, (SMALL, HUGE, LORA)),
         Job("zimage", "pageable-serial", 8, (SMALL, LORA)),
-        Job("zimage", "resident", None, (SMALL, LARGE, LORA)),
-        Job("zimage", "diffusers-leaf", None, (SMALL, LARGE)),
-        Job("sdxl", "pinned-overlapped", 4, (LARGE, replace(LARGE, lora=True), GUIDED)),
+        Job("zimage", "resident", None, (SMALL, HUGE, LORA)),
+        Job("zimage", "diffusers-leaf", None, (SMALL, HUGE)),
+        Job("sdxl", "pinned-overlapped", 4, (LARGE, GUIDED, replace(LARGE, lora=True))),
         Job("sdxl", "pinned-serial", 4, (LARGE, replace(LARGE, lora=True))),
         Job("sdxl", "pageable-serial", 4, (LARGE, replace(LARGE, lora=True))),
-        Job("sdxl", "resident", None, (LARGE, replace(LARGE, lora=True), GUIDED)),
+        Job("sdxl", "resident", None, (LARGE, GUIDED, replace(LARGE, lora=True))),
         Job("sdxl", "diffusers-leaf", None, (LARGE, GUIDED)),
-        Job("zimage", "pinned-overlapped", 4, (SMALL, LARGE)),
+        Job("zimage", "profile", None, (SMALL, HUGE)),
+        Job("zimage", "pinned-overlapped", 4, (SMALL, HUGE)),
         Job("zimage", "pinned-overlapped", 2, (SMALL,)),
         Job("zimage", "pinned-overlapped", None, (SMALL,)),
-        Job("zimage", "pinned-serial", 4, (SMALL, LARGE)),
+        Job("zimage", "pinned-serial", 4, (SMALL,)),
         Job("zimage", "peer", 8, (SMALL,)),
         Job("sdxl", "peer", 4, (LARGE,)),
         Job("sdxl", "pinned-overlapped", 2, (LARGE,)),
         Job("sdxl", "pinned-serial", 2, (LARGE,)),
         Job("zimage", "pinned-serial", 2, (SMALL,)),
         *mmap_jobs("sdxl"),
-        Job("zimage", "diffusers-block", None, (SMALL, LARGE)),
-        Job("zimage", "diffusers-resident", None, (SMALL, LARGE)),
+        Job("zimage", "diffusers-block", None, (SMALL,)),
+        Job("zimage", "diffusers-resident", None, (SMALL, HUGE)),
         Job("zimage", "pageable-serial", None, (SMALL,)),
         Job("zimage", "pinned-serial", None, (SMALL,)),
         Job("sdxl", "pageable-serial", 2, (LARGE,)),
@@ -202,12 +209,6 @@ def tiny(job: Job) -> Job:
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
-def denoiser_bytes(family: str, small: bool = False) -> int:
-    """Return the bytes of a family's denoiser in its checkpoint."""
-    shapes = make_checkpoint.checkpoint_shapes(family, small)
-    return 2 * sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(DENOISER))
 
 
 def lora_shapes(family: str, small: bool = False, rank: int = 16) -> dict[str, make_checkpoint.Shape]:
@@ -328,6 +329,7 @@ class Worker:
         self.job = Job(**given["job"], shots=shots)
         self.folder, self.dry = Path(given["folder"]), bool(given["dry"])
         self.until = time.perf_counter() + given["seconds"]
+        self.ticks: list[tuple[int, int, float]] = []
         # The engine and its libraries may print; only rows go to the parent.
         self.answer = os.dup(1)
         os.dup2(2, 1)
@@ -354,6 +356,19 @@ class Worker:
                 break
         return runs
 
+    def tick(self, step: int, steps: int, _: float) -> None:
+        """Note when a step ended."""
+        self.ticks.append((step, steps, time.perf_counter()))
+
+    def step(self, shot: Shot) -> Row:
+        """Return the seconds of a sampling step of the run that was ticked, without the first one, which also loads."""
+        ends: dict[int, float] = {}
+        for step, steps, when in self.ticks:
+            if steps == shot.steps:
+                ends.setdefault(step, when)  # what comes later counts the decoder's tiles
+        lengths = [ends[step] - ends[step - 1] for step in ends if step > 1 and step - 1 in ends]
+        return {"step": statistics.median(lengths)} if lengths else {}
+
     # --- ours
 
     def device(self) -> tuple[str, Callable[[], int] | None]:
@@ -375,7 +390,7 @@ class Worker:
             model.txt2img("a red circle on a white background", steps=1, seed=1)
         memory = DeviceMemory(used)
         job, available = self.job, memory_available()
-        options = {**MODES[job.mode], "mmap": job.mmap, "diffusion_flash_attention": True, "progress": False}
+        options = {**MODES[job.mode], "mmap": job.mmap, "diffusion_flash_attention": True, "progress": self.tick}
         if job.mode != "resident":
             options["max_vram"] = job.budget
         start = time.perf_counter()
@@ -408,9 +423,10 @@ class Worker:
         pictures = []
 
         def run() -> Row:
+            self.ticks.clear()
             images = model.txt2img(PROMPT, steps=shot.steps, **asked)
             pictures.append(np.asarray(images[0]))
-            return dict(images.timings.to_dict())
+            return {**images.timings.to_dict(), **self.step(shot)}
 
         try:
             with memory.watch(row):
@@ -431,6 +447,28 @@ class Worker:
         except sdcpp_py.SdcppError as error:
             row["error"] = f"{type(error).__name__}: {error}"
         return row
+
+    def profile(self) -> None:
+        """Draw each shot once under PyTorch's profiler, which sees all kernels of the process."""
+        import torch
+
+        torch.zeros(1, device="cuda")  # loads the libraries that the engine needs too
+        import sdcpp_py
+
+        options = {"diffusion_flash_attention": True, "progress": False}
+        path = self.folder / f"{self.job.family}.safetensors"
+        with sdcpp_py.StableDiffusion(path, runtime_backend="cuda0", **options) as model:
+            for shot in self.job.shots:
+                asked = {"width": shot.size, "height": shot.size, "cfg_scale": shot.cfg_scale, "sampler": "euler"}
+                asked |= {"vae_tiling": shot.tiled, "seed": 42}
+                model.txt2img(PROMPT, steps=1, **asked)
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+                    images = model.txt2img(PROMPT, steps=shot.steps, **asked)
+                trace = self.folder / "trace.json"
+                profiler.export_chrome_trace(str(trace))
+                found = kernels(json.loads(trace.read_text())["traceEvents"])
+                trace.unlink()
+                self.emit(self.row(shot, kernels=found, total=images.timings.total))
 
     def compare_devices(self) -> None:
         """Draw with the embedded model on the CPU and on the device."""
@@ -471,6 +509,7 @@ class Worker:
             pictures = []
 
             def run(steps: int = shot.steps, shot: Shot = shot, pictures: list[bytes] = pictures) -> Row:
+                self.ticks.clear()
                 start = time.perf_counter()
                 images = model.generate_image(
                     prompt=PROMPT,
@@ -481,9 +520,10 @@ class Worker:
                     sample_steps=steps,
                     seed=42,
                     vae_tiling=shot.tiled,
+                    progress_callback=self.tick,
                 )
                 pictures.append(images[0].convert("RGB").tobytes())
-                return {"total": time.perf_counter() - start}
+                return {"total": time.perf_counter() - start, **self.step(shot)}
 
             with memory.watch(row):
                 row["warm_up_seconds"] = run(1)["total"]
@@ -540,6 +580,7 @@ class Worker:
         """Do the job."""
         mode = self.job.mode
         special = {"copies": self.copy, "embedded": self.compare_devices, "peer": self.draw_peer}
+        special["profile"] = (lambda: None) if self.dry else self.profile
         if mode.startswith("diffusers"):
             self.diffuse()
         else:
@@ -617,6 +658,18 @@ def _random(make: Callable[[], Any], device: Any, dtype: Any) -> Any:
 
 
 DENOISERS = {"zimage": _zimage, "sdxl": _sdxl}
+
+
+def kernels(events: Sequence[Row]) -> list[Row]:
+    """Return the kernels of a trace by name: seconds and number of each, the longest first."""
+    found: dict[str, Row] = {}
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            name = re.sub(r"^void |[<(].*", "", event["name"])
+            row = found.setdefault(name, {"name": name, "seconds": 0.0, "count": 0})
+            row["seconds"] += event["dur"] / 1e6
+            row["count"] += 1
+    return sorted(found.values(), key=lambda row: -row["seconds"])
 
 
 def copy_cuda() -> list[Row]:
@@ -761,7 +814,7 @@ class Bench:
         given = {"job": asdict(job), "folder": str(self.folder), "dry": self.options.dry_run, "seconds": left - 3}
         command = [sys.executable, "-X", "faulthandler", __file__, "--worker", json.dumps(given)]
         # PyTorch brings its own libraries and must find those.
-        torch = job.mode == "copies" or job.mode.startswith("diffusers")
+        torch = job.mode in ("copies", "profile") or job.mode.startswith("diffusers")
         environment = {**os.environ} if torch else {**os.environ, "LD_LIBRARY_PATH": self.libraries}
         count = len(self.found["rows"])
         with tempfile.TemporaryFile() as errors:
@@ -845,20 +898,24 @@ def denoiser_stream(row: Row) -> Row | None:
 
 
 def pass_seconds(row: Row) -> float | None:
-    """Return what one pass of the denoiser takes once the resident weights are loaded, or the mean where none are."""
-    stream, sampling = denoiser_stream(row), middle(row, "sampling")
-    if stream and stream["pass_seconds"] and not row["mode"].startswith("diffusers"):
-        return float(stream["pass_seconds"])
-    if sampling is None:
-        return None
-    computed = row["steps"] if row["mode"].startswith("diffusers") else row["passes"]
-    return sampling / computed
+    """Return what one pass of the denoiser takes in a step: of steps after the first, or the mean where none is known.
+
+    It has in it what the host does between two passes, when the device waits.
+    """
+    if row["mode"].startswith("diffusers"):  # both halves of a guided step at once
+        sampling = middle(row, "sampling")
+        return sampling and sampling / row["steps"]
+    step, sampling = middle(row, "step"), middle(row, "sampling")
+    if step is not None:
+        return step * row["steps"] / row["passes"]
+    return sampling and sampling / row["passes"]
 
 
 def bound(row: Row, report: Row) -> float | None:
     """Return what a pass takes at least: computing and copying, one after the other or the longer of the two.
 
     Computing is the resident row's pass; copying is the bytes over the bandwidth of large copies in the same run.
+    Without a budget a network is moved to the device once a picture, in the first step.
     """
     resident = next((r for r in report["rows"] if r["mode"] == "resident" and same(r, row) and r.get("runs")), None)
     rate = bandwidth(report["copies"], row["mode"].startswith("pinned"))
@@ -866,10 +923,8 @@ def bound(row: Row, report: Row) -> float | None:
     if row["mode"] not in MODES or row["mode"] == "resident" or not compute or not rate:
         return None
     stream = denoiser_stream(row)
-    if stream:
-        return max(compute, stream["streamed_bytes"] / rate)
-    size = denoiser_bytes(row["family"], bool(report["machine"].get("dry")))
-    return compute + size / rate / (1 if row["budget"] else row["passes"])
+    copying = stream["streamed_bytes"] / rate if stream else 0.0
+    return compute + copying if row["mode"].endswith("serial") else max(compute, copying)
 
 
 def same(one: Row, other: Row) -> bool:
@@ -915,7 +970,7 @@ def verdicts(report: Row) -> list[Verdict]:
             out += overlap_verdicts(row, find(row, row["mode"].replace("overlapped", "serial")), report, where)
     out += peer_verdicts(rows)
     for family, shot in dict.fromkeys((row["family"], row["shot"]) for row in rows):
-        ours = [r for r in rows if (r["family"], r["shot"]) == (family, shot) and r["mode"] in (*MODES, "peer")]
+        ours = [r for r in rows if (r["family"], r["shot"]) == (family, shot) and r["mode"] in MODES]
         pixels = {each for row in ours for each in row["pixels"]}
         if len(ours) > 1:
             count = sum(len(row["runs"]) for row in ours)
@@ -1044,7 +1099,7 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
     if cells:
         out.append(("Loading", ("model", "weights", "mmap", "seconds", "spread", "loads", "host GiB"), cells))
 
-    pictures = [row for row in report["rows"] if row["shot"] != "load"]
+    pictures = [row for row in report["rows"] if row["shot"] != "load" and row["mode"] != "profile"]
     for family, shot in sorted(dict.fromkeys((row["family"], row["shot"]) for row in pictures)):
         cells = []
         for row in pictures:
@@ -1074,6 +1129,15 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
         header = ("weights", "budget", "picture s", "sampling s", "pass s", "bound s", "pass/bound", "streamed GiB",
                   "tensor GB/s", "peak GiB", "device GiB", "runs")  # fmt: skip
         out.append((f"{family} {shot}", header, cells))
+    for row in report["rows"]:
+        if row.get("kernels"):
+            whole = sum(each["seconds"] for each in row["kernels"])
+            most = [
+                (each["name"][:80], f"{each['seconds']:.3f}", f"{each['seconds'] / whole:.0%}", str(each["count"]))
+                for each in row["kernels"][:14]
+            ]
+            title = f"Kernels, {row['family']} {row['shot']}, {row['steps']} steps: {whole:.2f} of {row['total']:.2f} s"
+            out.append((title, ("kernel", "seconds", "part", "times"), most))
     found = verdicts(report)
     if found:
         rows = [("ok" if each.good else "SHORT", each.what, each.asked, each.got) for each in found]
@@ -1087,7 +1151,8 @@ def show(report: Row, options: argparse.Namespace) -> None:
 
     gpu_text = ", ".join(f"{name} {value}" for name, value in (report["gpu"] or {"no GPU": "dry run"}).items())
     print(f"{gpu_text}; {report['machine'].get('platform')}, {report['machine'].get('processors')} processors\n")
-    texts = ("weights", "budget", "memory", "model", "mmap", "", "what", "asked", "measured", "size of a copy")
+    texts = ("weights", "budget", "memory", "model", "mmap", "", "what", "asked", "measured", "size of a copy",
+             "kernel")  # fmt: skip
     for title, header, rows in tables(report):
         numbers = [name for name in header if name not in texts]
         body = (markdown if options.markdown else table)(header, rows, numbers)
@@ -1152,7 +1217,7 @@ def chosen_jobs(options: argparse.Namespace) -> list[Job]:
     jobs = check_jobs() if options.check else all_jobs()
     if options.rows:
         jobs = [job for job in jobs if any(fnmatch.fnmatch(job.name, pattern) for pattern in options.rows)]
-    if not options.peer:
+    if not options.peer and importlib.util.find_spec("stable_diffusion_cpp") is None:
         jobs = [job for job in jobs if job.mode != "peer"]
     if options.quick:
         shots = {job: tuple(replace(shot, repeats=min(2, shot.repeats)) for shot in job.shots) for job in jobs}

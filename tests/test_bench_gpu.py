@@ -41,8 +41,8 @@ def good_rows():
     # 4 GB streamed at 50 GB/s take 0.08 s a pass; computing takes 0.06 s.
     return [
         row("pinned-overlapped", 8 * 0.082, streamed=4e9),
-        row("pinned-serial", 8 * 0.15),
-        row("pageable-serial", 8 * 0.5),
+        row("pinned-serial", 8 * 0.15, streamed=4e9),
+        row("pageable-serial", 8 * 0.5, streamed=4e9),
         row("resident", 8 * 0.06, budget=None),
         row("diffusers-leaf", 8 * 0.4, budget=None),
     ]
@@ -75,8 +75,8 @@ def test_every_job_is_named_once_and_known():
     jobs = bench_gpu.all_jobs()
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
-    peers = {"peer", "diffusers-leaf", "diffusers-block", "diffusers-resident"}
-    assert {job.mode for job in jobs} == {*bench_gpu.MODES, *peers}
+    others = {"peer", "diffusers-leaf", "diffusers-block", "diffusers-resident", "profile"}
+    assert {job.mode for job in jobs} == {*bench_gpu.MODES, *others}
     assert {job.family for job in jobs} == set(bench_gpu.DTYPES)
     assert Job("zimage", "pinned-serial", None, ()).name == "zimage/pinned-serial/all"
     assert Job("sdxl", "pinned-serial", 4, (), mmap=True).name == "sdxl/pinned-serial/4/mmap"
@@ -116,15 +116,48 @@ def test_bandwidth_is_that_of_the_largest_copies():
 def test_bound_is_the_longer_one_when_overlapped_and_the_sum_in_turn():
     rows = good_rows()
     overlapped, pinned, pageable, resident, diffusers = (bench_gpu.bound(each, report(*rows)) for each in rows)
-    size = bench_gpu.denoiser_bytes("zimage")
     assert overlapped == pytest.approx(max(0.06, 4e9 / 50e9))
-    assert pinned == pytest.approx(0.06 + size / 50e9)
-    assert pageable == pytest.approx(0.06 + size / 10e9)
+    assert pinned == pytest.approx(0.06 + 4e9 / 50e9)
+    assert pageable == pytest.approx(0.06 + 4e9 / 10e9)
     assert resident is None
     assert diffusers is None
     once = row("pinned-serial", 1.0, budget=None)
-    assert bench_gpu.bound(once, report(*rows)) == pytest.approx(0.06 + size / 50e9 / 8)
+    assert bench_gpu.bound(once, report(*rows)) == pytest.approx(0.06)
     assert bench_gpu.bound(rows[0], report(rows[0])) is None
+
+
+def test_a_pass_is_timed_by_the_steps_after_the_first():
+    worker = bench_gpu.Worker.__new__(bench_gpu.Worker)
+    tiles = [(0, 9, 8.0), (1, 3, 8.5), (2, 3, 8.6)]  # three rows of tiles, after three steps
+    worker.ticks = [(0, 3, 1.0), (1, 3, 3.0), (2, 3, 3.5), (3, 3, 4.1), *tiles]
+    assert worker.step(Shot(512, steps=3)) == {"step": pytest.approx(0.55)}
+    worker.ticks = [(1, 3, 3.0), (2, 3, 3.5)]
+    assert worker.step(Shot(512, steps=3)) == {"step": pytest.approx(0.5)}
+    worker.ticks = [(1, 1, 3.0)]
+    assert worker.step(Shot(512, steps=1)) == {}
+    timed = row("peer", 9.0)
+    timed["runs"] = [{"total": 5.0, "step": 0.4}]
+    assert bench_gpu.pass_seconds(timed) == pytest.approx(0.4)
+    assert bench_gpu.pass_seconds({**timed, "passes": 16}) == pytest.approx(0.2)
+
+
+def test_kernels_are_summed_by_name():
+    events = [
+        {"cat": "kernel", "name": "void gemm<float, 1>(int*)", "dur": 2000},
+        {"cat": "kernel", "name": "gemm", "dur": 1000},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "dur": 500},
+        {"cat": "cpu_op", "name": "gemm", "dur": 9e9},
+        {"ph": "M"},
+    ]
+    assert bench_gpu.kernels(events) == [
+        {"name": "gemm", "seconds": pytest.approx(0.003), "count": 2},
+        {"name": "Memcpy HtoD ", "seconds": pytest.approx(0.0005), "count": 1},
+    ]
+    made = row("profile", 1.0, kernels=bench_gpu.kernels(events), total=0.9)
+    del made["runs"]
+    (title, _, cells), *_ = [each for each in bench_gpu.tables(report(made)) if each[0].startswith("Kernels")]
+    assert "0.00 of 0.90 s" in title
+    assert cells[0] == ("gemm", "0.003", "86%", "2")
 
 
 def test_good_rows_pass():
