@@ -156,6 +156,7 @@ class Probe:
 
 DECLARATIONS = """
 const char* sdcpp_last_error(void);
+void sdcpp_probe_clock(double (*now)(void));
 void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
 void sdcpp_probe_begin(void* probe, double max_vram);
 bool sdcpp_probe_step(void* probe, int width, int height, int tokens);
@@ -239,6 +240,8 @@ class Bench:
     def __init__(self, loopback: Loopback, name: str, path: Path) -> None:
         self.loopback, self.name, self.model = loopback, name, MODELS[name]
         self.ffi, self.lib = engine()
+        self.now = self.ffi.callback("double(void)", lambda: loopback.clock()["host_seconds"])
+        self.lib.sdcpp_probe_clock(self.now)
 
         def probe(mode: str, *, pin: bool = True) -> Probe:
             made = Probe(loopback, self.lib, self.ffi, path, self.model, mode, pin)
@@ -310,6 +313,7 @@ class Bench:
         for probe in (self.streamed, self.serial, self.engine, self.pageable):
             if probe is not None:
                 probe.close()
+        self.lib.sdcpp_probe_clock(self.ffi.NULL)
 
 
 def engine() -> tuple[Any, Any]:

@@ -78,6 +78,11 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
     return made ? probe.release() : nullptr;
 }
 
+// Lets streaming measure with a clock, in seconds, instead of the system's.
+SD_API void sdcpp_probe_clock(double (*now)()) {
+    sdcpp::stream_clock = now;
+}
+
 // Sets the budget of device memory and starts a generation, with nothing on the device.
 SD_API void sdcpp_probe_begin(void* handle, double max_vram) {
     auto* probe = static_cast<Probe*>(handle);

@@ -1,7 +1,6 @@
 // The inside of streaming: a context's budget of device memory and the streamer of each runner.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -15,6 +14,11 @@
 #include "stream_plan.h"
 
 namespace sdcpp {
+
+#ifdef SDCPP_TEST_BACKEND
+// The clock for all that is measured here, where a test gives one.
+extern double (*stream_clock)();
+#endif
 
 class Placements;
 class Streamer;
@@ -74,8 +78,6 @@ public:
     const std::vector<Piece>& pieces() const { return scan_.pieces; }
 
 private:
-    using Clock = std::chrono::steady_clock;
-
     struct Weight {
         ggml_tensor* tensor = nullptr;
         ggml_tensor host = {};         // where it is in host memory, while bound
@@ -180,6 +182,8 @@ private:
     double seconds_ = 0.0;
     double copy_rate_ = 0.0;  // bytes per second; 0: not measured
     double stall_seconds_ = -1.0;
+    double end_ = 0.0;          // when the last graph ended; 0: not known
+    double gap_seconds_ = 0.0;  // what the host took from then to the next one
     uint64_t peak_ = 0;
     bool loading_ = false;
 };

@@ -19,6 +19,10 @@
 
 namespace sdcpp {
 
+#ifdef SDCPP_TEST_BACKEND
+double (*stream_clock)() = nullptr;
+#endif
+
 namespace {
 
 constexpr double gib = 1024.0 * 1024.0 * 1024.0;
@@ -207,8 +211,13 @@ struct Rehearsed {};
 
 thread_local bool rehearsing = false;
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+double now() {
+#ifdef SDCPP_TEST_BACKEND
+    if (stream_clock != nullptr) {
+        return stream_clock();
+    }
+#endif
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
@@ -760,6 +769,10 @@ void Streamer::bind(uint64_t compute_bytes) {
         weight.tensor->extra = weight.place->extra;
     }
     bound_ = true;
+    if (end_ > 0.0) {
+        gap_seconds_ = std::max(0.0, now() - end_);
+        end_ = 0.0;
+    }
     peak_ = std::max(peak_, owner_.placements->stream_budget.held(dev(), *owner_.placements));
 }
 
@@ -813,16 +826,16 @@ void Streamer::copy(ggml_tensor* target, const char* source, uint64_t offset, ui
         ggml_backend_tensor_set_async(copy_, target, source, offset, bytes);
         seconds = copy_rate_ > 0.0 ? static_cast<double>(bytes) / copy_rate_ : 0.0;
     } else {
-        const auto begin = Clock::now();
+        const double begin = now();
         ggml_backend_tensor_set(target, source, offset, bytes);
-        seconds = seconds_since(begin);
+        seconds = now() - begin;
     }
     owner_.book->copied(true, pinned_, bytes, seconds);
 }
 
 // Copies the residents that a run needs for the first time.
 void Streamer::load(const Run& run) {
-    const auto begin = Clock::now();
+    const double begin = now();
     uint64_t bytes = 0;
     for (size_t i : run.loads) {
         Weight& weight = weights_[i];
@@ -838,7 +851,7 @@ void Streamer::load(const Run& run) {
     if (copy_rate_ == 0.0) {
         // Nothing is computed yet, so that waiting costs nothing.
         ggml_backend_event_synchronize(loaded_.get());
-        copy_rate_ = static_cast<double>(bytes) / std::max(seconds_since(begin), 1e-9);
+        copy_rate_ = static_cast<double>(bytes) / std::max(now() - begin, 1e-9);
     }
     if (keeps("load")) {
         ggml_backend_event_wait(compute_, loaded_.get());
@@ -934,7 +947,7 @@ std::vector<Streamer::Run> Streamer::runs(int nodes) const {
 }
 
 ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
-    const auto begin = Clock::now();
+    const double begin = now();
     const bool was_loading = loading_;
     const ggml_status status = copy_ != nullptr ? compute_overlapped(graph, cancelled)
                                                 : compute_in_turn(graph, cancelled);
@@ -945,7 +958,7 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     ++passes_;
     if (!was_loading) {
         ++timed_passes_;
-        seconds_ += seconds_since(begin);
+        seconds_ += now() - begin;
     }
     loading_ = false;
     return status;
@@ -964,11 +977,17 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         // Residents are copied in between, so that far ahead of them would be too early.
         return issued_ < (loading ? launched + 2 : end + count) && free_for(issued_, launched);
     };
-    const auto look_ahead = [&] {
-        while (count > 0 && can_issue()) {
-            issue_until(issued_ + 1);
+    const auto look_ahead = [&](double most = HUGE_VAL) {
+        for (double bytes = 0.0; count > 0 && can_issue(); issue_until(issued_ + 1)) {
+            bytes += static_cast<double>(plan_.segments[index(issued_)].bytes);
+            if (bytes > most) {
+                break;
+            }
         }
     };
+    if (!loading && pinned_) {
+        look_ahead();
+    }
     for (size_t i = 0; i < all.size(); ++i) {
         Run& run = all[i];
         if (cancelled()) {
@@ -982,9 +1001,9 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
             issue_until(launched + 1);
             if (measuring) {
                 ggml_backend_synchronize(compute_);
-                const auto begin = Clock::now();
+                const double begin = now();
                 ggml_backend_event_synchronize(arrived_[place].get());
-                stalled += seconds_since(begin);
+                stalled += now() - begin;
             }
             if (keeps("arrival")) {
                 ggml_backend_event_wait(compute_, arrived_[place].get());
@@ -1008,16 +1027,18 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         stall_seconds_ = stalled;
         if (can_issue()) {
             const uint64_t bytes = plan_.segments[index(issued_)].bytes;
-            const auto begin = Clock::now();
+            const double begin = now();
             issue_until(issued_ + 1);
             ggml_backend_synchronize(copy_);
-            copy_rate_ = static_cast<double>(bytes) / std::max(seconds_since(begin), 1e-9);
+            copy_rate_ = static_cast<double>(bytes) / std::max(now() - begin, 1e-9);
         }
     }
-    // The next graph begins with these.
-    look_ahead();
+    // The next graph begins with these. What is copied for longer than the host takes until then would hold up the graph's
+    // inputs, which are copied behind it.
+    look_ahead(pinned_ ? gap_seconds_ * copy_rate_ : HUGE_VAL);
     ggml_backend_synchronize(compute_);
     next_ = end;
+    end_ = now();
     return GGML_STATUS_SUCCESS;
 }
 
@@ -1028,11 +1049,11 @@ ggml_status Streamer::compute_in_turn(ggml_cgraph* graph, bool (*cancelled)()) {
         if (cancelled()) {
             return GGML_STATUS_ABORTED;
         }
-        const auto begin = Clock::now();
+        const double begin = now();
         load(run);
         if (run.segment >= 0) {
             issue(next_ + static_cast<uint64_t>(run.segment));
-            copying += seconds_since(begin);
+            copying += now() - begin;
         }
         ggml_cgraph view = ggml_graph_view(graph, run.begin, run.end);
         const ggml_status status = ggml_backend_graph_compute(compute_, &view);
