@@ -140,18 +140,17 @@ MODES: dict[str, dict[str, Any]] = {
     "resident": {},
 }
 DTYPES = {"sd1": "f16", "sdxl": "f16", "zimage": "bf16"}
-SMALL = Shot(512)
+SMALL = Shot(512, tiled=True)
 LARGE = Shot(1024, tiled=True)
 HUGE = replace(LARGE, repeats=3)  # for a model that takes seconds for it
-LORA = Shot(512, lora=True)
+LORA = replace(SMALL, lora=True)
 GUIDED = Shot(1024, cfg_scale=7.0, tiled=True, repeats=2)
-TINY_UNET = Shot(512, tiled=True)
 
 
 def check_jobs() -> list[Job]:
     """Return a small model in every way, for --check."""
     ways = (("resident", None), ("pinned-overlapped", 1), ("pinned-serial", 1), ("pageable-serial", 1))
-    return [Job("sd1", mode, budget, (TINY_UNET,)) for mode, budget in ways] + mmap_jobs("sd1")
+    return [Job("sd1", mode, budget, (SMALL,)) for mode, budget in ways] + mmap_jobs("sd1")
 
 
 def mmap_jobs(family: str) -> list[Job]:
@@ -772,9 +771,11 @@ def place_module(module: Path) -> None:
 def build(folder: Path, what: Path | str, **variables: str) -> None:
     """Build a package from source for this GPU, without network, and let this process and its children import it."""
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--target"]
-    compiler = {"CUDACXX": str(cuda_home() / "bin" / "nvcc")}  # else NVIDIA's packages would be fetched
+    # Else NVIDIA's packages would be fetched; and where a compiler has no shared libstdc++, a library's own copy of it
+    # must not meet the one that Python's modules brought.
+    usual = {"CUDACXX": str(cuda_home() / "bin" / "nvcc"), "LDFLAGS": "-Wl,--exclude-libs,libstdc++.a"}
     start = time.perf_counter()
-    subprocess.run([*command, folder, what], check=True, env={**compiler, **os.environ, **variables}, stdout=sys.stderr)
+    subprocess.run([*command, folder, what], check=True, env={**usual, **os.environ, **variables}, stdout=sys.stderr)
     say(f"built {what} in {time.perf_counter() - start:.0f} s")
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
@@ -798,6 +799,7 @@ class Bench:
             if left < self.least(job):
                 self.found["left_out"] += [each.name for each in jobs[index:] if each.name != job.name] + [job.name]
                 say(f"no time is left for {job.name} and what follows")
+                self.save()
                 return
             self.do(job, left)
             self.save()
