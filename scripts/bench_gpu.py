@@ -851,7 +851,9 @@ class Bench:
             return
         self.found["rows"].append(answer)
         line = " ".join(f"{name} {middle(answer, name):.3f}" for name in ("total", "sampling") if middle(answer, name))
-        say(f"  {answer['shot']}: {answer.get('error') or line or format(answer['load_seconds'], '.2f')}")
+        if "kernels" in answer:
+            line = f"{len(answer['kernels'])} kernels"
+        say(f"  {answer['shot']}: {answer.get('error') or line or format(answer.get('load_seconds', 0.0), '.2f')}")
 
     def save(self) -> None:
         """Write what was found so far."""

@@ -93,7 +93,8 @@ class StableDiffusion:
         rng: source of the initial noise: ``cuda`` (as on an NVIDIA GPU), ``cpu`` (as torch on a CPU), ``std_default``.
         sampler_rng: source of noise added by samplers; the same as *rng* when not given.
         prediction: what the model predicts, where the file does not tell: ``eps``, ``v``, ...
-        lora_apply_mode: ``auto``, ``immediately`` (change the weights) or ``at_runtime``.
+        lora_apply_mode: ``auto``, ``immediately`` (change the weights; once a LoRA is taken out of them again their
+            rounding is left, and pictures may differ a little from those before it) or ``at_runtime``.
         vae_decode_only: do not load the VAE's encoder.
         mmap: read files through a memory map.
         flash_attention: use flash attention in every module.

@@ -160,6 +160,22 @@ def test_kernels_are_summed_by_name():
     assert cells[0] == ("gemm", "0.003", "86%", "2")
 
 
+def test_every_kind_of_answer_is_kept_and_said(capsys):
+    bench = bench_gpu.Bench.__new__(bench_gpu.Bench)
+    bench.found = {"rows": [], "copies": []}
+    kernels = row("profile", 1.0, kernels=[{"name": "gemm", "seconds": 1.0, "count": 1}], total=1.0)
+    del kernels["runs"], kernels["load_seconds"]
+    load = {"family": "sdxl", "mode": "pinned-serial", "budget": 4, "mmap": True, "shot": "load", "load_seconds": 4.3}
+    answers = [row("resident", 0.5), kernels, load, {**load, "error": "no room"}]
+    for answer in answers:
+        bench.keep(answer)
+    bench.keep({"copies": [1]})
+    assert bench.found == {"rows": answers, "copies": [1]}
+    said = capsys.readouterr().err
+    for part in ("512x512: total 1.500 sampling 0.500", "512x512: 1 kernels", "load: 4.30", "load: no room"):
+        assert part in said
+
+
 def test_good_rows_pass():
     given = bench_gpu.verdicts(report(*good_rows()))
     assert [each for each in given if not each.good] == []

@@ -1075,6 +1075,7 @@ void Streamer::begin() {
     restore();
     active_ = false;
     most_ = UINT64_MAX;
+    end_ = 0.0;
     passes_ = timed_passes_ = 0;
     seconds_ = 0.0;
     peak_ = 0;
