@@ -62,9 +62,9 @@ class CancelledError(GenerationError):
 
 
 class DeviceMemoryError(GenerationError):
-    """A device's memory, or ``max_vram``, is too small for an image or a model; an object that drew before works on.
+    """A device's memory, or ``max_vram``, is too small for an image or a model; an object that was made works on.
 
-    The message says how much would do. Another size, tiles for the VAE or a larger ``max_vram`` help.
+    The message says what would do, and for ``max_vram`` how much. Another size or tiles for the VAE may help, too.
     """
 
 

@@ -364,7 +364,7 @@ def check_max_vram(max_vram: float | None) -> float | None:
     """Return the budget of device memory in GiB, or raise ArgumentError unless it has a meaning.
 
     Args:
-        max_vram: GiB; negative is what stays free of what is free now; None is no budget.
+        max_vram: GiB; negative is what stays free of what is free now; None when none is given.
     """
     if max_vram is None:
         return None

@@ -399,6 +399,54 @@ def test_every_refused_device_allocation(checkpoint: Path) -> None:
 
 
 @in_child
+def test_refusals_between_unequal_graphs(tmp_path: Path) -> None:
+    """The second prompt's graph takes more than the first one's, whose compute buffer is there already."""
+    loopback = Loopback()
+    checkpoint = write_checkpoint("zimage", tmp_path / "model.safetensors", tiny=True)["model"]
+    given = {**steps(2), **PROMPTS}
+    expected = draw_on_cpu(checkpoint, **given)
+    refused = 0
+    with Model(checkpoint, DIFFUSION, max_vram=PLENTY) as model:
+        assert model.draw(**given) == expected
+        for number, count in itertools.product(range(1, 6), (1, -1)):
+            loopback.reset()
+            loopback.set(refuse_device_alloc=number, refuse_device_alloc_count=count)
+            try:
+                assert model.draw(**given) == expected
+            except sdcpp_py.DeviceMemoryError:
+                refused += 1
+            loopback.set(refuse_device_alloc=0)
+            assert model.draw(**given) == expected, (number, count)
+    assert refused >= 2
+    assert_empty(loopback)
+
+
+@in_child
+def test_a_refused_picture_leaves_nothing_of_its_control_image(checkpoint: Path, parts: Path) -> None:
+    loopback = Loopback()
+    options = {"control_net_path": bytes(parts / "control.safetensors")}
+    images = [np.full((64, 64, 3), value, np.uint8) for value in (200, 20)]
+    modules = ["diffusion", "controlnet"]
+    with Model(checkpoint, place("CPU", modules=[*modules, "te", "vae"]), **options) as model:
+        expected = [model.draw(**steps(2, control=image)) for image in images]
+    assert len(set(expected)) == 2
+    refused = 0
+    for number in range(1, 8):
+        with Model(checkpoint, stream(modules, cpu=["te", "vae"]), max_vram=PLENTY, **options) as model:
+            loopback.reset()
+            loopback.set(refuse_device_alloc=number, refuse_device_alloc_count=-1)
+            try:
+                assert model.draw(**steps(2, control=images[0])) == expected[0]
+            except sdcpp_py.DeviceMemoryError:
+                refused += 1
+            loopback.set(refuse_device_alloc=0)
+            assert model.draw(**steps(2, control=images[1])) == expected[1], number
+            assert model.draw(**steps(2, control=images[0])) == expected[0], number
+        assert_empty(loopback)
+    assert refused >= 4
+
+
+@in_child
 def test_padded_rows(tmp_path: Path) -> None:
     """Some devices want zeros behind a quantised weight: slots hold what other weights left there."""
     loopback = Loopback()

@@ -323,15 +323,15 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         }
     }
     if (buffer == nullptr) {
-        buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, plain);
+        buffer = tensors_alloc(placement, ctx, plain);
     }
     if (buffer == nullptr) {
-        forget_buffers(ctx);
+        const bool lora = placement.module.find(lora_suffix) != std::string::npos;
         throw NoRoom("the weights of module " + placement.module + " (" + weights_size(ctx, plain) +
-                     ") do not fit into the memory of " + ggml_backend_buft_name(plain) +
-                     (is_cpu(placement.params->dev) ? ": free some of it, or take a smaller weight_type"
-                                                    : ": free some of it, keep them in host memory "
-                                                      "(params_backend='cpu') or take a smaller weight_type"));
+                     ") do not fit into the memory of " + ggml_backend_buft_name(plain) + ": free some of it, or " +
+                     (lora                            ? "use fewer LoRAs"
+                      : is_cpu(placement.params->dev) ? "take a smaller weight_type"
+                                                      : "keep them in host memory (params_backend='cpu')"));
     }
     const std::string other = placement.shelf.put(placement.book, ctx, host);
     if (warning.empty() && !other.empty()) {

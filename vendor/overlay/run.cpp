@@ -168,6 +168,10 @@ bool pixels_finite(const float* values, int64_t count) {
     return true;
 }
 
+void context_broken() {
+    run.broken = true;
+}
+
 void error_record(const std::exception& error) noexcept {
     try {
         run.no_room = dynamic_cast<const NoRoom*>(&error) != nullptr;

@@ -6,6 +6,7 @@
 #include <exception>
 #include <functional>
 #include <stdexcept>
+#include <utility>
 
 #include "ggml-backend.h"
 
@@ -64,6 +65,27 @@ bool guard(F&& function) noexcept {
     }
     return false;
 }
+
+// Calls a function when its scope is left by an exception.
+template <typename F>
+class OnException {
+public:
+    explicit OnException(F function) : function(std::move(function)) {}
+    ~OnException() {
+        if (std::uncaught_exceptions() > before) {
+            function();
+        }
+    }
+    OnException(const OnException&) = delete;
+    OnException& operator=(const OnException&) = delete;
+
+private:
+    const int before = std::uncaught_exceptions();
+    F function;
+};
+
+// Says that a context can draw no more: what failed left its weights half changed.
+void context_broken();
 
 // Wraps a worker thread's function: an exception sets failed instead of ending the process.
 template <typename F>

@@ -35,8 +35,8 @@ public:
 
     // Returns the device memory that the context may use, in bytes.
     uint64_t bytes(ggml_backend_dev_t dev, const Placements& placements) const;
-    // Returns what is left for a runner once all others that are streamed have yielded.
-    uint64_t left(ggml_backend_dev_t dev, const Placements& placements) const;
+    // Returns what the context holds on a device without all that can yield.
+    uint64_t fixed(ggml_backend_dev_t dev, const Placements& placements) const;
     // Frees what runners that compute nothing now keep on a device, until `wanted` more bytes fit into the budget.
     void yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self = nullptr);
     // Lets runners that compute in turn with `self` keep less by that many bytes, or as much as they can.
@@ -183,7 +183,7 @@ private:
     double copy_rate_ = 0.0;  // bytes per second; 0: not measured
     double stall_seconds_ = -1.0;
     double end_ = 0.0;          // when the last graph ended; 0: not known
-    double gap_seconds_ = 0.0;  // what the host took from then to the next one
+    double gap_seconds_[2] = {};  // what the host took from then to the next one, the last two times
     uint64_t peak_ = 0;
     bool loading_ = false;
 };

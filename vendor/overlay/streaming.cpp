@@ -188,8 +188,9 @@ bool budgeted(const Placement& placement) {
 
 // What else helps when a module's graph does not fit.
 std::string smaller_pictures(const std::string& module) {
-    return std::string(module == "te" ? "" : ", or draw a smaller picture") +
-           (module == "vae" ? " or in smaller tiles (vae_tiling)" : "");
+    return module == "vae"                                   ? ", or draw a smaller picture or in smaller tiles (vae_tiling)"
+           : module == "diffusion" || module == "controlnet" ? ", or draw a smaller picture"
+                                                             : "";
 }
 
 // Frees what others keep on a runner's device, and what it keeps there itself as long as its graph is not bound to it.
@@ -245,12 +246,12 @@ uint64_t StreamBudget::bytes(ggml_backend_dev_t dev, const Placements& placement
     return rest(free + held(dev, placements), static_cast<uint64_t>(reserve));
 }
 
-uint64_t StreamBudget::left(ggml_backend_dev_t dev, const Placements& placements) const {
+uint64_t StreamBudget::fixed(ggml_backend_dev_t dev, const Placements& placements) const {
     uint64_t streamed = 0;
     for (const Streamer* streamer : streamers) {
         streamed += streamer->dev() == dev ? streamer->held() : 0;
     }
-    return rest(bytes(dev, placements), rest(held(dev, placements), streamed));
+    return rest(held(dev, placements), streamed);
 }
 
 void StreamBudget::yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self) {
@@ -463,12 +464,12 @@ void Streamer::meet(const std::string& runner, ggml_context* params) {
 void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
     meet(runner, params);
     StreamBudget& shared = owner_.placements->stream_budget;
-    const uint64_t left = shared.left(dev(), *owner_.placements);
+    const uint64_t others = shared.fixed(dev(), *owner_.placements);
     const uint64_t budget = shared.bytes(dev(), *owner_.placements);
     const uint64_t compute_bytes = measure(owner_, graph);
-    const StreamPlan plan = stream_plan(input(scan(graph), compute_bytes, left));
+    const StreamPlan plan = stream_plan(input(scan(graph), compute_bytes, rest(budget, others)));
     if (!plan.feasible) {
-        refuse(plan.minimum_budget + rest(budget, left), compute_bytes, budget);
+        refuse(plan.minimum_budget + others, compute_bytes, budget);
     }
 }
 
@@ -734,6 +735,10 @@ void Streamer::release() {
 }
 
 void Streamer::bind(uint64_t compute_bytes) {
+    if (end_ > 0.0) {
+        gap_seconds_[1] = std::exchange(gap_seconds_[0], std::max(0.0, now() - end_));
+        end_ = 0.0;
+    }
     held_compute_bytes_ = std::max(compute_bytes, compute_bytes_);
     active_ = true;
     bool yielded = false;
@@ -744,20 +749,21 @@ void Streamer::bind(uint64_t compute_bytes) {
             continue;
         }
         const uint64_t refused = plan_.arena_bytes();
-        reason_ = std::string(ggml_backend_dev_name(dev())) + " refused " + in_gib(static_cast<double>(refused)) +
-                  " GiB: less is kept there";
-        LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
+        const std::string why = std::string(ggml_backend_dev_name(dev())) + " refused " +
+                                in_gib(static_cast<double>(refused)) + " GiB: less is kept there";
+        LOG_INFO("module %s: %s", owner_.module.c_str(), why.c_str());
         const uint64_t minimum = plan_.minimum_budget;
         const auto less = static_cast<uint64_t>(arena_shrink * static_cast<double>(plan_.peak_bytes));
         const bool last = plan_.peak_bytes <= minimum;
+        reason_ = why;
         plan(std::max(less, minimum));
         if (last || !plan_.feasible) {
             planned_ = false;
             weights_.clear();
             throw NoRoom("module " + owner_.module + " (" + runner_ + "): " + ggml_backend_dev_name(dev()) +
                          " has no " + in_gib(static_cast<double>(refused)) +
-                         " GiB of memory left, which streaming needs at least: free some of it, or draw a smaller "
-                         "picture");
+                         " GiB of memory left, which it needs at least: free some of it" +
+                         smaller_pictures(owner_.module));
         }
     }
     for (Weight& weight : weights_) {
@@ -769,10 +775,6 @@ void Streamer::bind(uint64_t compute_bytes) {
         weight.tensor->extra = weight.place->extra;
     }
     bound_ = true;
-    if (end_ > 0.0) {
-        gap_seconds_ = std::max(0.0, now() - end_);
-        end_ = 0.0;
-    }
     peak_ = std::max(peak_, owner_.placements->stream_budget.held(dev(), *owner_.placements));
 }
 
@@ -1035,7 +1037,7 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
     }
     // The next graph begins with these. What is copied for longer than the host takes until then would hold up the graph's
     // inputs, which are copied behind it.
-    look_ahead(pinned_ ? gap_seconds_ * copy_rate_ : HUGE_VAL);
+    look_ahead(pinned_ ? std::min(gap_seconds_[0], gap_seconds_[1]) * copy_rate_ : HUGE_VAL);
     ggml_backend_synchronize(compute_);
     next_ = end;
     end_ = now();
@@ -1076,6 +1078,9 @@ void Streamer::begin() {
     active_ = false;
     most_ = UINT64_MAX;
     end_ = 0.0;
+    if (copy_ != nullptr || !owner_.overlap) {
+        reason_.clear();  // what was refused; that copies take turns stays true
+    }
     passes_ = timed_passes_ = 0;
     seconds_ = 0.0;
     peak_ = 0;
@@ -1195,14 +1200,18 @@ void rehearse_graph(Placement& placement, const std::string& runner, ggml_contex
 
 bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
                    ggml_cgraph* graph) {
-    return allocate(allocator, graph) || (make_room(placement) && allocate(allocator, graph));
+    if (allocate(allocator, graph)) {
+        return true;
+    }
+    // A refused allocator has lost its buffer and does not know: only reserving makes it ask again.
+    return make_room(placement) && ggml_gallocr_reserve(allocator, graph) && allocate(allocator, graph);
 }
 
-ggml_backend_buffer_t moved_alloc(Placement& placement, ggml_context* ctx) {
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend);
+ggml_backend_buffer_t tensors_alloc(Placement& placement, ggml_context* ctx, ggml_backend_buffer_type_t type) {
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, type);
     if (buffer == nullptr) {
         forget_buffers(ctx);
-        buffer = make_room(placement) ? ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend) : nullptr;
+        buffer = make_room(placement) ? ggml_backend_alloc_ctx_tensors_from_buft(ctx, type) : nullptr;
     }
     if (buffer == nullptr) {
         forget_buffers(ctx);
@@ -1210,10 +1219,11 @@ ggml_backend_buffer_t moved_alloc(Placement& placement, ggml_context* ctx) {
     return buffer;
 }
 
-void no_room(const Placement& placement, const std::string& runner, const char* what) {
+void no_room(const Placement& placement, const std::string& runner, const std::string& what) {
     ggml_backend_dev_t dev = ggml_backend_get_device(placement.runtime_backend);
     throw NoRoom("module " + placement.module + " (" + runner + "): " + ggml_backend_dev_name(dev) +
-                 " has no memory left for its " + what + ": free some of it" + smaller_pictures(placement.module));
+                 " has no memory left for its " + what + ": free some of it" +
+                 (what == "weights" ? ", or set max_vram" : smaller_pictures(placement.module)));
 }
 
 ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx) {
@@ -1223,8 +1233,12 @@ ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx) {
         shared.yield(placement.runtime->dev, *placement.placements,
                      ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type));
     }
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, placement.runtime_backend);
-    if (buffer != nullptr && placement.placements != nullptr) {
+    ggml_backend_buffer_t buffer =
+        tensors_alloc(placement, ctx, ggml_backend_get_default_buffer_type(placement.runtime_backend));
+    if (buffer == nullptr) {
+        no_room(placement, placement.module, "control image");
+    }
+    if (placement.placements != nullptr) {
         placement.placements->stream_budget.others[placement.runtime->dev] += ggml_backend_buffer_get_size(buffer);
     }
     return buffer;

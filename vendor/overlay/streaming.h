@@ -44,11 +44,11 @@ void rehearse_graph(Placement& placement, const std::string& runner, ggml_contex
 // place of what others keep on the device.
 bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
                    ggml_cgraph* graph);
-// Allocates the tensors to which all weights of a runner are moved, likewise.
-ggml_backend_buffer_t moved_alloc(Placement& placement, ggml_context* ctx);
-// Throws NoRoom: the device refused memory for a runner.
-[[noreturn]] void no_room(const Placement& placement, const std::string& runner, const char* what);
-// Allocates tensors that a runner keeps on its device besides its weights and its compute buffer.
+// Allocates a runner's tensors, likewise; NULL when that is refused.
+ggml_backend_buffer_t tensors_alloc(Placement& placement, ggml_context* ctx, ggml_backend_buffer_type_t type);
+// Throws NoRoom: the device refused memory for a runner's `what`.
+[[noreturn]] void no_room(const Placement& placement, const std::string& runner, const std::string& what);
+// Allocates tensors that a runner keeps on its device besides its weights and its compute buffer, or throws NoRoom.
 ggml_backend_buffer_t beside_alloc(Placement& placement, ggml_context* ctx);
 // Frees them.
 void beside_free(Placement& placement, ggml_backend_buffer_t buffer);
