@@ -225,9 +225,13 @@ double now() {
 
 // --- budget ----------------------------------------------------------------------------------------------------------
 
-uint64_t StreamBudget::held(ggml_backend_dev_t dev, const Placements& placements, const Streamer* self) const {
+uint64_t StreamBudget::fixed(ggml_backend_dev_t dev, const Placements& placements) const {
     const auto more = others.find(dev);
-    uint64_t bytes = placements.weights_on(dev) + (more != others.end() ? more->second : 0);
+    return placements.weights_on(dev) + (more != others.end() ? more->second : 0);
+}
+
+uint64_t StreamBudget::held(ggml_backend_dev_t dev, const Placements& placements, const Streamer* self) const {
+    uint64_t bytes = fixed(dev, placements);
     for (const Streamer* streamer : streamers) {
         bytes += streamer != self && streamer->dev() == dev ? streamer->held() : 0;
     }
@@ -244,14 +248,6 @@ uint64_t StreamBudget::bytes(ggml_backend_dev_t dev, const Placements& placement
     const double reserve = max_vram < 0.0f ? static_cast<double>(-max_vram) * gib
                                            : std::min(free_share * static_cast<double>(total), free_most);
     return rest(free + held(dev, placements), static_cast<uint64_t>(reserve));
-}
-
-uint64_t StreamBudget::fixed(ggml_backend_dev_t dev, const Placements& placements) const {
-    uint64_t streamed = 0;
-    for (const Streamer* streamer : streamers) {
-        streamed += streamer->dev() == dev ? streamer->held() : 0;
-    }
-    return rest(held(dev, placements), streamed);
 }
 
 void StreamBudget::yield(ggml_backend_dev_t dev, const Placements& placements, uint64_t wanted, const Streamer* self) {
@@ -749,13 +745,12 @@ void Streamer::bind(uint64_t compute_bytes) {
             continue;
         }
         const uint64_t refused = plan_.arena_bytes();
-        const std::string why = std::string(ggml_backend_dev_name(dev())) + " refused " +
-                                in_gib(static_cast<double>(refused)) + " GiB: less is kept there";
-        LOG_INFO("module %s: %s", owner_.module.c_str(), why.c_str());
+        reason_ = std::string(ggml_backend_dev_name(dev())) + " refused " + in_gib(static_cast<double>(refused)) +
+                  " GiB: less is kept there";
+        LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
         const uint64_t minimum = plan_.minimum_budget;
         const auto less = static_cast<uint64_t>(arena_shrink * static_cast<double>(plan_.peak_bytes));
         const bool last = plan_.peak_bytes <= minimum;
-        reason_ = why;
         plan(std::max(less, minimum));
         if (last || !plan_.feasible) {
             planned_ = false;
