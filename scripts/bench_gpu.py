@@ -402,15 +402,12 @@ class Worker:
             for shot in job.shots:
                 self.emit(self.draw_shot(model, shot, memory, loaded))
 
-    def draw_shot(self, model: Any, shot: Shot, memory: DeviceMemory, loaded: Row) -> Row:
-        """Return the row of one shot, or one that says why it failed."""
-        import numpy as np
-
+    def asked(self, shot: Shot) -> Row:
+        """Return what txt2img is asked for besides the prompt and the steps."""
         import sdcpp_py
 
-        row = self.row(shot, **loaded)
         lora = self.folder / f"{self.job.family}-lora.safetensors"
-        asked = {
+        return {
             "width": shot.size,
             "height": shot.size,
             "cfg_scale": shot.cfg_scale,
@@ -419,6 +416,14 @@ class Worker:
             "vae_tiling": shot.tiled,
             "loras": [sdcpp_py.Lora(lora, LORA_SCALE)] if shot.lora else (),
         }
+
+    def draw_shot(self, model: Any, shot: Shot, memory: DeviceMemory, loaded: Row) -> Row:
+        """Return the row of one shot, or one that says why it failed."""
+        import numpy as np
+
+        import sdcpp_py
+
+        row, asked = self.row(shot, **loaded), self.asked(shot)
         pictures = []
 
         def run() -> Row:
@@ -449,6 +454,8 @@ class Worker:
 
     def profile(self) -> None:
         """Draw each shot once under PyTorch's profiler, which sees all kernels of the process."""
+        if self.dry:  # without a GPU there are none
+            return
         import torch
 
         torch.zeros(1, device="cuda")  # loads the libraries that the engine needs too
@@ -458,8 +465,7 @@ class Worker:
         path = self.folder / f"{self.job.family}.safetensors"
         with sdcpp_py.StableDiffusion(path, runtime_backend="cuda0", **options) as model:
             for shot in self.job.shots:
-                asked = {"width": shot.size, "height": shot.size, "cfg_scale": shot.cfg_scale, "sampler": "euler"}
-                asked |= {"vae_tiling": shot.tiled, "seed": 42}
+                asked = self.asked(shot)
                 model.txt2img(PROMPT, steps=1, **asked)
                 with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
                     images = model.txt2img(PROMPT, steps=shot.steps, **asked)
@@ -578,8 +584,9 @@ class Worker:
     def run(self) -> None:
         """Do the job."""
         mode = self.job.mode
-        special = {"copies": self.copy, "embedded": self.compare_devices, "peer": self.draw_peer}
-        special["profile"] = (lambda: None) if self.dry else self.profile
+        special = {
+            "copies": self.copy, "embedded": self.compare_devices, "peer": self.draw_peer, "profile": self.profile
+        }  # fmt: skip
         if mode.startswith("diffusers"):
             self.diffuse()
         else:
@@ -853,7 +860,7 @@ class Bench:
         line = " ".join(f"{name} {middle(answer, name):.3f}" for name in ("total", "sampling") if middle(answer, name))
         if "kernels" in answer:
             line = f"{len(answer['kernels'])} kernels"
-        say(f"  {answer['shot']}: {answer.get('error') or line or format(answer.get('load_seconds', 0.0), '.2f')}")
+        say(f"  {answer['shot']}: {answer.get('error') or line or format(answer['load_seconds'], '.2f')}")
 
     def save(self) -> None:
         """Write what was found so far."""
@@ -906,13 +913,11 @@ def pass_seconds(row: Row) -> float | None:
 
     It has in it what the host does between two passes, when the device waits.
     """
-    if row["mode"].startswith("diffusers"):  # both halves of a guided step at once
-        sampling = middle(row, "sampling")
-        return sampling and sampling / row["steps"]
     step, sampling = middle(row, "step"), middle(row, "sampling")
     if step is not None:
         return step * row["steps"] / row["passes"]
-    return sampling and sampling / row["passes"]
+    # diffusers computes both halves of a guided step at once
+    return sampling and sampling / row["steps" if row["mode"].startswith("diffusers") else "passes"]
 
 
 def bound(row: Row, report: Row) -> float | None:
