@@ -141,13 +141,17 @@ class Probe:
             return {}
         return {name: getattr(row, name) for name, _ in self.ffi.typeof("sdcpp_stream_t").fields}
 
-    def pieces(self) -> tuple[Any, Any]:
-        """Return the bytes of each piece and its share of the computing."""
-        size, cost, found = self.ffi.new("uint64_t*"), self.ffi.new("double*"), []
-        while self.lib.sdcpp_probe_piece(self.handle, len(found), size, cost):
-            found.append((size[0], cost[0]))
-        sizes, costs = np.array(found, float).T
-        return sizes, costs / costs.sum()
+    def pieces(self) -> tuple[Any, Any, Any]:
+        """Return for each piece its bytes, its share of the computing, and what the compute buffer then holds.
+
+        The last is two rows: the least and the most bytes.
+        """
+        numbers, cost, found = self.ffi.new("uint64_t[3]"), self.ffi.new("double*"), []
+        size, least, most = numbers, numbers + 1, numbers + 2
+        while self.lib.sdcpp_probe_piece(self.handle, len(found), size, cost, least, most):
+            found.append((cost[0], *numbers))
+        costs, sizes, *values = np.array(found, float).T
+        return sizes, costs / costs.sum(), values
 
     def close(self) -> None:
         """Free it."""
@@ -160,7 +164,8 @@ void sdcpp_probe_clock(double (*now)(void));
 void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
 void sdcpp_probe_begin(void* probe, double max_vram);
 bool sdcpp_probe_step(void* probe, int width, int height, int tokens);
-bool sdcpp_probe_piece(void* probe, int index, uint64_t* bytes, double* cost);
+bool sdcpp_probe_piece(void* probe, int index, uint64_t* bytes, double* cost, uint64_t* least,
+                       uint64_t* most);
 bool sdcpp_probe_stream(void* probe, sdcpp_stream_t* stream);
 void sdcpp_probe_free(void* probe);
 """
@@ -179,17 +184,19 @@ def header_only(model: Model) -> Iterator[Path]:
         yield path
 
 
-def limit(sizes: Any, seconds: Any, memory: float, rate: float) -> float:
+def limit(sizes: Any, seconds: Any, values: Any, memory: float, rate: float) -> float:
     """Return a time below which no schedule computes a graph again and again.
 
-    A linear program, relaxed where a schedule has no choice (any part of a piece may stay, memory has no gaps): for
-    each piece the part of its weights that is streamed, the time between its start and the next one's, and the bytes
-    that arrive meanwhile. What a piece needs is there when it starts and stays until it ends.
+    A linear program, relaxed where a schedule has no choice (any part of a piece may stay, memory has no gaps, and what
+    of the compute buffer holds nothing may hold weights): for each piece the part of its weights that is streamed, the
+    time between its start and the next one's, and the bytes that arrive meanwhile. What a piece needs is there when it
+    starts and stays until it ends.
 
     Args:
         sizes: bytes of each piece's weights, in the order of computing.
         seconds: each piece's computing.
-        memory: bytes for all weights on the device, resident or not.
+        values: bytes that the compute buffer holds meanwhile, at least and at most.
+        memory: bytes for all weights on the device and for what the compute buffer holds.
         rate: bytes that are copied in a second.
     """
     count, whole = len(sizes), sizes.sum()
@@ -203,6 +210,7 @@ def limit(sizes: Any, seconds: Any, memory: float, rate: float) -> float:
             sparse.hstack([none, -rate * unit / whole * one, one, none, nothing]),
             sparse.hstack([streamed, none, none, -one, nothing]),
             sparse.hstack([none, none, one, one, column]),
+            sparse.hstack([none, none, none, one, column]),
             sparse.hstack([sparse.csr_matrix(-share), sparse.csr_matrix((1, 3 * count)), sparse.csr_matrix([[1.0]])]),
         ]
     )
@@ -210,7 +218,7 @@ def limit(sizes: Any, seconds: Any, memory: float, rate: float) -> float:
     solved = linprog(
         np.concatenate([np.zeros(count), np.ones(count), np.zeros(2 * count + 1)]),
         A_ub=upper.tocsr(),
-        b_ub=np.concatenate([np.zeros(3 * count), [memory / whole - 1]]),
+        b_ub=np.concatenate([np.zeros(2 * count), -values[0] / whole, -values[1] / whole, [memory / whole - 1]]),
         A_eq=sparse.hstack([streamed, none, -one, following - one, nothing]).tocsr(),
         b_eq=np.zeros(count),
         bounds=[(0, 1)] * count + [(x, None) for x in seconds / unit] + [(0, None)] * (2 * count + 1),
@@ -286,7 +294,7 @@ class Bench:
             probe.step(2)
             others.append(probe.step())
             probe.begin(budget_bytes)  # releases
-        sizes, costs = self.pieces
+        sizes, costs, values = self.pieces
         fixed = self.weight_bytes - sizes.sum()
         return Cell(
             model=self.name,
@@ -299,7 +307,7 @@ class Bench:
             serial=others[0],
             engine=others[1],
             pageable=others[2],
-            limit=limit(sizes, costs * self.compute, budget_bytes - self.compute_bytes - fixed, rate),
+            limit=limit(sizes, costs * self.compute, values, budget_bytes - fixed, rate),
             budget_bytes=budget_bytes,
             peak_bytes=books["device_bytes_peak"],
             streamed_bytes=row["streamed_bytes"],

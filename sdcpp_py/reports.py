@@ -190,6 +190,7 @@ class NetworkStream:
         streamed_bytes: the part that is copied in each pass.
         slot_bytes: memory of the slots for streamed segments, which share it.
         slots: number of slots, one for each streamed segment.
+        borrowed_slots: those of them that lie in the compute buffer, where that is free meanwhile.
         passes: passes in the last generation.
         pass_seconds: mean time of a pass, without those that loaded residents; None when there was no other.
         copy_seconds: what copying the streamed part takes, measured on one segment; None when nothing is or it was not
@@ -214,6 +215,7 @@ class NetworkStream:
     streamed_bytes: int
     slot_bytes: int
     slots: int
+    borrowed_slots: int
     passes: int
     pass_seconds: float | None
     copy_seconds: float | None
@@ -299,6 +301,12 @@ def _show_seconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.3f}"
 
 
+def _show_slots(row: NetworkStream) -> str:
+    """Return the number of slots and where they are as text."""
+    borrowed = f" ({row.borrowed_slots} borrowed)" if row.borrowed_slots else ""
+    return f"{row.slots}{borrowed} in {show_bytes(row.slot_bytes)}" if row.slots else "-"
+
+
 def _streams_text(streams: Sequence[NetworkStream]) -> str:
     """Return a table of what was streamed, one of the segments, and the advice."""
     names = [f"{row.module} {row.runner}" for row in streams]
@@ -315,7 +323,7 @@ def _streams_text(streams: Sequence[NetworkStream]) -> str:
             _show_seconds(row.copy_seconds),
             _show_seconds(row.stall_seconds),
             "-" if row.hidden is None else f"{row.hidden:.0%}",
-            f"{row.slots} in {show_bytes(row.slot_bytes)}" if row.slots else "-",
+            _show_slots(row),
             show_bytes(row.peak_bytes),
             show_bytes(row.budget_bytes),
             row.reason,

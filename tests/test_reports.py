@@ -115,6 +115,7 @@ STREAM: dict[str, Any] = {
     "streamed_bytes": 6 * GIB,
     "slot_bytes": GIB,
     "slots": 24,
+    "borrowed_slots": 0,
     "passes": 8,
     "pass_seconds": 0.5,
     "copy_seconds": 0.3,

@@ -280,6 +280,32 @@ def test_sizes_that_change(checkpoint: Path) -> None:
     assert_empty(loopback)
 
 
+@pytest.mark.parametrize("as_planned", [True, False])
+@in_child
+def test_slots_in_the_compute_buffer(as_planned: bool, checkpoint: Path) -> None:
+    """Slots lie where the compute buffer is free, or in memory of their own where it is not used as was planned."""
+    if not as_planned:
+        os.environ["SDCPP_LEAVE_OUT"] = "layout"
+    loopback = Loopback()
+    pictures = [steps(2), steps(2, width=128), steps(2)]
+    with Model(checkpoint, place("CPU")) as model:
+        expected = [model.draw(**each) for each in pictures]
+    for budget in (0.007, 0.01) if as_planned else (0.007,):
+        borrowed = []
+        with Model(checkpoint, DIFFUSION, max_vram=budget) as model:
+            for given, picture in zip(pictures, expected, strict=True):
+                loopback.reset()
+                assert model.draw(**given) == picture
+                books = loopback.books()
+                assert books["device_bytes_peak"] <= budget_bytes(budget)
+                assert books["violations"] == 0
+                (row,) = streams(model).values()
+                assert row["mode"] == "overlapped"
+                borrowed.append(row["borrowed_slots"])
+        assert any(borrowed) == as_planned, borrowed
+        assert_empty(loopback)
+
+
 @in_child
 def test_two_contexts_on_one_device(checkpoint: Path) -> None:
     loopback = Loopback()
@@ -553,19 +579,21 @@ def test_cancel_while_a_lora_is_merged(checkpoint: Path, lora: Path) -> None:
     print(f"{merged} of the cancels came after merging")
 
 
-WAITS = {"arrival": 1, "reader": 2, "load": 1}  # the wait that is left out -> LOOPBACK_READ_BEFORE_ARRIVAL, ...
+# What is left out: a wait, or that values in the compute buffer are in the way of slots
+# -> LOOPBACK_READ_BEFORE_ARRIVAL, ...
+LEFT_OUT = {"arrival": 1, "reader": 2, "load": 1, "height": 2}
 
 
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("precaution", LEFT_OUT)
 @in_child
-def test_broken_order_is_found(wait: str, checkpoint: Path) -> None:
-    """A build for tests can leave out a wait: the accelerator sees it, whatever the pixels say."""
-    os.environ["SDCPP_LEAVE_OUT_WAIT"] = wait
+def test_broken_order_is_found(precaution: str, checkpoint: Path) -> None:
+    """A build for tests can leave out a precaution: the accelerator sees it, whatever the pixels say."""
+    os.environ["SDCPP_LEAVE_OUT"] = precaution
     loopback = Loopback()
     with Model(checkpoint, DIFFUSION, max_vram=0.008) as model:
         model.draw(**steps(3))
     found = {kind: loopback.lib.loopback_violation_count(kind) for kind in range(1, 8)}
-    assert found[WAITS[wait]] > 0, found
+    assert found[LEFT_OUT[precaution]] > 0, found
 
 
 def schedules(count: int, seed: int) -> None:

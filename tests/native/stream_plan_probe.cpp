@@ -25,6 +25,7 @@ typedef struct stream_plan_result {
 typedef struct stream_plan_segment {
     uint64_t bytes;
     uint64_t offset;
+    int32_t borrows;
 } stream_plan_segment;
 
 // A part of a segment's slot.
@@ -35,28 +36,31 @@ typedef struct stream_plan_part {
     uint64_t back;
 } stream_plan_part;
 
-// Plans for pieces of given bytes and costs. For each piece, segment_of receives its segment, or -1: resident, or -2:
+// Plans for pieces of given bytes, costs and heights in the compute buffer. For each piece, segment_of receives its segment, or -1: resident, or -2:
 // neither, or -3: both; segments has room for as many as there are pieces, parts for most_parts.
-void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
-                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte,
-                       double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
+void stream_plan_probe(const uint64_t* bytes, const double* costs, const uint64_t* heights, int32_t pieces,
+                       uint64_t alignment, uint64_t budget, uint64_t compute_bytes, uint64_t compute_buffer,
+                       uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte, double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
                        stream_plan_segment* segments, stream_plan_part* parts, int32_t most_parts);
 
 // cdef end
 
-void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t pieces, uint64_t budget,
-                       uint64_t compute_bytes, uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte,
-                       double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
+void stream_plan_probe(const uint64_t* bytes, const double* costs, const uint64_t* heights, int32_t pieces,
+                       uint64_t alignment, uint64_t budget, uint64_t compute_bytes, uint64_t compute_buffer,
+                       uint64_t fixed_bytes, int32_t overlap, double seconds_per_byte, double seconds_per_cost, stream_plan_result* result, int32_t* segment_of,
                        stream_plan_segment* segments, stream_plan_part* parts, int32_t most_parts) {
     sdcpp::StreamInput input;
     for (int32_t i = 0; i < pieces; ++i) {
         sdcpp::Piece piece;
         piece.bytes = bytes[i];
         piece.cost = costs[i];
+        piece.height = heights[i];
         input.pieces.push_back(piece);
     }
+    input.alignment = alignment;
     input.budget = budget;
     input.compute_bytes = compute_bytes;
+    input.compute_buffer = compute_buffer;
     input.fixed_bytes = fixed_bytes;
     input.overlap = overlap != 0;
     const sdcpp::StreamPlan plan = sdcpp::stream_plan(input);
@@ -79,7 +83,7 @@ void stream_plan_probe(const uint64_t* bytes, const double* costs, int32_t piece
     }
     for (size_t i = 0; i < plan.segments.size(); ++i) {
         const sdcpp::StreamSegment& segment = plan.segments[i];
-        segments[i] = {segment.bytes, segment.offset};
+        segments[i] = {segment.bytes, segment.offset, segment.borrows};
         for (const sdcpp::SlotPart& part : segment.parts) {
             if (result->parts < most_parts) {
                 parts[result->parts] = {static_cast<int32_t>(i), part.begin, part.end, part.back};

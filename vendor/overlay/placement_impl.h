@@ -100,8 +100,8 @@ struct Placement {
     std::shared_ptr<Book> book;
     Shelf shelf;
     std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
-    std::map<uint64_t, uint64_t> compute_sizes;  // shape of a graph -> its compute buffer
-    uint64_t compute_bytes = 0;                  // its compute buffer, when it is not streamed but others are
+    std::map<uint64_t, ComputeUse> compute_uses;  // by the shape of a graph
+    uint64_t compute_bytes = 0;  // its compute buffer, when it is not streamed but others are
 };
 
 }  // namespace sdcpp

@@ -86,6 +86,7 @@ typedef struct {
     uint64_t streamed_bytes;   /* the part that is copied each time a graph is computed */
     uint64_t slot_bytes;       /* memory of the slots for streamed segments, which share it */
     int slots;                 /* number of slots, one for each streamed segment */
+    int borrowed_slots;        /* those of them that lie in the compute buffer, where that is free meanwhile */
     uint64_t passes;           /* graphs computed since the last generation began */
     double pass_seconds;       /* mean time of one, without the first after loading */
     double copy_seconds;       /* what copying the streamed part takes, measured on one segment; negative: not measured */

@@ -1,7 +1,9 @@
 #include "stream_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <iterator>
 #include <set>
 
 namespace sdcpp {
@@ -9,13 +11,16 @@ namespace sdcpp {
 namespace {
 
 // Seconds of copying what cannot be resident for one second of computing: plans are compared over all of these.
-constexpr double ratios[] = {0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0};
-constexpr double roominess[] = {1.0, 1.15, 1.34, 1.67, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 13.0};  // memory of the slots, in largest pieces
+constexpr double ratios[] = {0.25, 0.5, 1.0, 2.0, 4.0};
+constexpr double roominess[] = {1.0, 1.07, 1.15, 1.22, 1.34, 1.5, 1.67,
+                                2.0, 2.5,  3.0,  4.0,  6.0,  9.0, 13.0};  // memory of the slots, in largest pieces
 constexpr double merging[] = {0.0, 0.12, 0.34};  // pieces are packed up to this part of that memory
-constexpr size_t max_sizes = 40;           // largest pieces that are tried
+constexpr size_t max_sizes = 16;           // largest pieces that are tried
 constexpr int rate_rounds = 20;            // halvings of the interval that holds the streaming rate
-constexpr int simulated_laps = 4;          // graphs until the schedule repeats itself
+constexpr int simulated_laps = 3;          // graphs until the schedule repeats itself
+constexpr double saved_enough = 0.5;       // a piece is streamed when this part of its bytes is saved up
 constexpr double worth_more_slots = 1.002; // a plan with more memory for slots must be better by this factor
+constexpr double good_enough = 1.045;      // this near to the bound, a plan need not be better
 
 struct Totals {
     uint64_t bytes = 0;
@@ -33,18 +38,22 @@ Totals totals(const StreamInput& input) {
     return all;
 }
 
+uint64_t aligned(const StreamInput& input, uint64_t bytes) {
+    return bytes / input.alignment * input.alignment;
+}
+
 // Walks through the graph twice, saving up `rate` bytes for each unit of cost, and streams a piece when its bytes are
-// saved up; at most `cap` bytes are saved, since no more could be copied ahead. Returns the second walk's choice.
-uint64_t choose(const StreamInput& input, uint64_t largest, double rate, double cap, std::vector<bool>& streamed) {
+// saved up; no more are saved than the slots hold, since no more can be copied ahead. Returns the second walk's choice.
+uint64_t choose(const StreamInput& input, uint64_t largest, double rate, uint64_t slots, std::vector<bool>& streamed) {
     double saved = 0.0;
     uint64_t bytes = 0;
     for (int lap = 0; lap < 2; ++lap) {
         bytes = 0;
         for (size_t i = 0; i < input.pieces.size(); ++i) {
             const Piece& piece = input.pieces[i];
-            saved = std::min(cap, saved + rate * piece.cost);
+            saved = std::min(static_cast<double>(slots), saved + rate * piece.cost);
             const bool taken = piece.bytes > 0 && piece.bytes <= largest &&
-                               saved >= 0.5 * static_cast<double>(piece.bytes);
+                               saved >= saved_enough * static_cast<double>(piece.bytes);
             streamed[i] = taken;
             if (taken) {
                 saved -= static_cast<double>(piece.bytes);
@@ -90,51 +99,161 @@ std::vector<StreamSegment> pack(const StreamInput& input, const std::vector<bool
     return segments;
 }
 
-// Lays the slots one behind the other, from the front again where the memory ends, and notes for each part of a slot
-// who has it before. Returns the memory that is used.
-uint64_t lay_out(std::vector<StreamSegment>& segments, uint64_t memory) {
+// Gives the slots their places, and notes what each of their parts waits for.
+class Layout {
+public:
+    // With no buffer no slot lies in the compute buffer.
+    Layout(const StreamInput& input, std::vector<StreamSegment>& segments, uint64_t memory, uint64_t buffer)
+        : input_(input), segments_(segments), memory_(memory), buffer_(buffer) {}
+
+    // Returns the memory that is used.
+    uint64_t lay_out() {
+        uint64_t largest = 0;
+        for (const StreamSegment& segment : segments_) {
+            largest = std::max(largest, segment.bytes);
+        }
+        // Where two of them do not fit one behind the other, each second one lies at the memory's end.
+        const bool at_both_ends = memory_ < 2 * largest;
+        uint64_t end = 0, used = 0;
+        for (size_t i = 0; i < segments_.size(); ++i) {
+            StreamSegment& segment = segments_[i];
+            segment.offset = end + segment.bytes <= memory_ ? end : 0;
+            const uint64_t last = memory_ - segment.bytes;
+            if (at_both_ends && overlap(last, memory_) < overlap(segment.offset, segment.offset + segment.bytes)) {
+                segment.offset = last;
+            }
+            if (!borrow(i)) {
+                end = segment.offset + segment.bytes;
+                used = std::max(used, end);
+                give(segment, behind(i));
+            }
+        }
+        owners_.clear();
+        for (size_t number = 0; number < 2 * segments_.size(); ++number) {
+            StreamSegment& segment = segments_[number % segments_.size()];
+            if (!segment.borrows) {
+                segment.parts.clear();
+                give(segment, behind(number));
+            }
+        }
+        for (StreamSegment& segment : segments_) {
+            std::sort(segment.parts.begin(), segment.parts.end(),
+                      [](const SlotPart& a, const SlotPart& b) { return a.back > b.back; });
+        }
+        return used;
+    }
+
+private:
+    // Who has a part of the memory, until the device passes a mark.
     struct Owner {
         uint64_t begin;
         uint64_t end;
-        size_t number;
+        size_t mark;
     };
-    uint64_t end = 0, used = 0;
-    for (StreamSegment& segment : segments) {
-        segment.offset = end + segment.bytes <= memory ? end : 0;
-        end = segment.offset + segment.bytes;
-        used = std::max(used, end);
-    }
-    std::vector<Owner> owners, next;
-    size_t number = 0;
-    for (int lap = 0; lap < 2; ++lap) {
-        for (StreamSegment& segment : segments) {
-            const uint64_t begin = segment.offset, stop = begin + segment.bytes;
-            segment.parts.clear();
-            next.clear();
-            for (const Owner& owner : owners) {
-                const uint64_t from = std::max(owner.begin, begin), to = std::min(owner.end, stop);
-                if (from >= to) {
-                    next.push_back(owner);
-                    continue;
-                }
-                segment.parts.push_back({from - begin, to - begin, number - owner.number});
-                if (owner.begin < from) {
-                    next.push_back({owner.begin, from, owner.number});
-                }
-                if (owner.end > to) {
-                    next.push_back({to, owner.end, owner.number});
-                }
-            }
-            next.push_back({begin, stop, number++});
-            owners.swap(next);
+
+    static size_t behind(size_t segment) { return 2 * segment + 1; }
+
+    // Returns how much a slot there would take of what was given away last.
+    uint64_t overlap(uint64_t begin, uint64_t end) const {
+        if (owners_.empty()) {
+            return 0;
         }
+        begin = std::max(begin, owners_.back().begin);
+        return std::max(begin, std::min(end, owners_.back().end)) - begin;
     }
-    for (StreamSegment& segment : segments) {
-        std::sort(segment.parts.begin(), segment.parts.end(),
-                  [](const SlotPart& a, const SlotPart& b) { return a.back > b.back; });
+
+    // Gives a slot's memory to its segment, and notes who had it.
+    void give(StreamSegment& segment, size_t mark) {
+        const uint64_t begin = segment.offset, stop = begin + segment.bytes;
+        next_.clear();
+        for (const Owner& owner : owners_) {
+            const uint64_t from = std::max(owner.begin, begin), to = std::min(owner.end, stop);
+            if (from >= to) {
+                next_.push_back(owner);
+                continue;
+            }
+            segment.parts.push_back({from - begin, to - begin, mark - owner.mark});
+            if (owner.begin < from) {
+                next_.push_back({owner.begin, from, owner.mark});
+            }
+            if (owner.end > to) {
+                next_.push_back({to, owner.end, owner.mark});
+            }
+        }
+        next_.push_back({begin, stop, mark});
+        owners_.swap(next_);
     }
-    return used;
-}
+
+    // Lays a slot into the compute buffer, where that is free for longer than its place in the slots' memory.
+    bool borrow(size_t number) {
+        StreamSegment& segment = segments_[number];
+        if (segment.bytes > buffer_) {
+            return false;
+        }
+        // One more than the mark that it waits for; 0: for none.
+        size_t least = free_from(owners_, segment.offset, segment.bytes);
+        uint64_t height = 0;
+        for (size_t i = segment.pieces.front(); i <= segment.pieces.back(); ++i) {
+            height = std::max(height, input_.pieces[i].height);
+        }
+        const uint64_t top = buffer_ - segment.bytes;
+        const uint64_t below = lent_.empty() ? top : lent_.back().begin - std::min(lent_.back().begin, segment.bytes);
+        bool found = false;
+        for (uint64_t offset : {top, below}) {
+            if (offset < height) {
+                continue;
+            }
+            const size_t free = free_from(number, offset, least);
+            if (free < least) {
+                least = free;
+                segment.borrows = found = true;
+                segment.offset = offset;
+                segment.parts.assign(1, {0, segment.bytes, free == 0 ? 0 : behind(number) + 1 - free});
+            }
+        }
+        if (found) {
+            lent_.push_back({segment.offset, segment.offset + segment.bytes, behind(number)});
+        }
+        return found;
+    }
+
+    // Returns when a place is free, as far as others had it: one more than the mark; 0: when the graph begins.
+    static size_t free_from(const std::vector<Owner>& owners, uint64_t offset, uint64_t bytes) {
+        size_t free = 0;
+        for (const Owner& owner : owners) {
+            if (owner.begin < offset + bytes && offset < owner.end) {
+                free = std::max(free, owner.mark + 1);
+            }
+        }
+        return free;
+    }
+
+    // Returns when the compute buffer is free from an offset on, likewise, or something that is not less than `enough`.
+    size_t free_from(size_t number, uint64_t offset, size_t enough) const {
+        size_t free = free_from(lent_, offset, segments_[number].bytes);
+        size_t mark = 2 * number;  // the first one behind the piece that is looked at
+        for (size_t i = segments_[number].pieces.front(); i-- > 0 && mark + 1 > free && free < enough;) {
+            while (mark > 0 && (mark % 2 == 0 ? i <= segments_[mark / 2 - 1].pieces.back()
+                                              : i < segments_[mark / 2].pieces.front())) {
+                --mark;
+            }
+            if (mark + 1 <= free) {
+                break;
+            }
+            if (input_.pieces[i].height > offset) {
+                free = mark + 1;
+            }
+        }
+        return free;
+    }
+
+    const StreamInput& input_;
+    std::vector<StreamSegment>& segments_;
+    const uint64_t memory_;
+    const uint64_t buffer_;
+    std::vector<Owner> owners_, next_;  // of the slots' memory
+    std::vector<Owner> lent_;           // of the compute buffer
+};
 
 // The sizes of a largest streamed piece that are worth trying.
 std::vector<uint64_t> piece_sizes(const StreamInput& input, uint64_t limit) {
@@ -160,9 +279,9 @@ std::vector<uint64_t> piece_sizes(const StreamInput& input, uint64_t limit) {
     return found;
 }
 
-// Fills in a plan that streams pieces of at most `largest` bytes through `slots` bytes of slots.
-bool fill(const StreamInput& input, const Totals& all, uint64_t largest, uint64_t slots, double merge,
-          StreamPlan& plan) {
+// Tells for each piece whether it is streamed, when pieces of at most `largest` bytes go through `slots` bytes of slots;
+// false when they are too few.
+bool divide(const StreamInput& input, const Totals& all, uint64_t largest, uint64_t slots, std::vector<bool>& streamed) {
     const uint64_t taken = input.compute_bytes + input.fixed_bytes + slots;
     if (taken > input.budget || slots > input.largest_slots) {
         return false;
@@ -177,15 +296,15 @@ bool fill(const StreamInput& input, const Totals& all, uint64_t largest, uint64_
         return false;
     }
     const size_t count = input.pieces.size();
-    std::vector<bool> streamed(count), tried(count);
+    std::vector<bool> tried(count);
+    streamed.assign(count, false);
     uint64_t bytes = 0;
-    const auto cap = static_cast<double>(slots);
     if (all.cost > 0.0) {
         double low = 0.0;
         double high = 64.0 * static_cast<double>(needed) / all.cost;
         for (int round = 0; round < rate_rounds; ++round) {
             const double rate = round == 0 ? high : 0.5 * (low + high);
-            const uint64_t got = choose(input, largest, rate, cap, tried);
+            const uint64_t got = choose(input, largest, rate, slots, tried);
             if (got >= needed) {
                 high = rate;
                 streamed = tried;
@@ -206,33 +325,59 @@ bool fill(const StreamInput& input, const Totals& all, uint64_t largest, uint64_
         }
     }
     trim(input, needed, bytes, streamed);
+    return true;
+}
+
+// Fills in a plan that streams those pieces.
+void fill(const StreamInput& input, const Totals& all, const std::vector<bool>& streamed, uint64_t slots, double merge,
+          uint64_t buffer, StreamPlan& plan) {
     plan.segments = pack(input, streamed, static_cast<uint64_t>(merge * static_cast<double>(slots)));
-    plan.slot_bytes = lay_out(plan.segments, slots);
+    plan.slot_bytes = Layout(input, plan.segments, slots, buffer).lay_out();
     plan.streamed_bytes = 0;
     for (const StreamSegment& segment : plan.segments) {
         plan.streamed_bytes += segment.bytes;
     }
-    plan.resident.resize(count);
-    for (size_t i = 0; i < count; ++i) {
-        plan.resident[i] = !streamed[i];
-    }
+    plan.resident = streamed;
+    plan.resident.flip();
     plan.resident_bytes = input.fixed_bytes + all.bytes - plan.streamed_bytes;
     plan.peak_bytes = input.compute_bytes + plan.arena_bytes();
     plan.feasible = true;
-    return true;
 }
 
-// The worst, over all ratios, of the plan's time against the longer one of computing and of copying what cannot be
-// resident.
-double badness(const StreamInput& input, const Totals& all, const StreamPlan& plan) {
-    const uint64_t room = input.budget - input.compute_bytes - input.fixed_bytes;
-    const double must = static_cast<double>(all.bytes > room ? all.bytes - room : 0);
-    double worst = 1.0;
-    for (double ratio : ratios) {
-        const double seconds = stream_seconds(input, plan, ratio / std::max(must, 1.0), 1.0 / all.cost);
-        worst = std::max(worst, seconds / std::max(1.0, ratio));
+// What a plan is made from, and its times: one for each ratio, over the longer one of computing and of copying what
+// cannot be resident.
+struct Candidate {
+    std::vector<bool> streamed;
+    uint64_t slots;
+    double merge;
+    uint64_t buffer;
+    uint64_t slot_bytes;
+    std::array<double, std::size(ratios)> times;
+};
+
+// Returns the candidate whose worst time, over the best one that any has at that ratio, is least.
+const Candidate& best_of(const std::vector<Candidate>& candidates) {
+    std::array<double, std::size(ratios)> reachable;
+    reachable.fill(HUGE_VAL);
+    for (const Candidate& candidate : candidates) {
+        for (size_t i = 0; i < reachable.size(); ++i) {
+            reachable[i] = std::min(reachable[i], std::max(candidate.times[i], good_enough));
+        }
     }
-    return worst;
+    const Candidate* best = nullptr;
+    double least = HUGE_VAL;
+    for (const Candidate& candidate : candidates) {
+        double worst = 0.0;
+        for (size_t i = 0; i < reachable.size(); ++i) {
+            worst = std::max(worst, candidate.times[i] / reachable[i]);
+        }
+        const bool more = best != nullptr && candidate.slot_bytes > best->slot_bytes;
+        if (worst * (more ? worth_more_slots : 1.0) < least) {
+            least = worst;
+            best = &candidate;
+        }
+    }
+    return *best;
 }
 
 }  // namespace
@@ -249,6 +394,9 @@ double stream_seconds(const StreamInput& input, const StreamPlan& plan, double s
         const bool inside = segment > 0 && i <= plan.segments[segment - 1].pieces.back();
         cost[segment == 0 ? 0 : 2 * segment - (inside ? 1 : 0)] += input.pieces[i].cost * seconds_per_cost;
     }
+    for (double& seconds : cost) {
+        seconds += seconds > 0.0 ? input.launch_cost * seconds_per_cost : 0.0;
+    }
     double copied = 0.0, computed = 0.0, lap_begin = 0.0;
     if (!input.overlap) {
         for (double seconds : cost) {
@@ -256,31 +404,38 @@ double stream_seconds(const StreamInput& input, const StreamPlan& plan, double s
         }
         return computed + static_cast<double>(plan.streamed_bytes) * seconds_per_byte;
     }
-    std::vector<double> done;  // when each segment's slot was free again
-    done.reserve(count * simulated_laps);
+    std::vector<double> marks;  // when each was passed
+    marks.reserve(2 * count * simulated_laps);
     for (int lap = 0; lap < simulated_laps; ++lap) {
         lap_begin = computed;
         computed += cost[0];
         for (size_t i = 0; i < count; ++i) {
             const StreamSegment& segment = plan.segments[i];
+            marks.push_back(computed);
             copied += static_cast<double>(segment.copies) * input.copy_cost * seconds_per_cost;
             for (const SlotPart& part : segment.parts) {
-                const double free = done.size() >= part.back ? done[done.size() - part.back] : 0.0;
+                const double free = part.back == 0               ? lap_begin
+                                    : marks.size() >= part.back ? marks[marks.size() - part.back]
+                                                                 : 0.0;
                 copied = std::max(copied, free) + static_cast<double>(part.end - part.begin) * seconds_per_byte;
             }
             computed = std::max(computed, copied) + cost[2 * i + 1];
-            done.push_back(computed);
-            computed += cost[2 * i + 2] + input.segment_cost * seconds_per_cost;
+            marks.push_back(computed);
+            computed += cost[2 * i + 2];
         }
     }
     return computed - lap_begin;
+}
+
+uint64_t smallest_budget(const StreamInput& input) {
+    return input.compute_bytes + input.fixed_bytes + totals(input).largest;
 }
 
 StreamPlan stream_plan(const StreamInput& input) {
     const Totals all = totals(input);
     StreamPlan best;
     const uint64_t base = input.compute_bytes + input.fixed_bytes;
-    best.minimum_budget = base + all.largest;
+    best.minimum_budget = smallest_budget(input);
     if (input.budget < best.minimum_budget) {
         return best;
     }
@@ -291,27 +446,37 @@ StreamPlan stream_plan(const StreamInput& input) {
         best.peak_bytes = base + all.bytes;
         return best;
     }
-    double least = 0.0;
+    const auto must = static_cast<double>(all.bytes - (input.budget - base));
+    std::vector<Candidate> candidates;
+    std::vector<bool> streamed;
+    StreamPlan plan;
     for (uint64_t largest : piece_sizes(input, std::min(input.budget - base, input.largest_slots))) {
         for (double room : roominess) {
-            const auto slots = static_cast<uint64_t>(room * static_cast<double>(largest));
+            const uint64_t slots = aligned(input, static_cast<uint64_t>(room * static_cast<double>(largest)));
+            if (!divide(input, all, largest, slots, streamed)) {
+                continue;
+            }
             for (double merge : merging) {
-                StreamPlan plan;
-                plan.minimum_budget = best.minimum_budget;
-                if (!fill(input, all, largest, slots, merge, plan)) {
-                    continue;
-                }
-                const double bad = badness(input, all, plan);
-                const bool more = plan.slot_bytes > best.slot_bytes;
-                if (!best.feasible || bad * (more ? worth_more_slots : 1.0) < least) {
-                    least = bad;
-                    best = plan;
+                for (uint64_t buffer : {aligned(input, input.compute_buffer), uint64_t{0}}) {
+                    fill(input, all, streamed, slots, merge, buffer, plan);
+                    candidates.push_back({streamed, slots, merge, buffer, plan.slot_bytes, {}});
+                    for (size_t i = 0; i < std::size(ratios); ++i) {
+                        candidates.back().times[i] =
+                            stream_seconds(input, plan, ratios[i] / must, 1.0 / all.cost) / std::max(1.0, ratios[i]);
+                    }
+                    if (!plan.borrows()) {
+                        break;
+                    }
                 }
             }
             if (!input.overlap) {
                 break;
             }
         }
+    }
+    if (!candidates.empty()) {
+        const Candidate& chosen = best_of(candidates);
+        fill(input, all, chosen.streamed, chosen.slots, chosen.merge, chosen.buffer, best);
     }
     return best;
 }

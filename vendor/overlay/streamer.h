@@ -2,13 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
-#include "ggml-backend.h"
+#include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
 #include "ggml-cpp.h"
 #include "sdcpp.h"
 #include "stream_plan.h"
@@ -24,6 +26,15 @@ class Placements;
 class Streamer;
 struct Device;
 struct Placement;
+
+// How computing a graph uses its compute buffer.
+struct ComputeUse {
+    uint64_t bytes = 0;            // what computing takes: the buffer, and what the device takes besides
+    uint64_t buffer = 0;           // bytes of the buffer alone
+    std::vector<int64_t> offsets;  // of each node's values in it; -1: elsewhere
+    std::vector<uint64_t> heights; // from where on it is free while a node is computed; empty: not known
+    std::vector<uint64_t> values;  // what it holds meanwhile, in bytes
+};
 
 // Who of a context holds device memory, and how much there may be.
 class StreamBudget {
@@ -76,6 +87,8 @@ public:
     bool describe(sdcpp_stream_t* row) const;
     // What the last graph was divided into.
     const std::vector<Piece>& pieces() const { return scan_.pieces; }
+    // What its compute buffer holds at least and at most while a piece is computed, in bytes.
+    std::pair<uint64_t, uint64_t> values(size_t piece) const;
 
 private:
     struct Weight {
@@ -86,6 +99,7 @@ private:
         int piece = -1;                // -1: fixed
         int segment = -1;              // -1: resident
         uint64_t offset = 0;           // in its slot
+        bool borrows = false;          // that lies in the compute buffer
         bool loaded = false;
     };
 
@@ -100,6 +114,7 @@ private:
 
     // What a graph reads, in order.
     struct Scan {
+        const ComputeUse* use = nullptr;
         std::vector<ggml_tensor*> weights;
         std::vector<int> piece_of;  // for each weight, -1: fixed
         std::vector<Piece> pieces;
@@ -117,7 +132,7 @@ private:
     };
 
     void meet(const std::string& runner, ggml_context* params);
-    Scan scan(ggml_cgraph* graph) const;
+    Scan scan(ggml_cgraph* graph, const ComputeUse& use) const;
     StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
     [[noreturn]] void refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const;
     uint64_t alloc_size(const ggml_tensor* tensor) const;
@@ -126,19 +141,25 @@ private:
     void drop_arena();
     void restore();
     std::vector<Run> runs(int nodes) const;
+    bool borrow(ggml_cgraph* graph);
+    void give_back();
+    void follow(ggml_cgraph* graph);
     void open_streams();
     void take_turns(const char* why);
 
-    std::vector<Copy> copies_of(int segment, ggml_backend_buffer_t buffer, char* slots);
+    void make_events();
+    std::vector<Copy> copies_of(int segment, const std::function<void(ggml_tensor*, uint64_t)>& put);
     void copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes);
     void load(const Run& run);
     void issue(uint64_t number);
     void issue_until(uint64_t number);
-    bool free_for(uint64_t number, uint64_t launched) const;
+    bool free_for(uint64_t number, uint64_t given) const;
     ggml_status compute_overlapped(ggml_cgraph* graph, bool (*cancelled)());
     ggml_status compute_in_turn(ggml_cgraph* graph, bool (*cancelled)());
     void drain();
     size_t index(uint64_t number) const { return static_cast<size_t>(number % plan_.segments.size()); }
+    static uint64_t mark_behind(uint64_t number) { return 2 * number + 1; }
+    ggml_backend_event_t mark(uint64_t number) const { return marks_[static_cast<size_t>(number % marks_.size())].get(); }
 
     Placement& owner_;
     std::string runner_;
@@ -162,6 +183,9 @@ private:
     std::vector<ggml_backend_buffer_ptr> arena_;
     ggml_context_ptr places_;
     ggml_backend_buffer_ptr zeros_;
+    ggml_backend_buffer borrowed_ = {};  // the compute buffer, as one of weights
+    char* base_ = nullptr;               // where it begins in the addresses of slots that lie in it
+    bool borrows_ = true;                // slots may lie there
     bool pinned_ = false;
     bool bound_ = false;
     bool active_ = false;               // between the first and the last graph that are computed in turn with others'
@@ -173,7 +197,7 @@ private:
     uint64_t issued_ = 0;  // all before it are copied or being copied
     std::vector<std::vector<Copy>> copies_;         // of each segment
     std::vector<ggml_backend_event_ptr> arrived_;  // of each segment
-    std::vector<ggml_backend_event_ptr> done_;     // of each segment: it has been computed
+    std::vector<ggml_backend_event_ptr> marks_;    // see stream_plan.h; NULL: nobody waits for it
     ggml_backend_event_ptr loaded_;
 
     // Statistics.

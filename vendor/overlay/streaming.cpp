@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
 #include "ggml-alloc.h"
 #include "ggml_graph_cut.h"
@@ -33,8 +34,9 @@ constexpr uint64_t small_most = 64 * 1024;      // ... when it is also smaller t
 constexpr uint64_t piece_share = 2048;          // pieces are this part of all weights, or one weight
 constexpr uint64_t load_share = 16;             // the first graph is cut for copies of this part of all weights
 constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
-constexpr double launch_seconds = 20e-6;        // what giving one more stretch of a graph to the device takes
+constexpr double launch_seconds = 10e-6;        // what giving one more stretch of a graph to the device takes
 constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
+constexpr double borrowed_share = 0.95;         // of the compute buffer: the next one may be a little smaller
 constexpr double arena_shrink = 0.85;           // after a refusal
 constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is made anew
 
@@ -57,10 +59,10 @@ bool is_one_of(const char* const (&names)[count], ggml_backend_dev_t dev) {
 }
 
 #ifdef SDCPP_TEST_BACKEND
-// Leaves out one kind of wait where a test asks for it, to see that the mistake is found.
-bool keeps(const char* wait) {
-    static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT_WAIT");
-    return left_out == nullptr || std::strcmp(left_out, wait) != 0;
+// Leaves out one precaution where a test asks for it, to see that the mistake is found.
+bool keeps(const char* precaution) {
+    static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT");
+    return left_out == nullptr || std::strcmp(left_out, precaution) != 0;
 }
 #else
 constexpr bool keeps(const char*) {
@@ -165,19 +167,129 @@ uint64_t pool_bytes(ggml_cgraph* graph) {
     return most;
 }
 
-// Returns what a graph's compute buffer takes.
-uint64_t measure(Placement& placement, ggml_cgraph* graph) {
-    const auto [known, added] = placement.compute_sizes.try_emplace(shape_hash(graph), 0);
-    if (added) {
-        ggml_gallocr_ptr allocator(ggml_gallocr_new(ggml_backend_get_default_buffer_type(placement.runtime_backend)));
-        size_t size = 0;
-        ggml_gallocr_reserve_n_size(allocator.get(), graph, nullptr, nullptr, &size);
-        known->second = size;
-        if (is_one_of(pool_backends, placement.runtime->dev)) {
-            known->second += pool_base + pool_bytes(graph);
+const ggml_tensor* root(const ggml_tensor* tensor) {
+    return tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
+// A buffer type that gives addresses but no memory, else like the device's, so that a graph can be laid out before there
+// is a compute buffer.
+class Mock {
+public:
+    explicit Mock(ggml_backend_buffer_type_t real) : real_(real) {
+        type_ = {{[](ggml_backend_buffer_type_t) { return "mock"; }, alloc,
+                  [](ggml_backend_buffer_type_t type) { return ggml_backend_buft_get_alignment(self(type)->real_); },
+                  [](ggml_backend_buffer_type_t type) { return ggml_backend_buft_get_max_size(self(type)->real_); },
+                  [](ggml_backend_buffer_type_t type, const ggml_tensor* tensor) {
+                      return ggml_backend_buft_get_alloc_size(self(type)->real_, tensor);
+                  },
+                  [](ggml_backend_buffer_type_t) { return false; }},
+                 nullptr,
+                 this};
+    }
+
+    ggml_backend_buffer_type_t type() { return &type_; }
+    // The one buffer that was allocated; NULL when there were several.
+    ggml_backend_buffer_t buffer() const { return count_ == 1 ? buffer_ : nullptr; }
+
+    static char* base() { return reinterpret_cast<char*>(uintptr_t{1} << 40); }
+
+private:
+    static Mock* self(ggml_backend_buffer_type_t type) { return static_cast<Mock*>(type->context); }
+
+    static ggml_backend_buffer_t alloc(ggml_backend_buffer_type_t type, size_t size) {
+        ggml_backend_buffer_i calls = {};
+        calls.get_base = [](ggml_backend_buffer_t) -> void* { return base(); };
+        ++self(type)->count_;
+        return self(type)->buffer_ = ggml_backend_buffer_init(type, calls, nullptr, size);
+    }
+
+    ggml_backend_buffer_type_t real_;
+    ggml_backend_buffer_type type_;
+    ggml_backend_buffer_t buffer_ = nullptr;
+    int count_ = 0;
+};
+
+// Notes, for each node of a graph that is laid out in a compute buffer, where that is free while it is computed, and what
+// it holds.
+void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use) {
+    struct Life {
+        int first;
+        int last;
+    };
+    const int nodes = graph->n_nodes;
+    std::unordered_map<const ggml_tensor*, Life> lives;
+    const auto* const base = static_cast<const char*>(ggml_backend_buffer_get_base(buffer));
+    const auto is_there = [&](const ggml_tensor* tensor) { return tensor->buffer == buffer; };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        if (is_there(root(graph->leafs[i]))) {
+            lives[root(graph->leafs[i])] = {0, nodes - 1};
         }
     }
-    return known->second;
+    for (int i = 0; i < nodes; ++i) {
+        const ggml_tensor* node = graph->nodes[i];
+        const ggml_tensor* values = root(node);
+        use.offsets.push_back(is_there(values) ? static_cast<const char*>(values->data) - base : -1);
+        if (use.offsets.back() >= 0) {
+            Life& life = lives.try_emplace(values, Life{i, i}).first->second;
+            life.last = ((node->flags | values->flags) & GGML_TENSOR_FLAG_OUTPUT) != 0 ? nodes - 1 : std::max(life.last, i);
+        }
+        for (const ggml_tensor* source : node->src) {
+            const auto life = source != nullptr ? lives.find(root(source)) : lives.end();
+            if (life != lives.end()) {
+                life->second.last = std::max(life->second.last, i);
+            }
+        }
+    }
+    use.heights.assign(static_cast<size_t>(nodes), 0);
+    use.values.assign(static_cast<size_t>(nodes), 0);
+    for (const auto& [tensor, life] : lives) {
+        const uint64_t bytes = ggml_backend_buft_get_alloc_size(type, tensor);
+        const uint64_t end = static_cast<uint64_t>(static_cast<const char*>(tensor->data) - base) + bytes;
+        for (int i = life.first; i <= life.last; ++i) {
+            uint64_t& height = use.heights[static_cast<size_t>(i)];
+            height = keeps("height") ? std::max(height, end) : 0;
+            use.values[static_cast<size_t>(i)] += bytes;
+        }
+    }
+}
+
+// Lays a graph out as its allocator will.
+ComputeUse lay_out(ggml_cgraph* graph, ggml_backend_buffer_type_t type) {
+    std::vector<std::pair<ggml_tensor*, ggml_tensor>> before;
+    const auto add = [&](ggml_tensor* tensor) { before.emplace_back(tensor, *tensor); };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        add(graph->leafs[i]);
+    }
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        add(graph->nodes[i]);
+    }
+    Mock mock(type);
+    ComputeUse use;
+    ggml_gallocr_ptr allocator(ggml_gallocr_new(mock.type()));
+    const bool done = ggml_gallocr_reserve(allocator.get(), graph) && ggml_gallocr_alloc_graph(allocator.get(), graph);
+    use.buffer = ggml_gallocr_get_buffer_size(allocator.get(), 0);
+    if (done && mock.buffer() != nullptr) {
+        note_use(graph, type, mock.buffer(), use);
+    }
+    for (const auto& [tensor, was] : before) {
+        tensor->data = was.data;
+        tensor->buffer = was.buffer;
+    }
+    return use;
+}
+
+// Returns what a graph's compute buffer takes and where it is free.
+const ComputeUse& measure(Placement& placement, ggml_cgraph* graph) {
+    const auto [known, added] = placement.compute_uses.try_emplace(shape_hash(graph));
+    ComputeUse& use = known->second;
+    if (added) {
+        use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
+        use.bytes = use.buffer;
+        if (is_one_of(pool_backends, placement.runtime->dev)) {
+            use.bytes += pool_base + pool_bytes(graph);
+        }
+    }
+    return use;
 }
 
 // Tells whether a runner shares its device's memory with streamed ones.
@@ -312,7 +424,7 @@ uint64_t Streamer::alloc_size(const ggml_tensor* tensor) const {
 void Streamer::take_turns(const char* why) {
     copy_ = nullptr;
     arrived_.clear();
-    done_.clear();
+    marks_.clear();
     loaded_.reset();
     reason_ = std::string(ggml_backend_dev_name(dev())) + " " + why + ": copies and computations take turns";
     LOG_INFO("module %s: %s", owner_.module.c_str(), reason_.c_str());
@@ -334,7 +446,7 @@ void Streamer::open_streams() {
     }
 }
 
-Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
+Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& use) const {
     struct Use {
         int first = 0;
         int last = 0;
@@ -343,6 +455,7 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
     const int nodes = graph->n_nodes;
     std::unordered_map<const ggml_tensor*, Use> uses;
     Scan found;
+    found.use = &use;
     uint64_t total = 0;
     std::vector<int> section(static_cast<size_t>(nodes) + 1);  // number of cuts before a node
     std::vector<std::string> names{runner_};
@@ -419,8 +532,12 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph) const {
             found.pieces.back().bytes += starting[i];
         }
         piece_at[at] = static_cast<int>(found.pieces.size()) - 1;
+        Piece& piece = found.pieces.back();
         if (computes(graph->nodes[i])) {
-            found.pieces.back().cost += cost_of(graph->nodes[i]);
+            piece.cost += cost_of(graph->nodes[i]);
+        }
+        if (!use.heights.empty()) {
+            piece.height = i == found.begin.back() ? use.heights[at] : std::max(piece.height, use.heights[at]);
         }
     }
     for (const ggml_tensor* weight : found.weights) {
@@ -462,10 +579,10 @@ void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgrap
     StreamBudget& shared = owner_.placements->stream_budget;
     const uint64_t others = shared.fixed(dev(), *owner_.placements);
     const uint64_t budget = shared.bytes(dev(), *owner_.placements);
-    const uint64_t compute_bytes = measure(owner_, graph);
-    const StreamPlan plan = stream_plan(input(scan(graph), compute_bytes, rest(budget, others)));
-    if (!plan.feasible) {
-        refuse(plan.minimum_budget + others, compute_bytes, budget);
+    const ComputeUse& use = measure(owner_, graph);
+    const uint64_t least = smallest_budget(input(scan(graph, use), use.bytes, 0));
+    if (least > rest(budget, others)) {
+        refuse(least + others, use.bytes, budget);
     }
 }
 
@@ -473,9 +590,19 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     meet(runner, params);
     const Placements& placements = *owner_.placements;
     StreamBudget& shared = owner_.placements->stream_budget;
-    Scan next = scan(graph);
+    const ComputeUse& use = measure(owner_, graph);
+    Scan next = scan(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
-    const uint64_t bytes = measure(owner_, graph);
+    const uint64_t bytes = use.bytes;
+    // The slots in the compute buffer must be free in all of the graphs. It is as large as the first one of a generation
+    // makes it.
+    bool lent = !active_ && plan_.borrowed_end() > use.buffer;
+    for (size_t i = 0; same && i < next.pieces.size(); ++i) {
+        Piece& piece = next.pieces[i];
+        const Piece& before = scan_.pieces[i];
+        lent = lent || (plan_.borrows() && piece.height > before.height);
+        piece.height = std::max(piece.height, before.height);
+    }
     scan_ = std::move(next);
     if (owner_.book->changes() != changes_) {
         changes_ = owner_.book->changes();
@@ -487,7 +614,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     if (!active_) {
         budget_ = shared.bytes(dev(), placements);
     }
-    if (same && bytes <= compute_bytes_) {
+    if (same && bytes <= compute_bytes_ && !lent) {
         shared.yield(dev(), placements, plan_.peak_bytes, this);
         const uint64_t room = std::min(most_, rest(budget_, shared.held(dev(), placements, this)));
         const bool more = !active_ && !plan_.segments.empty() &&
@@ -536,8 +663,12 @@ StreamInput Streamer::input(const Scan& scan, uint64_t compute_bytes, uint64_t r
     input.budget = room;
     input.compute_bytes = compute_bytes;
     input.fixed_bytes = scan.fixed_bytes;
+    if (copy_ != nullptr && borrows_ && !scan.use->heights.empty()) {
+        input.compute_buffer = static_cast<uint64_t>(borrowed_share * static_cast<double>(scan.use->buffer));
+    }
     input.largest_slots = ggml_backend_buft_get_max_size(type_);
-    input.segment_cost = launch_seconds;
+    input.alignment = ggml_backend_buft_get_alignment(type_);
+    input.launch_cost = launch_seconds;
     input.copy_cost = copy_seconds;
     input.overlap = copy_ != nullptr;
     return input;
@@ -563,6 +694,7 @@ void Streamer::plan(uint64_t room) {
         weight.bytes = alloc_size(weight.tensor);
         weight.piece = scan_.piece_of[i];
         weight.segment = weight.piece < 0 ? -1 : segment_of[static_cast<size_t>(weight.piece)];
+        weight.borrows = weight.segment >= 0 && plan_.segments[static_cast<size_t>(weight.segment)].borrows;
         weights_.push_back(weight);
     }
     // Neighbours in host memory are neighbours in a slot, so that one copy takes both.
@@ -622,16 +754,29 @@ bool Streamer::alloc_arena() {
     const auto address = [&](const Block& block) {
         return static_cast<char*>(ggml_backend_buffer_get_base(arena_[block.chunk].get())) + block.offset;
     };
+    base_ = Mock::base();
+    const auto put = [&](ggml_tensor* tensor, ggml_backend_buffer_t buffer, char* address) {
+        if (buffer == &borrowed_) {  // which is not there yet
+            tensor->buffer = buffer;
+            tensor->data = address;
+        } else {
+            ggml_backend_tensor_alloc(buffer, tensor, address);
+        }
+    };
     size_t next = 0;
     for (Weight& weight : weights_) {
-        const Block& block = weight.segment < 0 ? blocks[next++] : blocks.back();
-        const uint64_t offset = weight.segment < 0
-                                    ? 0
-                                    : plan_.segments[static_cast<size_t>(weight.segment)].offset + weight.offset;
         weight.place = ggml_dup_tensor(places_.get(), weight.tensor);
         ggml_set_name(weight.place, weight.tensor->name);
-        ggml_backend_tensor_alloc(arena_[block.chunk].get(), weight.place, address(block) + offset);
         weight.loaded = false;
+        if (weight.segment < 0) {
+            const Block& block = blocks[next++];
+            put(weight.place, arena_[block.chunk].get(), address(block));
+            continue;
+        }
+        const uint64_t offset = plan_.segments[static_cast<size_t>(weight.segment)].offset + weight.offset;
+        const Block& block = blocks.back();
+        put(weight.place, weight.borrows ? &borrowed_ : arena_[block.chunk].get(),
+            (weight.borrows ? base_ : address(block)) + offset);
     }
     pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
     uint64_t tail_most = 0;
@@ -648,21 +793,15 @@ bool Streamer::alloc_arena() {
         }
         ggml_backend_buffer_clear(zeros_.get(), 0);
     }
-    arrived_.clear();
-    done_.clear();
-    for (size_t i = 0; copy_ != nullptr && i < std::max<size_t>(plan_.segments.size(), 1); ++i) {
-        arrived_.emplace_back(ggml_backend_event_new(dev()));
-        done_.emplace_back(ggml_backend_event_new(dev()));
-        if (!loaded_) {
-            loaded_.reset(ggml_backend_event_new(dev()));
-        }
-        if (!arrived_.back() || !done_.back() || !loaded_) {
-            take_turns("refused an event");
-        }
-    }
+    make_events();
     copies_.clear();
     for (size_t i = 0; i < plan_.segments.size(); ++i) {
-        copies_.push_back(copies_of(static_cast<int>(i), arena_[blocks.back().chunk].get(), address(blocks.back())));
+        const StreamSegment& segment = plan_.segments[i];
+        const auto put_in_slot = [&](ggml_tensor* tensor, uint64_t begin) {
+            put(tensor, segment.borrows ? &borrowed_ : arena_[blocks.back().chunk].get(),
+                (segment.borrows ? base_ : address(blocks.back())) + segment.offset + begin);
+        };
+        copies_.push_back(copies_of(static_cast<int>(i), put_in_slot));
     }
     next_ = issued_ = 0;
     timed_passes_ = 0;
@@ -671,13 +810,44 @@ bool Streamer::alloc_arena() {
     return true;
 }
 
-// Returns the copies that fill a segment's slot; `slots` is the address of all slots.
-std::vector<Streamer::Copy> Streamer::copies_of(int segment, ggml_backend_buffer_t buffer, char* slots) {
+// Makes an event for each segment's arrival, for the mark behind it, and for those marks before it that are waited for.
+void Streamer::make_events() {
+    arrived_.clear();
+    marks_.clear();
+    if (copy_ == nullptr) {
+        return;
+    }
+    const size_t count = plan_.segments.size();
+    marks_.resize(2 * count);
+    bool refused = false;
+    const auto make = [&](ggml_backend_event_ptr& event) {
+        if (!event) {
+            event.reset(ggml_backend_event_new(dev()));
+            refused = refused || !event;
+        }
+    };
+    make(loaded_);
+    for (size_t i = 0; i < count; ++i) {
+        make(arrived_.emplace_back());
+        make(marks_[2 * i + 1]);
+        for (const SlotPart& part : plan_.segments[i].parts) {
+            if (part.back > 0) {
+                make(marks_[(2 * i + 1 + 2 * count - part.back % (2 * count)) % (2 * count)]);
+            }
+        }
+    }
+    if (refused) {
+        take_turns("refused an event");
+    }
+}
+
+// Returns the copies that fill a segment's slot; `put` gives a tensor its address, counted from the slot's begin.
+std::vector<Streamer::Copy> Streamer::copies_of(int segment, const std::function<void(ggml_tensor*, uint64_t)>& put) {
     const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
     const bool plain = is_one_of(plain_backends, dev());
     const auto bytes_at = [&](uint64_t begin, uint64_t bytes) {
         ggml_tensor* tensor = ggml_new_tensor_1d(places_.get(), GGML_TYPE_I8, static_cast<int64_t>(bytes));
-        ggml_backend_tensor_alloc(buffer, tensor, slots + planned.offset + begin);
+        put(tensor, begin);
         return tensor;
     };
     ggml_tensor* const slot = plain ? bytes_at(0, planned.bytes) : nullptr;
@@ -765,6 +935,9 @@ void Streamer::bind(uint64_t compute_bytes) {
         if (!bound_) {
             weight.host = *weight.tensor;
         }
+        if (weight.borrows) {
+            continue;  // until the compute buffer is there, see borrow()
+        }
         weight.tensor->buffer = weight.place->buffer;
         weight.tensor->data = weight.place->data;
         weight.tensor->extra = weight.place->extra;
@@ -801,6 +974,84 @@ uint64_t Streamer::shrink(uint64_t bytes) {
     most_ = std::max(plan_.minimum_budget, rest(before, bytes));
     plan(most_);
     return before - plan_.peak_bytes;
+}
+
+// Gives the weights whose slots lie in the compute buffer their addresses there, and what views them in the graph.
+// Returns false when the graph uses the buffer in another way than was planned.
+bool Streamer::borrow(ggml_cgraph* graph) {
+    const ComputeUse& use = *scan_.use;
+    const auto nodes = static_cast<size_t>(graph->n_nodes);
+    const auto first = static_cast<size_t>(
+        std::find_if(use.offsets.begin(), use.offsets.end(), [](int64_t offset) { return offset >= 0; }) -
+        use.offsets.begin());
+    if (first >= nodes) {
+        return false;
+    }
+    ggml_backend_buffer_t buffer = root(graph->nodes[first])->buffer;
+    char* const base = static_cast<char*>(ggml_backend_buffer_get_base(buffer));
+    if (plan_.borrowed_end() > ggml_backend_buffer_get_size(buffer)) {
+        return false;
+    }
+    bool as_measured = true;
+    for (size_t i = 0; i < nodes; ++i) {
+        as_measured = as_measured && (use.offsets[i] < 0 || root(graph->nodes[i])->data == base + use.offsets[i]);
+    }
+    if (!as_measured) {
+        // It was laid out for another graph; what counts is whether the slots are free.
+        ComputeUse real;
+        note_use(graph, type_, buffer, real);
+        for (size_t piece = 0, i = 0; i < nodes; ++i) {
+            piece += piece + 1 < scan_.begin.size() && scan_.begin[piece + 1] <= static_cast<int>(i) ? 1 : 0;
+            if (real.heights[i] > scan_.pieces[piece].height) {
+                return false;
+            }
+        }
+    }
+    borrowed_ = *buffer;
+    borrowed_.usage = GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+    const auto move = [&](ggml_tensor* tensor) {
+        if (tensor->buffer == &borrowed_) {
+            tensor->data = base + (static_cast<char*>(tensor->data) - base_);
+        }
+    };
+    for (ggml_tensor* t = ggml_get_first_tensor(places_.get()); t != nullptr; t = ggml_get_next_tensor(places_.get(), t)) {
+        move(t);
+    }
+    base_ = base;
+    for (Weight& weight : weights_) {
+        if (weight.borrows) {
+            weight.tensor->buffer = weight.place->buffer;
+            weight.tensor->data = weight.place->data;
+        }
+    }
+    follow(graph);
+    return true;
+}
+
+// Gives them back their addresses in host memory, before the compute buffer can change.
+void Streamer::give_back() {
+    for (Weight& weight : weights_) {
+        if (weight.borrows) {
+            weight.tensor->buffer = weight.host.buffer;
+            weight.tensor->data = weight.host.data;
+        }
+    }
+}
+
+// Lets the graph's views of weights follow these.
+void Streamer::follow(ggml_cgraph* graph) {
+    const auto move = [&](ggml_tensor* tensor) {
+        if (tensor->view_src != nullptr && params_.count(tensor->view_src) != 0) {
+            tensor->buffer = tensor->view_src->buffer;
+            tensor->data = static_cast<char*>(tensor->view_src->data) + tensor->view_offs;
+        }
+    };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        move(graph->leafs[i]);
+    }
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        move(graph->nodes[i]);
+    }
 }
 
 // --- copying and computing -------------------------------------------------------------------------------------------
@@ -861,8 +1112,8 @@ void Streamer::issue(uint64_t number) {
     const std::vector<Copy>& copies = copies_[index(number)];
     size_t last = SIZE_MAX;
     for (const SlotPart& part : segment.parts) {
-        if (copy_ != nullptr && part.back != last && number >= part.back && keeps("reader")) {
-            ggml_backend_event_wait(copy_, done_[index(number - part.back)].get());
+        if (copy_ != nullptr && part.back != last && part.back > 0 && mark_behind(number) >= part.back && keeps("reader")) {
+            ggml_backend_event_wait(copy_, mark(mark_behind(number) - part.back));
         }
         last = part.back;
         for (const Copy& one : copies) {
@@ -897,11 +1148,12 @@ void Streamer::issue_until(uint64_t number) {
     }
 }
 
-// Tells whether a segment's copy has to wait for nothing but computations that the device was given.
-bool Streamer::free_for(uint64_t number, uint64_t launched) const {
-    const size_t back = plan_.segments[index(number)].parts.back().back;
+// Tells whether a segment's copy has to wait for nothing but computations that the device was given: those before the
+// mark `given`.
+bool Streamer::free_for(uint64_t number, uint64_t given) const {
+    const uint64_t back = plan_.segments[index(number)].parts.back().back;
     // A copy from pageable memory holds up the host, which must not wait for what the device is computing now.
-    return number < back || number - back + (pinned_ ? 0 : 1) < launched;
+    return back == 0 || mark_behind(number) < back || mark_behind(number) - back + (pinned_ ? 0 : 2) < given;
 }
 
 std::vector<Streamer::Run> Streamer::runs(int nodes) const {
@@ -944,10 +1196,20 @@ std::vector<Streamer::Run> Streamer::runs(int nodes) const {
 }
 
 ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
+    if (plan_.borrows() && (!keeps("layout") || !borrow(graph))) {
+        LOG_INFO("module %s: no slot lies in the compute buffer any more", owner_.module.c_str());
+        borrows_ = false;
+        restore();
+        release();
+        plan(room_);
+        bind(held_compute_bytes_);
+        follow(graph);
+    }
     const double begin = now();
     const bool was_loading = loading_;
     const ggml_status status = copy_ != nullptr ? compute_overlapped(graph, cancelled)
                                                 : compute_in_turn(graph, cancelled);
+    give_back();
     if (status != GGML_STATUS_SUCCESS) {
         drain();
         return status;
@@ -971,8 +1233,10 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
     const uint64_t end = next_ + count;
     uint64_t launched = next_;  // all segments before it
     const auto can_issue = [&] {
-        // Residents are copied in between, so that far ahead of them would be too early.
-        return issued_ < (loading ? launched + 2 : end + count) && free_for(issued_, launched);
+        // Residents are copied in between, so that far ahead of them would be too early; and the next graph's compute
+        // buffer is not there yet.
+        return issued_ < (loading ? launched + 2 : end + count) && free_for(issued_, 2 * launched) &&
+               (issued_ < end || !plan_.segments[index(issued_)].borrows);
     };
     const auto look_ahead = [&](double most = HUGE_VAL) {
         for (double bytes = 0.0; count > 0 && can_issue(); issue_until(issued_ + 1)) {
@@ -995,6 +1259,9 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         }
         if (run.segment >= 0) {
             const size_t place = index(launched);
+            if (marks_[2 * place]) {
+                ggml_backend_event_record(marks_[2 * place].get(), compute_);
+            }
             issue_until(launched + 1);
             if (measuring) {
                 ggml_backend_synchronize(compute_);
@@ -1012,7 +1279,7 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
             return status;
         }
         if (run.segment >= 0) {
-            ggml_backend_event_record(done_[index(launched++)].get(), compute_);
+            ggml_backend_event_record(mark(mark_behind(launched++)), compute_);
         }
         if (i + 1 < all.size() && all[i + 1].segment >= 0) {
             look_ahead();
@@ -1081,6 +1348,14 @@ void Streamer::begin() {
     peak_ = 0;
 }
 
+std::pair<uint64_t, uint64_t> Streamer::values(size_t piece) const {
+    const auto& values = scan_.use->values;
+    const auto begin = values.begin() + scan_.begin[piece];
+    const auto end = piece + 1 < scan_.begin.size() ? values.begin() + scan_.begin[piece + 1] : values.end();
+    const auto [least, most] = std::minmax_element(begin, end);
+    return {*least, *most};
+}
+
 bool Streamer::describe(sdcpp_stream_t* row) const {
     if (!planned_) {
         return false;
@@ -1109,6 +1384,8 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
             plan_.streamed_bytes,
             plan_.slot_bytes,
             static_cast<int>(plan_.segments.size()),
+            static_cast<int>(std::count_if(plan_.segments.begin(), plan_.segments.end(),
+                                           [](const StreamSegment& segment) { return segment.borrows; })),
             passes_,
             timed_passes_ > 0 ? seconds_ / static_cast<double>(timed_passes_) : 0.0,
             copy_rate_ > 0.0 ? static_cast<double>(plan_.streamed_bytes) / copy_rate_ : -1.0,
@@ -1162,7 +1439,7 @@ void stream_yield(Placement& placement, ggml_cgraph* graph) {
     }
     StreamBudget& shared = placement.placements->stream_budget;
     ggml_backend_dev_t dev = placement.runtime->dev;
-    const uint64_t more = rest(measure(placement, graph), placement.compute_bytes);
+    const uint64_t more = rest(measure(placement, graph).bytes, placement.compute_bytes);
     shared.yield(dev, *placement.placements, more);
     shared.others[dev] += more;
     placement.compute_bytes += more;
