@@ -372,6 +372,14 @@ uint64_t file_bytes(const char* path, const std::string& prefix) {
     return bytes;
 }
 
+void* graph_memory(Placement& placement, size_t bytes) {
+    if (placement.graph_memory_bytes < bytes) {
+        placement.graph_memory.reset(new char[bytes]);  // not touched yet
+        placement.graph_memory_bytes = bytes;
+    }
+    return placement.graph_memory.get();
+}
+
 bool surveying() {
     return current && current->survey;
 }

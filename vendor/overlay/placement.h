@@ -49,6 +49,10 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx);
 // Frees a runner's weights and takes them out of the books.
 void params_free(Placement& placement, ggml_backend_buffer_t buffer);
 
+// Returns memory for the tensors of a runner's graphs, the same each time: a graph's is mostly empty, and finding fresh
+// pages for the rest takes the host as long as building the graph does.
+void* graph_memory(Placement& placement, size_t bytes);
+
 // Tells whether this thread only wants to know how large the weights would be.
 bool surveying();
 // While surveying, notes the size of a runner's weights and returns true: nothing is to be allocated.
