@@ -193,8 +193,8 @@ class NetworkStream:
         borrowed_slots: those of them that lie in the compute buffer, where that is free meanwhile.
         passes: passes in the last generation.
         pass_seconds: mean time of a pass, without those that loaded residents; None when there was no other.
-        copy_seconds: what copying the streamed part takes, measured on one segment; None when nothing is or it was not
-            measured.
+        copy_seconds: what copying the streamed part takes, measured on a few segments; None when nothing is or it was
+            not measured.
         stall_seconds: what one pass waited for copies; None when not measured, as with pageable weights, where the
             waiting is inside the copying.
         resident: names of the resident segments.

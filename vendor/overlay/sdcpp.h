@@ -89,7 +89,7 @@ typedef struct {
     int borrowed_slots;        /* those of them that lie in the compute buffer, where that is free meanwhile */
     uint64_t passes;           /* graphs computed since the last generation began */
     double pass_seconds;       /* mean time of one, without the first after loading */
-    double copy_seconds;       /* what copying the streamed part takes, measured on one segment; negative: not measured */
+    double copy_seconds;       /* what copying the streamed part takes, measured on a few segments; negative: not measured */
     double stall_seconds;      /* what one pass waited for copies, measured in one pass; negative: not measured */
     const char* resident;      /* names of the resident segments, separated by ", " */
     const char* streamed;      /* names of the streamed segments, separated by ", " */

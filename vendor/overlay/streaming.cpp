@@ -37,6 +37,7 @@ constexpr double copy_seconds = 10e-6;          // what a copy takes besides its
 constexpr double launch_seconds = 10e-6;        // what giving one more stretch of a graph to the device takes
 constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
 constexpr double borrowed_share = 0.95;         // of the compute buffer: the next one may be a little smaller
+constexpr uint64_t enough_to_time = 8 << 20;    // bytes from which on copying them tells the bus's speed
 constexpr double arena_shrink = 0.85;           // after a refusal
 constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is made anew
 
@@ -1289,11 +1290,14 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         ggml_backend_synchronize(copy_);
         ggml_backend_synchronize(compute_);
         stall_seconds_ = stalled;
-        if (can_issue()) {
-            const uint64_t bytes = plan_.segments[index(issued_)].bytes;
-            const double begin = now();
-            issue_until(issued_ + 1);
-            ggml_backend_synchronize(copy_);
+        uint64_t bytes = 0;
+        const double begin = now();
+        for (; can_issue(); issue_until(issued_ + 1)) {
+            bytes += plan_.segments[index(issued_)].bytes;
+        }
+        ggml_backend_synchronize(copy_);
+        // So few bytes tell how long a copy takes to begin; loading told more.
+        if (bytes >= enough_to_time || (bytes > 0 && copy_rate_ == 0.0)) {
             copy_rate_ = static_cast<double>(bytes) / std::max(now() - begin, 1e-9);
         }
     }
