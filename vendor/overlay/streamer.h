@@ -1,6 +1,7 @@
 // The inside of streaming: a context's budget of device memory and the streamer of each runner.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
+#include "compute_use.h"
 #include "ggml-cpp.h"
 #include "sdcpp.h"
 #include "stream_plan.h"
@@ -20,21 +22,25 @@ namespace sdcpp {
 #ifdef SDCPP_TEST_BACKEND
 // The clock for all that is measured here, where a test gives one.
 extern double (*stream_clock)();
+// Leaves out one precaution where a test asks for it, to see that the mistake is found.
+bool keeps(const char* precaution);
+#else
+constexpr bool keeps(const char*) {
+    return true;
+}
 #endif
+
+// Tells whether a device belongs to one of some backends.
+template <size_t count>
+bool is_one_of(const char* const (&names)[count], ggml_backend_dev_t dev) {
+    const std::string name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
+    return std::any_of(names, names + count, [&](const char* known) { return name == known; });
+}
 
 class Placements;
 class Streamer;
 struct Device;
 struct Placement;
-
-// How computing a graph uses its compute buffer.
-struct ComputeUse {
-    uint64_t bytes = 0;            // what computing takes: the buffer, and what the device takes besides
-    uint64_t buffer = 0;           // bytes of the buffer alone
-    std::vector<int64_t> offsets;  // of each node's values in it; -1: elsewhere
-    std::vector<uint64_t> heights; // from where on it is free while a node is computed; empty: not known
-    std::vector<uint64_t> values;  // what it holds meanwhile, in bytes
-};
 
 // Who of a context holds device memory, and how much there may be.
 class StreamBudget {

@@ -11,6 +11,7 @@
 
 #include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
+#include "compute_use.h"
 #include "ggml-alloc.h"
 #include "ggml_graph_cut.h"
 #include "placement_impl.h"
@@ -22,6 +23,11 @@ namespace sdcpp {
 
 #ifdef SDCPP_TEST_BACKEND
 double (*stream_clock)() = nullptr;
+
+bool keeps(const char* precaution) {
+    static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT");
+    return left_out == nullptr || std::strcmp(left_out, precaution) != 0;
+}
 #endif
 
 namespace {
@@ -47,29 +53,6 @@ constexpr double memory_rate = 360e9;
 
 // Backends that store the bytes of a tensor as they are: parts of tensors, and neighbours at once, can be copied.
 const char* const plain_backends[] = {"CUDA", "ROCm", "MUSA", "Vulkan", "Loopback"};
-
-// Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
-// that are loaded when they are first needed, and cuBLAS's workspace. On an H100 the driver counted up to 235 MB.
-const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
-constexpr uint64_t pool_base = 256ull << 20;
-
-template <size_t count>
-bool is_one_of(const char* const (&names)[count], ggml_backend_dev_t dev) {
-    const char* const name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
-    return std::any_of(names, names + count, [&](const char* known) { return std::strcmp(known, name) == 0; });
-}
-
-#ifdef SDCPP_TEST_BACKEND
-// Leaves out one precaution where a test asks for it, to see that the mistake is found.
-bool keeps(const char* precaution) {
-    static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT");
-    return left_out == nullptr || std::strcmp(left_out, precaution) != 0;
-}
-#else
-constexpr bool keeps(const char*) {
-    return true;
-}
-#endif
 
 bool computes(const ggml_tensor* node) {
     switch (node->op) {
@@ -126,171 +109,6 @@ std::string in_gib(double bytes) {
     char text[32];
     std::snprintf(text, sizeof(text), "%.4f", std::ceil(bytes / gib * 1e4) / 1e4);
     return text;
-}
-
-uint64_t mix(uint64_t hash, uint64_t value) {
-    return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
-}
-
-uint64_t shape_hash(ggml_cgraph* graph) {
-    uint64_t hash = 14695981039346656037u;
-    const auto add = [&](const ggml_tensor* tensor) {
-        hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
-        for (int64_t size : tensor->ne) {
-            hash = mix(hash, static_cast<uint64_t>(size));
-        }
-    };
-    for (int i = 0; i < graph->n_leafs; ++i) {
-        add(graph->leafs[i]);
-    }
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        add(graph->nodes[i]);
-    }
-    return hash;
-}
-
-// What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
-// in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32.
-uint64_t pool_bytes(ggml_cgraph* graph) {
-    uint64_t most = 0;
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        const ggml_tensor* node = graph->nodes[i];
-        uint64_t bytes = 0;
-        if (node->op == GGML_OP_MUL_MAT) {
-            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node) + ggml_nelements(node->src[1]));
-            bytes += ggml_is_quantized(node->src[0]->type) ? 2 * static_cast<uint64_t>(ggml_nelements(node->src[0])) : 0;
-        } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node->src[1]) + ggml_nelements(node->src[2])) +
-                    4 * static_cast<uint64_t>(ggml_nelements(node));
-        }
-        most = std::max(most, bytes);
-    }
-    return most;
-}
-
-const ggml_tensor* root(const ggml_tensor* tensor) {
-    return tensor->view_src != nullptr ? tensor->view_src : tensor;
-}
-
-// A buffer type that gives addresses but no memory, else like the device's, so that a graph can be laid out before there
-// is a compute buffer.
-class Mock {
-public:
-    explicit Mock(ggml_backend_buffer_type_t real) : real_(real) {
-        type_ = {{[](ggml_backend_buffer_type_t) { return "mock"; }, alloc,
-                  [](ggml_backend_buffer_type_t type) { return ggml_backend_buft_get_alignment(self(type)->real_); },
-                  [](ggml_backend_buffer_type_t type) { return ggml_backend_buft_get_max_size(self(type)->real_); },
-                  [](ggml_backend_buffer_type_t type, const ggml_tensor* tensor) {
-                      return ggml_backend_buft_get_alloc_size(self(type)->real_, tensor);
-                  },
-                  [](ggml_backend_buffer_type_t) { return false; }},
-                 nullptr,
-                 this};
-    }
-
-    ggml_backend_buffer_type_t type() { return &type_; }
-    // The one buffer that was allocated; NULL when there were several.
-    ggml_backend_buffer_t buffer() const { return count_ == 1 ? buffer_ : nullptr; }
-
-    static char* base() { return reinterpret_cast<char*>(uintptr_t{1} << 40); }
-
-private:
-    static Mock* self(ggml_backend_buffer_type_t type) { return static_cast<Mock*>(type->context); }
-
-    static ggml_backend_buffer_t alloc(ggml_backend_buffer_type_t type, size_t size) {
-        ggml_backend_buffer_i calls = {};
-        calls.get_base = [](ggml_backend_buffer_t) -> void* { return base(); };
-        ++self(type)->count_;
-        return self(type)->buffer_ = ggml_backend_buffer_init(type, calls, nullptr, size);
-    }
-
-    ggml_backend_buffer_type_t real_;
-    ggml_backend_buffer_type type_;
-    ggml_backend_buffer_t buffer_ = nullptr;
-    int count_ = 0;
-};
-
-// Notes, for each node of a graph that is laid out in a compute buffer, where that is free while it is computed, and what
-// it holds.
-void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use) {
-    struct Life {
-        int first;
-        int last;
-    };
-    const int nodes = graph->n_nodes;
-    std::unordered_map<const ggml_tensor*, Life> lives;
-    const auto* const base = static_cast<const char*>(ggml_backend_buffer_get_base(buffer));
-    const auto is_there = [&](const ggml_tensor* tensor) { return tensor->buffer == buffer; };
-    for (int i = 0; i < graph->n_leafs; ++i) {
-        if (is_there(root(graph->leafs[i]))) {
-            lives[root(graph->leafs[i])] = {0, nodes - 1};
-        }
-    }
-    for (int i = 0; i < nodes; ++i) {
-        const ggml_tensor* node = graph->nodes[i];
-        const ggml_tensor* values = root(node);
-        use.offsets.push_back(is_there(values) ? static_cast<const char*>(values->data) - base : -1);
-        if (use.offsets.back() >= 0) {
-            Life& life = lives.try_emplace(values, Life{i, i}).first->second;
-            life.last = ((node->flags | values->flags) & GGML_TENSOR_FLAG_OUTPUT) != 0 ? nodes - 1 : std::max(life.last, i);
-        }
-        for (const ggml_tensor* source : node->src) {
-            const auto life = source != nullptr ? lives.find(root(source)) : lives.end();
-            if (life != lives.end()) {
-                life->second.last = std::max(life->second.last, i);
-            }
-        }
-    }
-    use.heights.assign(static_cast<size_t>(nodes), 0);
-    use.values.assign(static_cast<size_t>(nodes), 0);
-    for (const auto& [tensor, life] : lives) {
-        const uint64_t bytes = ggml_backend_buft_get_alloc_size(type, tensor);
-        const uint64_t end = static_cast<uint64_t>(static_cast<const char*>(tensor->data) - base) + bytes;
-        for (int i = life.first; i <= life.last; ++i) {
-            uint64_t& height = use.heights[static_cast<size_t>(i)];
-            height = keeps("height") ? std::max(height, end) : 0;
-            use.values[static_cast<size_t>(i)] += bytes;
-        }
-    }
-}
-
-// Lays a graph out as its allocator will.
-ComputeUse lay_out(ggml_cgraph* graph, ggml_backend_buffer_type_t type) {
-    std::vector<std::pair<ggml_tensor*, ggml_tensor>> before;
-    const auto add = [&](ggml_tensor* tensor) { before.emplace_back(tensor, *tensor); };
-    for (int i = 0; i < graph->n_leafs; ++i) {
-        add(graph->leafs[i]);
-    }
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        add(graph->nodes[i]);
-    }
-    Mock mock(type);
-    ComputeUse use;
-    ggml_gallocr_ptr allocator(ggml_gallocr_new(mock.type()));
-    const bool done = ggml_gallocr_reserve(allocator.get(), graph) && ggml_gallocr_alloc_graph(allocator.get(), graph);
-    use.buffer = ggml_gallocr_get_buffer_size(allocator.get(), 0);
-    if (done && mock.buffer() != nullptr) {
-        note_use(graph, type, mock.buffer(), use);
-    }
-    for (const auto& [tensor, was] : before) {
-        tensor->data = was.data;
-        tensor->buffer = was.buffer;
-    }
-    return use;
-}
-
-// Returns what a graph's compute buffer takes and where it is free.
-const ComputeUse& measure(Placement& placement, ggml_cgraph* graph) {
-    const auto [known, added] = placement.compute_uses.try_emplace(shape_hash(graph));
-    ComputeUse& use = known->second;
-    if (added) {
-        use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
-        use.bytes = use.buffer;
-        if (is_one_of(pool_backends, placement.runtime->dev)) {
-            use.bytes += pool_base + pool_bytes(graph);
-        }
-    }
-    return use;
 }
 
 // Tells whether a runner shares its device's memory with streamed ones.
@@ -580,7 +398,7 @@ void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgrap
     StreamBudget& shared = owner_.placements->stream_budget;
     const uint64_t others = shared.fixed(dev(), *owner_.placements);
     const uint64_t budget = shared.bytes(dev(), *owner_.placements);
-    const ComputeUse& use = measure(owner_, graph);
+    const ComputeUse& use = compute_use(owner_, graph);
     const uint64_t least = smallest_budget(input(scan(graph, use), use.bytes, 0));
     if (least > rest(budget, others)) {
         refuse(least + others, use.bytes, budget);
@@ -591,7 +409,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     meet(runner, params);
     const Placements& placements = *owner_.placements;
     StreamBudget& shared = owner_.placements->stream_budget;
-    const ComputeUse& use = measure(owner_, graph);
+    const ComputeUse& use = compute_use(owner_, graph);
     Scan next = scan(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
     const uint64_t bytes = use.bytes;
@@ -755,7 +573,7 @@ bool Streamer::alloc_arena() {
     const auto address = [&](const Block& block) {
         return static_cast<char*>(ggml_backend_buffer_get_base(arena_[block.chunk].get())) + block.offset;
     };
-    base_ = Mock::base();
+    base_ = static_cast<char*>(ggml_backend_buffer_get_base(arena_.front().get()));
     const auto put = [&](ggml_tensor* tensor, ggml_backend_buffer_t buffer, char* address) {
         if (buffer == &borrowed_) {  // which is not there yet
             tensor->buffer = buffer;
@@ -1443,7 +1261,7 @@ void stream_yield(Placement& placement, ggml_cgraph* graph) {
     }
     StreamBudget& shared = placement.placements->stream_budget;
     ggml_backend_dev_t dev = placement.runtime->dev;
-    const uint64_t more = rest(measure(placement, graph).bytes, placement.compute_bytes);
+    const uint64_t more = rest(compute_use(placement, graph).bytes, placement.compute_bytes);
     shared.yield(dev, *placement.placements, more);
     shared.others[dev] += more;
     placement.compute_bytes += more;

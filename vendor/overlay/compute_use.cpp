@@ -1,0 +1,185 @@
+// Lays graphs out in addresses without memory, and notes for each node what its compute buffer holds.
+#include "compute_use.h"
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
+#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
+#include "ggml-alloc.h"
+#include "placement_impl.h"
+#include "streamer.h"
+
+namespace sdcpp {
+
+namespace {
+
+// Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
+// that are loaded when they are first needed, and cuBLAS's workspace. On an H100 the driver counted up to 235 MB.
+const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
+constexpr uint64_t pool_base = 256ull << 20;
+
+uint64_t mix(uint64_t hash, uint64_t value) {
+    return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
+}
+
+uint64_t shape_hash(ggml_cgraph* graph) {
+    uint64_t hash = 14695981039346656037u;
+    const auto add = [&](const ggml_tensor* tensor) {
+        hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
+        for (int64_t size : tensor->ne) {
+            hash = mix(hash, static_cast<uint64_t>(size));
+        }
+    };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        add(graph->leafs[i]);
+    }
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        add(graph->nodes[i]);
+    }
+    return hash;
+}
+
+// What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
+// in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32.
+uint64_t pool_bytes(ggml_cgraph* graph) {
+    uint64_t most = 0;
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        const ggml_tensor* node = graph->nodes[i];
+        uint64_t bytes = 0;
+        if (node->op == GGML_OP_MUL_MAT) {
+            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node) + ggml_nelements(node->src[1]));
+            bytes += ggml_is_quantized(node->src[0]->type) ? 2 * static_cast<uint64_t>(ggml_nelements(node->src[0])) : 0;
+        } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+            bytes = 2 * static_cast<uint64_t>(ggml_nelements(node->src[1]) + ggml_nelements(node->src[2])) +
+                    4 * static_cast<uint64_t>(ggml_nelements(node));
+        }
+        most = std::max(most, bytes);
+    }
+    return most;
+}
+
+// A buffer type that gives addresses but no memory, else like the device's, so that a graph can be laid out before there
+// is a compute buffer.
+class Mock {
+public:
+    explicit Mock(ggml_backend_buffer_type_t real) : real_(real) {
+        type_ = {{[](ggml_backend_buffer_type_t) { return "mock"; }, alloc,
+                  [](ggml_backend_buffer_type_t type) { return ggml_backend_buft_get_alignment(self(type)->real_); },
+                  [](ggml_backend_buffer_type_t type) { return ggml_backend_buft_get_max_size(self(type)->real_); },
+                  [](ggml_backend_buffer_type_t type, const ggml_tensor* tensor) {
+                      return ggml_backend_buft_get_alloc_size(self(type)->real_, tensor);
+                  },
+                  [](ggml_backend_buffer_type_t) { return false; }},
+                 nullptr,
+                 this};
+    }
+
+    ggml_backend_buffer_type_t type() { return &type_; }
+    // The one buffer that was allocated; NULL when there were several.
+    ggml_backend_buffer_t buffer() const { return count_ == 1 ? buffer_ : nullptr; }
+
+private:
+    static Mock* self(ggml_backend_buffer_type_t type) { return static_cast<Mock*>(type->context); }
+
+    static ggml_backend_buffer_t alloc(ggml_backend_buffer_type_t type, size_t size) {
+        ggml_backend_buffer_i calls = {};
+        calls.get_base = [](ggml_backend_buffer_t) -> void* { return reinterpret_cast<void*>(uintptr_t{1} << 40); };
+        ++self(type)->count_;
+        return self(type)->buffer_ = ggml_backend_buffer_init(type, calls, nullptr, size);
+    }
+
+    ggml_backend_buffer_type_t real_;
+    ggml_backend_buffer_type type_;
+    ggml_backend_buffer_t buffer_ = nullptr;
+    int count_ = 0;
+};
+
+// Lays a graph out as its allocator will.
+ComputeUse lay_out(ggml_cgraph* graph, ggml_backend_buffer_type_t type) {
+    std::vector<std::pair<ggml_tensor*, ggml_tensor>> before;
+    const auto add = [&](ggml_tensor* tensor) { before.emplace_back(tensor, *tensor); };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        add(graph->leafs[i]);
+    }
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        add(graph->nodes[i]);
+    }
+    Mock mock(type);
+    ComputeUse use;
+    ggml_gallocr_ptr allocator(ggml_gallocr_new(mock.type()));
+    const bool done = ggml_gallocr_reserve(allocator.get(), graph) && ggml_gallocr_alloc_graph(allocator.get(), graph);
+    use.buffer = ggml_gallocr_get_buffer_size(allocator.get(), 0);
+    if (done && mock.buffer() != nullptr) {
+        note_use(graph, type, mock.buffer(), use);
+    }
+    for (const auto& [tensor, was] : before) {
+        tensor->data = was.data;
+        tensor->buffer = was.buffer;
+    }
+    return use;
+}
+
+}  // namespace
+
+const ggml_tensor* root(const ggml_tensor* tensor) {
+    return tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
+void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use) {
+    struct Life {
+        int first;
+        int last;
+    };
+    const int nodes = graph->n_nodes;
+    std::unordered_map<const ggml_tensor*, Life> lives;
+    const auto* const base = static_cast<const char*>(ggml_backend_buffer_get_base(buffer));
+    const auto is_there = [&](const ggml_tensor* tensor) { return tensor->buffer == buffer; };
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        if (is_there(root(graph->leafs[i]))) {
+            lives[root(graph->leafs[i])] = {0, nodes - 1};
+        }
+    }
+    for (int i = 0; i < nodes; ++i) {
+        const ggml_tensor* node = graph->nodes[i];
+        const ggml_tensor* values = root(node);
+        use.offsets.push_back(is_there(values) ? static_cast<const char*>(values->data) - base : -1);
+        if (use.offsets.back() >= 0) {
+            Life& life = lives.try_emplace(values, Life{i, i}).first->second;
+            life.last = ((node->flags | values->flags) & GGML_TENSOR_FLAG_OUTPUT) != 0 ? nodes - 1 : std::max(life.last, i);
+        }
+        for (const ggml_tensor* source : node->src) {
+            const auto life = source != nullptr ? lives.find(root(source)) : lives.end();
+            if (life != lives.end()) {
+                life->second.last = std::max(life->second.last, i);
+            }
+        }
+    }
+    use.heights.assign(static_cast<size_t>(nodes), 0);
+    use.values.assign(static_cast<size_t>(nodes), 0);
+    for (const auto& [tensor, life] : lives) {
+        const uint64_t bytes = ggml_backend_buft_get_alloc_size(type, tensor);
+        const uint64_t end = static_cast<uint64_t>(static_cast<const char*>(tensor->data) - base) + bytes;
+        for (int i = life.first; i <= life.last; ++i) {
+            uint64_t& height = use.heights[static_cast<size_t>(i)];
+            height = keeps("height") ? std::max(height, end) : 0;
+            use.values[static_cast<size_t>(i)] += bytes;
+        }
+    }
+}
+
+const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph) {
+    const auto [known, added] = placement.compute_uses.try_emplace(shape_hash(graph));
+    ComputeUse& use = known->second;
+    if (added) {
+        use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
+        use.bytes = use.buffer;
+        if (is_one_of(pool_backends, placement.runtime->dev)) {
+            use.bytes += pool_base + pool_bytes(graph);
+        }
+    }
+    return use;
+}
+
+}  // namespace sdcpp

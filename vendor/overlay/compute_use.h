@@ -1,0 +1,29 @@
+// How computing a graph uses its compute buffer: how large that is, and where it is free meanwhile.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ggml-backend.h"
+
+namespace sdcpp {
+
+struct Placement;
+
+struct ComputeUse {
+    uint64_t bytes = 0;             // what computing takes: the buffer, and what the device takes besides
+    uint64_t buffer = 0;            // bytes of the buffer alone
+    std::vector<int64_t> offsets;   // of each node's values in it; -1: elsewhere
+    std::vector<uint64_t> heights;  // from where on it is free while a node is computed; empty: not known
+    std::vector<uint64_t> values;   // what it holds meanwhile, in bytes
+};
+
+// Returns the tensor that has a tensor's values: itself, or what it is a view of.
+const ggml_tensor* root(const ggml_tensor* tensor);
+// Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer, which lasts as
+// long as the placement.
+const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph);
+// Notes how a graph uses the compute buffer that it was given.
+void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use);
+
+}  // namespace sdcpp
