@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
@@ -28,8 +29,15 @@ uint64_t shape_hash(ggml_cgraph* graph) {
     uint64_t hash = 14695981039346656037u;
     const auto add = [&](const ggml_tensor* tensor) {
         hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
+        hash = mix(hash, static_cast<uint64_t>(tensor->flags));
         for (int64_t size : tensor->ne) {
             hash = mix(hash, static_cast<uint64_t>(size));
+        }
+        for (const ggml_tensor* source : tensor->src) {
+            // A graph's tensors follow one another in its memory, so that their distance tells which one is read.
+            if (source != nullptr && source->op != GGML_OP_NONE) {
+                hash = mix(hash, reinterpret_cast<uintptr_t>(tensor) - reinterpret_cast<uintptr_t>(source));
+            }
         }
     };
     for (int i = 0; i < graph->n_leafs; ++i) {
@@ -115,8 +123,7 @@ ComputeUse lay_out(ggml_cgraph* graph, ggml_backend_buffer_type_t type) {
         note_use(graph, type, mock.buffer(), use);
     }
     for (const auto& [tensor, was] : before) {
-        tensor->data = was.data;
-        tensor->buffer = was.buffer;
+        *tensor = was;
     }
     return use;
 }
@@ -141,13 +148,19 @@ void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_
             lives[root(graph->leafs[i])] = {0, nodes - 1};
         }
     }
+    std::unordered_set<const ggml_tensor*> read;
+    for (int i = 0; i < nodes; ++i) {
+        read.insert(graph->nodes[i]->src, graph->nodes[i]->src + GGML_MAX_SRC);
+    }
     for (int i = 0; i < nodes; ++i) {
         const ggml_tensor* node = graph->nodes[i];
         const ggml_tensor* values = root(node);
         use.offsets.push_back(is_there(values) ? static_cast<const char*>(values->data) - base : -1);
         if (use.offsets.back() >= 0) {
+            // What no node reads the engine may read once all are computed.
+            const bool stays = ((node->flags | values->flags) & GGML_TENSOR_FLAG_OUTPUT) != 0 || read.count(node) == 0;
             Life& life = lives.try_emplace(values, Life{i, i}).first->second;
-            life.last = ((node->flags | values->flags) & GGML_TENSOR_FLAG_OUTPUT) != 0 ? nodes - 1 : std::max(life.last, i);
+            life.last = stays ? nodes - 1 : std::max(life.last, i);
         }
         for (const ggml_tensor* source : node->src) {
             const auto life = source != nullptr ? lives.find(root(source)) : lives.end();
@@ -170,16 +183,17 @@ void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_
 }
 
 const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph) {
-    const auto [known, added] = placement.compute_uses.try_emplace(shape_hash(graph));
-    ComputeUse& use = known->second;
-    if (added) {
-        use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
-        use.bytes = use.buffer;
-        if (is_one_of(pool_backends, placement.runtime->dev)) {
-            use.bytes += pool_base + pool_bytes(graph);
-        }
+    const uint64_t shape = shape_hash(graph);
+    const auto known = placement.compute_uses.find(shape);
+    if (known != placement.compute_uses.end()) {
+        return known->second;
     }
-    return use;
+    ComputeUse use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
+    use.bytes = use.buffer;
+    if (is_one_of(pool_backends, placement.runtime->dev)) {
+        use.bytes += pool_base + pool_bytes(graph);
+    }
+    return placement.compute_uses.emplace(shape, std::move(use)).first->second;
 }
 
 }  // namespace sdcpp

@@ -84,12 +84,12 @@ typedef struct {
     uint64_t weight_bytes;     /* its weights that its graphs read, as the device stores them */
     uint64_t resident_bytes;   /* the part that stays on the device */
     uint64_t streamed_bytes;   /* the part that is copied each time a graph is computed */
-    uint64_t slot_bytes;       /* memory of the slots for streamed segments, which share it */
+    uint64_t slot_bytes;       /* memory of the slots for streamed segments, which share it; borrowed ones have none */
     int slots;                 /* number of slots, one for each streamed segment */
     int borrowed_slots;        /* those of them that lie in the compute buffer, where that is free meanwhile */
     uint64_t passes;           /* graphs computed since the last generation began */
     double pass_seconds;       /* mean time of one, without the first after loading */
-    double copy_seconds;       /* what copying the streamed part takes, measured on a few segments; negative: not measured */
+    double copy_seconds;       /* what copying the streamed part takes, measured on a part of it; negative: not measured */
     double stall_seconds;      /* what one pass waited for copies, measured in one pass; negative: not measured */
     const char* resident;      /* names of the resident segments, separated by ", " */
     const char* streamed;      /* names of the streamed segments, separated by ", " */

@@ -190,7 +190,8 @@ private:
         if (segment.bytes > buffer_) {
             return false;
         }
-        // One more than the mark that it waits for; 0: for none.
+        // One more than the mark that it waits for; 0: for none, as the first slots, so that some always have memory of
+        // their own.
         size_t least = free_from(owners_, segment.offset, segment.bytes);
         uint64_t height = 0;
         for (size_t i = segment.pieces.front(); i <= segment.pieces.back(); ++i) {
@@ -281,7 +282,8 @@ std::vector<uint64_t> piece_sizes(const StreamInput& input, uint64_t limit) {
 
 // Tells for each piece whether it is streamed, when pieces of at most `largest` bytes go through `slots` bytes of slots;
 // false when they are too few.
-bool divide(const StreamInput& input, const Totals& all, uint64_t largest, uint64_t slots, std::vector<bool>& streamed) {
+bool divide(const StreamInput& input, const Totals& all, uint64_t largest, uint64_t slots,
+            std::vector<bool>& streamed) {
     const uint64_t taken = input.compute_bytes + input.fixed_bytes + slots;
     if (taken > input.budget || slots > input.largest_slots) {
         return false;

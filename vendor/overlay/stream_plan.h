@@ -22,7 +22,7 @@ struct StreamInput {
     std::vector<Piece> pieces;
     uint64_t budget = 0;         // device bytes for everything below and the pieces' weights
     uint64_t compute_bytes = 0;  // the compute buffer, and what else computing takes
-    uint64_t compute_buffer = 0; // the compute buffer alone, where slots may lie in it
+    uint64_t compute_buffer = 0; // bytes of the compute buffer, from its begin, in which slots may lie
     uint64_t fixed_bytes = 0;    // weights that are resident in any case
     uint64_t largest_slots = UINT64_MAX;  // bytes that the device gives at once
     uint64_t alignment = 1;      // of the slots; the pieces' bytes are multiples of it
@@ -56,7 +56,7 @@ struct StreamPlan {
     uint64_t minimum_budget = 0;  // see smallest_budget
     std::vector<bool> resident;   // for each piece
     std::vector<StreamSegment> segments;
-    uint64_t slot_bytes = 0;      // memory of all slots, which share it
+    uint64_t slot_bytes = 0;      // memory of the slots that do not borrow theirs, which share it
     uint64_t resident_bytes = 0;  // with the fixed ones
     uint64_t streamed_bytes = 0;  // copied each time the graph is computed
     uint64_t peak_bytes = 0;      // all that the plan takes, compute buffer included

@@ -121,6 +121,7 @@ private:
     // What a graph reads, in order.
     struct Scan {
         const ComputeUse* use = nullptr;
+        uint64_t lendable = 0;      // bytes of the compute buffer, from its begin, in which slots may lie
         std::vector<ggml_tensor*> weights;
         std::vector<int> piece_of;  // for each weight, -1: fixed
         std::vector<Piece> pieces;
@@ -155,6 +156,7 @@ private:
 
     void make_events();
     std::vector<Copy> copies_of(int segment, const std::function<void(ggml_tensor*, uint64_t)>& put);
+    void note_rate(uint64_t bytes, double seconds);
     void copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes);
     void load(const Run& run);
     void issue(uint64_t number);
@@ -165,7 +167,7 @@ private:
     void drain();
     size_t index(uint64_t number) const { return static_cast<size_t>(number % plan_.segments.size()); }
     static uint64_t mark_behind(uint64_t number) { return 2 * number + 1; }
-    ggml_backend_event_t mark(uint64_t number) const { return marks_[static_cast<size_t>(number % marks_.size())].get(); }
+    ggml_backend_event_t mark(uint64_t number) const { return marks_[number % marks_.size()].get(); }
 
     Placement& owner_;
     std::string runner_;
@@ -190,7 +192,7 @@ private:
     ggml_context_ptr places_;
     ggml_backend_buffer_ptr zeros_;
     ggml_backend_buffer borrowed_ = {};  // the compute buffer, as one of weights
-    char* base_ = nullptr;               // where it begins in the addresses of slots that lie in it
+    char* base_ = nullptr;               // where it begins in the addresses of slots that lie in it; at first anywhere
     bool borrows_ = true;                // slots may lie there
     bool pinned_ = false;
     bool bound_ = false;
@@ -211,6 +213,7 @@ private:
     uint64_t timed_passes_ = 0;
     double seconds_ = 0.0;
     double copy_rate_ = 0.0;  // bytes per second; 0: not measured
+    uint64_t timed_bytes_ = 0;  // that it was measured on
     double stall_seconds_ = -1.0;
     double end_ = 0.0;          // when the last graph ended; 0: not known
     double gap_seconds_[2] = {};  // what the host took from then to the next one, the last two times

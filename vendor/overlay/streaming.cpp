@@ -42,7 +42,7 @@ constexpr uint64_t load_share = 16;             // the first graph is cut for co
 constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
 constexpr double launch_seconds = 10e-6;        // what giving one more stretch of a graph to the device takes
 constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
-constexpr double borrowed_share = 0.95;         // of the compute buffer: the next one may be a little smaller
+constexpr double lendable_share = 0.95;         // of the compute buffer: the next one may be a little smaller
 constexpr uint64_t enough_to_time = 8 << 20;    // bytes from which on copying them tells the bus's speed
 constexpr double arena_shrink = 0.85;           // after a refusal
 constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is made anew
@@ -275,6 +275,9 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& use) const {
     std::unordered_map<const ggml_tensor*, Use> uses;
     Scan found;
     found.use = &use;
+    if (!use.heights.empty()) {
+        found.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(use.buffer));
+    }
     uint64_t total = 0;
     std::vector<int> section(static_cast<size_t>(nodes) + 1);  // number of cuts before a node
     std::vector<std::string> names{runner_};
@@ -413,14 +416,16 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     Scan next = scan(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
     const uint64_t bytes = use.bytes;
-    // The slots in the compute buffer must be free in all of the graphs. It is as large as the first one of a generation
-    // makes it.
-    bool lent = !active_ && plan_.borrowed_end() > use.buffer;
+    // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
+    bool outdated = !active_ && plan_.borrowed_end() > use.buffer;
     for (size_t i = 0; same && i < next.pieces.size(); ++i) {
-        Piece& piece = next.pieces[i];
-        const Piece& before = scan_.pieces[i];
-        lent = lent || (plan_.borrows() && piece.height > before.height);
-        piece.height = std::max(piece.height, before.height);
+        outdated = outdated || (plan_.borrows() && next.pieces[i].height > scan_.pieces[i].height);
+    }
+    if (same && (active_ || !outdated)) {
+        next.lendable = std::min(next.lendable, scan_.lendable);
+        for (size_t i = 0; i < next.pieces.size(); ++i) {
+            next.pieces[i].height = std::max(next.pieces[i].height, scan_.pieces[i].height);
+        }
     }
     scan_ = std::move(next);
     if (owner_.book->changes() != changes_) {
@@ -433,7 +438,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     if (!active_) {
         budget_ = shared.bytes(dev(), placements);
     }
-    if (same && bytes <= compute_bytes_ && !lent) {
+    if (same && bytes <= compute_bytes_ && !outdated) {
         shared.yield(dev(), placements, plan_.peak_bytes, this);
         const uint64_t room = std::min(most_, rest(budget_, shared.held(dev(), placements, this)));
         const bool more = !active_ && !plan_.segments.empty() &&
@@ -482,8 +487,8 @@ StreamInput Streamer::input(const Scan& scan, uint64_t compute_bytes, uint64_t r
     input.budget = room;
     input.compute_bytes = compute_bytes;
     input.fixed_bytes = scan.fixed_bytes;
-    if (copy_ != nullptr && borrows_ && !scan.use->heights.empty()) {
-        input.compute_buffer = static_cast<uint64_t>(borrowed_share * static_cast<double>(scan.use->buffer));
+    if (copy_ != nullptr && borrows_) {
+        input.compute_buffer = scan.lendable;
     }
     input.largest_slots = ggml_backend_buft_get_max_size(type_);
     input.alignment = ggml_backend_buft_get_alignment(type_);
@@ -833,7 +838,8 @@ bool Streamer::borrow(ggml_cgraph* graph) {
             tensor->data = base + (static_cast<char*>(tensor->data) - base_);
         }
     };
-    for (ggml_tensor* t = ggml_get_first_tensor(places_.get()); t != nullptr; t = ggml_get_next_tensor(places_.get(), t)) {
+    ggml_context* const places = places_.get();
+    for (ggml_tensor* t = ggml_get_first_tensor(places); t != nullptr; t = ggml_get_next_tensor(places, t)) {
         move(t);
     }
     base_ = base;
@@ -880,11 +886,11 @@ void Streamer::drain() {
     if (!opened_) {
         return;
     }
+    next_ = issued_ = 0;
     if (copy_ != nullptr) {
         ggml_backend_synchronize(copy_);
     }
     ggml_backend_synchronize(compute_);
-    next_ = issued_ = 0;
 }
 
 void Streamer::copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes) {
@@ -898,6 +904,13 @@ void Streamer::copy(ggml_tensor* target, const char* source, uint64_t offset, ui
         seconds = now() - begin;
     }
     owner_.book->copied(true, pinned_, bytes, seconds);
+}
+
+void Streamer::note_rate(uint64_t bytes, double seconds) {
+    if (bytes > 0) {
+        timed_bytes_ = bytes;
+        copy_rate_ = static_cast<double>(bytes) / std::max(seconds, 1e-9);
+    }
 }
 
 // Copies the residents that a run needs for the first time.
@@ -918,7 +931,7 @@ void Streamer::load(const Run& run) {
     if (copy_rate_ == 0.0) {
         // Nothing is computed yet, so that waiting costs nothing.
         ggml_backend_event_synchronize(loaded_.get());
-        copy_rate_ = static_cast<double>(bytes) / std::max(now() - begin, 1e-9);
+        note_rate(bytes, now() - begin);
     }
     if (keeps("load")) {
         ggml_backend_event_wait(compute_, loaded_.get());
@@ -931,7 +944,8 @@ void Streamer::issue(uint64_t number) {
     const std::vector<Copy>& copies = copies_[index(number)];
     size_t last = SIZE_MAX;
     for (const SlotPart& part : segment.parts) {
-        if (copy_ != nullptr && part.back != last && part.back > 0 && mark_behind(number) >= part.back && keeps("reader")) {
+        const bool waits = part.back > 0 && part.back != last && mark_behind(number) >= part.back;
+        if (copy_ != nullptr && waits && keeps("reader")) {
             ggml_backend_event_wait(copy_, mark(mark_behind(number) - part.back));
         }
         last = part.back;
@@ -1020,14 +1034,25 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
         borrows_ = false;
         restore();
         release();
-        plan(room_);
+        StreamBudget& shared = owner_.placements->stream_budget;
+        const uint64_t others = shared.held(dev(), *owner_.placements, this);
+        plan(std::min(most_, rest(budget_, others)));
+        if (!plan_.feasible) {
+            refuse(plan_.minimum_budget + others, compute_bytes_, budget_);
+        }
         bind(held_compute_bytes_);
         follow(graph);
     }
     const double begin = now();
     const bool was_loading = loading_;
-    const ggml_status status = copy_ != nullptr ? compute_overlapped(graph, cancelled)
-                                                : compute_in_turn(graph, cancelled);
+    ggml_status status = GGML_STATUS_FAILED;
+    try {
+        status = copy_ != nullptr ? compute_overlapped(graph, cancelled) : compute_in_turn(graph, cancelled);
+    } catch (...) {
+        give_back();
+        drain();
+        throw;
+    }
     give_back();
     if (status != GGML_STATUS_SUCCESS) {
         drain();
@@ -1114,9 +1139,9 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
             bytes += plan_.segments[index(issued_)].bytes;
         }
         ggml_backend_synchronize(copy_);
-        // So few bytes tell how long a copy takes to begin; loading told more.
-        if (bytes >= enough_to_time || (bytes > 0 && copy_rate_ == 0.0)) {
-            copy_rate_ = static_cast<double>(bytes) / std::max(now() - begin, 1e-9);
+        // So few bytes tell how long a copy takes to begin; loading may have told more.
+        if (bytes >= std::min(enough_to_time, timed_bytes_)) {
+            note_rate(bytes, now() - begin);
         }
     }
     // The next graph begins with these. What is copied for longer than the host takes until then would hold up the graph's
@@ -1162,6 +1187,7 @@ void Streamer::begin() {
     active_ = false;
     most_ = UINT64_MAX;
     end_ = 0.0;
+    borrows_ = true;
     if (copy_ != nullptr || !owner_.overlap) {
         reason_.clear();  // what was refused; that copies take turns stays true
     }
@@ -1172,6 +1198,9 @@ void Streamer::begin() {
 
 std::pair<uint64_t, uint64_t> Streamer::values(size_t piece) const {
     const auto& values = scan_.use->values;
+    if (values.empty()) {
+        return {0, 0};
+    }
     const auto begin = values.begin() + scan_.begin[piece];
     const auto end = piece + 1 < scan_.begin.size() ? values.begin() + scan_.begin[piece + 1] : values.end();
     const auto [least, most] = std::minmax_element(begin, end);
