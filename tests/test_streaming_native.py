@@ -448,6 +448,29 @@ def test_refusals_between_unequal_graphs(tmp_path: Path) -> None:
 
 
 @in_child
+def test_a_backend_that_throws(checkpoint: Path) -> None:
+    """What was copied or lent when it threw is not taken for done by the next picture."""
+    loopback = Loopback()
+    given = steps(2)
+    expected = draw_on_cpu(checkpoint, **given)
+    with Model(checkpoint, DIFFUSION, max_vram=0.007) as model:
+        assert model.draw(**given) == expected
+        (row,) = streams(model).values()
+        assert row["borrowed_slots"] > 0
+        for number in (1, 2, 30, 60, 100):
+            loopback.reset()
+            loopback.set(throw_at_graph=number)
+            with pytest.raises(sdcpp_py.SdcppError, match="told to throw"):
+                model.draw(**given)
+            loopback.set(throw_at_graph=0)
+            assert model.draw(**given) == expected, number
+            books = loopback.books()
+            assert books["violations"] == 0
+            assert books["device_bytes_peak"] <= budget_bytes(0.007)
+    assert_empty(loopback)
+
+
+@in_child
 def test_a_refused_picture_leaves_nothing_of_its_control_image(checkpoint: Path, parts: Path) -> None:
     loopback = Loopback()
     options = {"control_net_path": bytes(parts / "control.safetensors")}

@@ -30,6 +30,7 @@ const Option OPTIONS[] = {
     {"refuse_host_alloc_count", &loopback_config::refuse_host_alloc_count, nullptr, 1},
     {"refuse_event", &loopback_config::refuse_event, nullptr, 0},
     {"refuse_event_count", &loopback_config::refuse_event_count, nullptr, 1},
+    {"throw_at_graph", &loopback_config::throw_at_graph, nullptr, 0},
     {"max_streams", &loopback_config::max_streams, nullptr, 0},
     {"host_buffer", &loopback_config::host_buffer, nullptr, 1},
     {"host_fallback", &loopback_config::host_fallback, nullptr, 1},

@@ -88,6 +88,8 @@ int loopback_option_set(int device, const char* name, double value) {
             each->host_alloc_ordinal = 0;
         } else if (strcmp(name, "refuse_event") == 0) {
             each->event_ordinal = 0;
+        } else if (strcmp(name, "throw_at_graph") == 0) {
+            each->graph_ordinal = 0;
         }
     }
     return devices.empty() ? -1 : 0;

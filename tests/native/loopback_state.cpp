@@ -7,6 +7,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <stdexcept>
 #include <unordered_map>
 
 #include "ggml-impl.h"
@@ -80,6 +81,7 @@ void State::configure(Device& device, const loopback_config& config) {
     device.device_alloc_ordinal = 0;
     device.host_alloc_ordinal = 0;
     device.event_ordinal = 0;
+    device.graph_ordinal = 0;
 }
 
 void State::reset() {
@@ -464,6 +466,9 @@ ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
     const loopback_cost cost = graph_cost(device, graph);
     if (cost.ops == 0) {
         return GGML_STATUS_SUCCESS;
+    }
+    if (++device.graph_ordinal == device.config.throw_at_graph) {
+        throw std::runtime_error("the loopback accelerator was told to throw");
     }
     const Operation operation = begin(device, &stream, "graph");
 

@@ -51,6 +51,7 @@ struct Device {
     int64_t device_alloc_ordinal = 0;
     int64_t host_alloc_ordinal = 0;
     int64_t event_ordinal = 0;
+    int64_t graph_ordinal = 0;
     int next_stream = 0;
     std::vector<Stream*> streams;
     ggml_backend_t cpu = nullptr;  // computes the graphs; lives while the device has streams
