@@ -27,7 +27,7 @@ uint64_t mix(uint64_t hash, uint64_t value) {
 
 uint64_t shape_hash(ggml_cgraph* graph) {
     uint64_t hash = 14695981039346656037u;
-    const auto add = [&](const ggml_tensor* tensor) {
+    each_tensor(graph, [&](const ggml_tensor* tensor) {
         hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
         hash = mix(hash, static_cast<uint64_t>(tensor->flags));
         for (int64_t size : tensor->ne) {
@@ -39,13 +39,7 @@ uint64_t shape_hash(ggml_cgraph* graph) {
                 hash = mix(hash, reinterpret_cast<uintptr_t>(tensor) - reinterpret_cast<uintptr_t>(source));
             }
         }
-    };
-    for (int i = 0; i < graph->n_leafs; ++i) {
-        add(graph->leafs[i]);
-    }
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        add(graph->nodes[i]);
-    }
+    });
     return hash;
 }
 
@@ -107,13 +101,7 @@ private:
 // Lays a graph out as its allocator will.
 ComputeUse lay_out(ggml_cgraph* graph, ggml_backend_buffer_type_t type) {
     std::vector<std::pair<ggml_tensor*, ggml_tensor>> before;
-    const auto add = [&](ggml_tensor* tensor) { before.emplace_back(tensor, *tensor); };
-    for (int i = 0; i < graph->n_leafs; ++i) {
-        add(graph->leafs[i]);
-    }
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        add(graph->nodes[i]);
-    }
+    each_tensor(graph, [&](ggml_tensor* tensor) { before.emplace_back(tensor, *tensor); });
     Mock mock(type);
     ComputeUse use;
     ggml_gallocr_ptr allocator(ggml_gallocr_new(mock.type()));
@@ -132,6 +120,11 @@ ComputeUse lay_out(ggml_cgraph* graph, ggml_backend_buffer_type_t type) {
 
 const ggml_tensor* root(const ggml_tensor* tensor) {
     return tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
+void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& visit) {
+    std::for_each(graph->leafs, graph->leafs + graph->n_leafs, visit);
+    std::for_each(graph->nodes, graph->nodes + graph->n_nodes, visit);
 }
 
 void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use) {
@@ -173,10 +166,10 @@ void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_
     use.values.assign(static_cast<size_t>(nodes), 0);
     for (const auto& [tensor, life] : lives) {
         const uint64_t bytes = ggml_backend_buft_get_alloc_size(type, tensor);
-        const uint64_t end = static_cast<uint64_t>(static_cast<const char*>(tensor->data) - base) + bytes;
+        const uint64_t begin = static_cast<uint64_t>(static_cast<const char*>(tensor->data) - base);
+        const uint64_t end = keeps("height") ? begin + bytes : 0;
         for (int i = life.first; i <= life.last; ++i) {
-            uint64_t& height = use.heights[static_cast<size_t>(i)];
-            height = keeps("height") ? std::max(height, end) : 0;
+            use.heights[static_cast<size_t>(i)] = std::max(use.heights[static_cast<size_t>(i)], end);
             use.values[static_cast<size_t>(i)] += bytes;
         }
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -20,6 +21,8 @@ struct ComputeUse {
 
 // Returns the tensor that has a tensor's values: itself, or what it is a view of.
 const ggml_tensor* root(const ggml_tensor* tensor);
+// Calls `visit` with each tensor of a graph.
+void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& visit);
 // Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer, which lasts as
 // long as the placement.
 const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph);

@@ -449,6 +449,7 @@ StreamPlan stream_plan(const StreamInput& input) {
         return best;
     }
     const auto must = static_cast<double>(all.bytes - (input.budget - base));
+    const uint64_t lendable = aligned(input, input.compute_buffer);
     std::vector<Candidate> candidates;
     std::vector<bool> streamed;
     StreamPlan plan;
@@ -459,7 +460,7 @@ StreamPlan stream_plan(const StreamInput& input) {
                 continue;
             }
             for (double merge : merging) {
-                for (uint64_t buffer : {aligned(input, input.compute_buffer), uint64_t{0}}) {
+                for (uint64_t buffer : {lendable, uint64_t{0}}) {
                     fill(input, all, streamed, slots, merge, buffer, plan);
                     candidates.push_back({streamed, slots, merge, buffer, plan.slot_bytes, {}});
                     for (size_t i = 0; i < std::size(ratios); ++i) {

@@ -107,6 +107,13 @@ private:
         uint64_t offset = 0;           // in its slot
         bool borrows = false;          // that lies in the compute buffer
         bool loaded = false;
+
+        // Gives the engine's tensor the address of another one.
+        void lie_at(const ggml_tensor& where) const {
+            tensor->buffer = where.buffer;
+            tensor->data = where.data;
+            tensor->extra = where.extra;
+        }
     };
 
     // One copy into a slot.
@@ -139,7 +146,7 @@ private:
     };
 
     void meet(const std::string& runner, ggml_context* params);
-    Scan scan(ggml_cgraph* graph, const ComputeUse& use) const;
+    Scan scan(ggml_cgraph* graph, const ComputeUse& computing) const;
     StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
     [[noreturn]] void refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const;
     uint64_t alloc_size(const ggml_tensor* tensor) const;

@@ -265,7 +265,7 @@ void Streamer::open_streams() {
     }
 }
 
-Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& use) const {
+Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& computing) const {
     struct Use {
         int first = 0;
         int last = 0;
@@ -274,9 +274,9 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& use) const {
     const int nodes = graph->n_nodes;
     std::unordered_map<const ggml_tensor*, Use> uses;
     Scan found;
-    found.use = &use;
-    if (!use.heights.empty()) {
-        found.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(use.buffer));
+    found.use = &computing;
+    if (!computing.heights.empty()) {
+        found.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(computing.buffer));
     }
     uint64_t total = 0;
     std::vector<int> section(static_cast<size_t>(nodes) + 1);  // number of cuts before a node
@@ -358,8 +358,9 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& use) const {
         if (computes(graph->nodes[i])) {
             piece.cost += cost_of(graph->nodes[i]);
         }
-        if (!use.heights.empty()) {
-            piece.height = i == found.begin.back() ? use.heights[at] : std::max(piece.height, use.heights[at]);
+        if (!computing.heights.empty()) {
+            const uint64_t height = computing.heights[at];
+            piece.height = i == found.begin.back() ? height : std::max(piece.height, height);
         }
     }
     for (const ggml_tensor* weight : found.weights) {
@@ -579,12 +580,16 @@ bool Streamer::alloc_arena() {
         return static_cast<char*>(ggml_backend_buffer_get_base(arena_[block.chunk].get())) + block.offset;
     };
     base_ = static_cast<char*>(ggml_backend_buffer_get_base(arena_.front().get()));
-    const auto put = [&](ggml_tensor* tensor, ggml_backend_buffer_t buffer, char* address) {
-        if (buffer == &borrowed_) {  // which is not there yet
-            tensor->buffer = buffer;
-            tensor->data = address;
+    const auto put = [&](ggml_tensor* tensor, const Block& block, uint64_t offset) {
+        ggml_backend_tensor_alloc(arena_[block.chunk].get(), tensor, address(block) + offset);
+    };
+    const auto put_in_slot = [&](ggml_tensor* tensor, int segment, uint64_t begin) {
+        const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
+        if (planned.borrows) {  // from the compute buffer, which is not there yet
+            tensor->buffer = &borrowed_;
+            tensor->data = base_ + planned.offset + begin;
         } else {
-            ggml_backend_tensor_alloc(buffer, tensor, address);
+            put(tensor, blocks.back(), planned.offset + begin);
         }
     };
     size_t next = 0;
@@ -593,14 +598,10 @@ bool Streamer::alloc_arena() {
         ggml_set_name(weight.place, weight.tensor->name);
         weight.loaded = false;
         if (weight.segment < 0) {
-            const Block& block = blocks[next++];
-            put(weight.place, arena_[block.chunk].get(), address(block));
-            continue;
+            put(weight.place, blocks[next++], 0);
+        } else {
+            put_in_slot(weight.place, weight.segment, weight.offset);
         }
-        const uint64_t offset = plan_.segments[static_cast<size_t>(weight.segment)].offset + weight.offset;
-        const Block& block = blocks.back();
-        put(weight.place, weight.borrows ? &borrowed_ : arena_[block.chunk].get(),
-            (weight.borrows ? base_ : address(block)) + offset);
     }
     pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
     uint64_t tail_most = 0;
@@ -619,13 +620,8 @@ bool Streamer::alloc_arena() {
     }
     make_events();
     copies_.clear();
-    for (size_t i = 0; i < plan_.segments.size(); ++i) {
-        const StreamSegment& segment = plan_.segments[i];
-        const auto put_in_slot = [&](ggml_tensor* tensor, uint64_t begin) {
-            put(tensor, segment.borrows ? &borrowed_ : arena_[blocks.back().chunk].get(),
-                (segment.borrows ? base_ : address(blocks.back())) + segment.offset + begin);
-        };
-        copies_.push_back(copies_of(static_cast<int>(i), put_in_slot));
+    for (int i = 0; i < static_cast<int>(plan_.segments.size()); ++i) {
+        copies_.push_back(copies_of(i, [&](ggml_tensor* tensor, uint64_t begin) { put_in_slot(tensor, i, begin); }));
     }
     next_ = issued_ = 0;
     timed_passes_ = 0;
@@ -656,7 +652,7 @@ void Streamer::make_events() {
         make(marks_[2 * i + 1]);
         for (const SlotPart& part : plan_.segments[i].parts) {
             if (part.back > 0) {
-                make(marks_[(2 * i + 1 + 2 * count - part.back % (2 * count)) % (2 * count)]);
+                make(marks_[(mark_behind(i + count) - part.back) % marks_.size()]);
             }
         }
     }
@@ -762,9 +758,7 @@ void Streamer::bind(uint64_t compute_bytes) {
         if (weight.borrows) {
             continue;  // until the compute buffer is there, see borrow()
         }
-        weight.tensor->buffer = weight.place->buffer;
-        weight.tensor->data = weight.place->data;
-        weight.tensor->extra = weight.place->extra;
+        weight.lie_at(*weight.place);
     }
     bound_ = true;
     peak_ = std::max(peak_, owner_.placements->stream_budget.held(dev(), *owner_.placements));
@@ -775,9 +769,7 @@ void Streamer::restore() {
         return;
     }
     for (Weight& weight : weights_) {
-        weight.tensor->buffer = weight.host.buffer;
-        weight.tensor->data = weight.host.data;
-        weight.tensor->extra = weight.host.extra;
+        weight.lie_at(weight.host);
     }
     bound_ = false;
 }
@@ -833,20 +825,16 @@ bool Streamer::borrow(ggml_cgraph* graph) {
     }
     borrowed_ = *buffer;
     borrowed_.usage = GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
-    const auto move = [&](ggml_tensor* tensor) {
-        if (tensor->buffer == &borrowed_) {
-            tensor->data = base + (static_cast<char*>(tensor->data) - base_);
-        }
-    };
     ggml_context* const places = places_.get();
     for (ggml_tensor* t = ggml_get_first_tensor(places); t != nullptr; t = ggml_get_next_tensor(places, t)) {
-        move(t);
+        if (t->buffer == &borrowed_) {
+            t->data = base + (static_cast<char*>(t->data) - base_);
+        }
     }
     base_ = base;
     for (Weight& weight : weights_) {
         if (weight.borrows) {
-            weight.tensor->buffer = weight.place->buffer;
-            weight.tensor->data = weight.place->data;
+            weight.lie_at(*weight.place);
         }
     }
     follow(graph);
@@ -857,26 +845,19 @@ bool Streamer::borrow(ggml_cgraph* graph) {
 void Streamer::give_back() {
     for (Weight& weight : weights_) {
         if (weight.borrows) {
-            weight.tensor->buffer = weight.host.buffer;
-            weight.tensor->data = weight.host.data;
+            weight.lie_at(weight.host);
         }
     }
 }
 
 // Lets the graph's views of weights follow these.
 void Streamer::follow(ggml_cgraph* graph) {
-    const auto move = [&](ggml_tensor* tensor) {
+    each_tensor(graph, [&](ggml_tensor* tensor) {
         if (tensor->view_src != nullptr && params_.count(tensor->view_src) != 0) {
             tensor->buffer = tensor->view_src->buffer;
             tensor->data = static_cast<char*>(tensor->view_src->data) + tensor->view_offs;
         }
-    };
-    for (int i = 0; i < graph->n_leafs; ++i) {
-        move(graph->leafs[i]);
-    }
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        move(graph->nodes[i]);
-    }
+    });
 }
 
 // --- copying and computing -------------------------------------------------------------------------------------------
