@@ -21,7 +21,7 @@ import pytest
 from bench_streaming import MODELS, Probe, engine, header_only
 from child import Loopback, in_child
 from make_checkpoint import FAMILIES, write_checkpoint
-from test_placement_native import MODULES, Model, assert_empty, place
+from test_placement_native import MODULES, Model, assert_empty, place, total
 
 import sdcpp_py
 from sdcpp_py import _native
@@ -278,6 +278,45 @@ def test_sizes_that_change(checkpoint: Path) -> None:
     for budget in (0.006, PLENTY):
         assert draw_all(DIFFUSION, budget) == expected
     assert_empty(loopback)
+
+
+@in_child
+def test_a_smaller_picture_gets_the_memory_back(checkpoint: Path) -> None:
+    """At the latest in the second one, since a generation may begin with the smallest of its graphs."""
+    Loopback()
+    with Model(checkpoint, DIFFUSION, max_vram=0.01) as model:
+        streamed = []
+        for width in (64, 192, 64, 64):
+            model.draw(**steps(1, width=width))
+            streamed.append(streams(model)["unet"]["streamed_bytes"])
+    assert streamed[1] > streamed[0]
+    assert streamed[3] == streamed[0]
+
+
+@in_child
+def test_a_text_encoder_leaves_the_residents_of_the_denoiser(checkpoint: Path) -> None:
+    """It takes no more from them than it needs, and only that is copied again."""
+    loopback = Loopback()
+    given = steps(2)
+    expected = draw_on_cpu(checkpoint, **given)
+    for budget in (0.012, 0.016, 0.02):
+        with Model(checkpoint, stream(["diffusion", "te"], cpu=["vae"]), max_vram=budget) as model:
+            copied = []
+            for _ in range(3):
+                loopback.reset()
+                assert model.draw(**given) == expected
+                books = loopback.books()
+                assert books["device_bytes_peak"] <= budget_bytes(budget)
+                assert books["violations"] == 0
+                copied.append(total(model.transfers(), "to_device_bytes_pinned") - sum(copied))
+            encoder, denoiser = streams(model)["clip"], streams(model)["unet"]
+            taken = encoder["peak_bytes"] - (budget_bytes(budget) - denoiser["resident_bytes"] - denoiser["slot_bytes"])
+            again = copied[0] - copied[1]
+            assert copied[1] == copied[2]
+            assert 0 < encoder["peak_bytes"] <= budget_bytes(budget)
+            # Residents are given up in sixteenths, and a fixed few are loaded with the first ones.
+            assert again >= denoiser["resident_bytes"] - max(taken, 0) - denoiser["resident_bytes"] / 8, (budget, copied)
+        assert_empty(loopback)
 
 
 @pytest.mark.parametrize("as_planned", [True, False])

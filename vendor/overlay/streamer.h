@@ -82,6 +82,9 @@ public:
     void unbind();
     // Plans anew with that many bytes less, or the least that works, and returns what that saves.
     uint64_t shrink(uint64_t bytes);
+    // Frees residents of that many bytes, the graph's last ones first, or all device memory. For a streamer that is not
+    // active.
+    void give_up(uint64_t bytes);
     // Frees all device memory.
     void release();
     // Device memory held now or, while active, at the next graph: the arena and the compute buffer.
@@ -104,7 +107,8 @@ private:
         uint64_t bytes = 0;            // on the device, aligned
         int piece = -1;                // -1: fixed
         int segment = -1;              // -1: resident
-        uint64_t offset = 0;           // in its slot
+        size_t part = 0;               // of the arena, when resident
+        uint64_t offset = 0;           // in that, or in its slot
         bool borrows = false;          // that lies in the compute buffer
         bool loaded = false;
 
@@ -114,6 +118,12 @@ private:
             tensor->data = where.data;
             tensor->extra = where.extra;
         }
+    };
+
+    // Device memory for the slots, which comes first, or for some residents.
+    struct Part {
+        uint64_t bytes = 0;
+        ggml_backend_buffer_ptr buffer;  // NULL: given up
     };
 
     // One copy into a slot.
@@ -149,9 +159,11 @@ private:
     Scan scan(ggml_cgraph* graph, const ComputeUse& computing) const;
     StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
     [[noreturn]] void refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const;
+    uint64_t wanted() const;
     uint64_t alloc_size(const ggml_tensor* tensor) const;
     void plan(uint64_t room);
     bool alloc_arena();
+    bool fill_arena();
     void drop_arena();
     void restore();
     std::vector<Run> runs(int nodes) const;
@@ -187,7 +199,9 @@ private:
     std::unordered_set<const ggml_tensor*> params_;
     ggml_context* params_ctx_ = nullptr;
     Scan scan_;
-    uint64_t compute_bytes_ = 0;  // planned
+    uint64_t compute_bytes_ = 0;   // planned
+    uint64_t largest_ = 0;         // that a graph of this generation took
+    uint64_t largest_before_ = 0;  // ... of the one before, whose graphs are expected again
     StreamPlan plan_;
     bool planned_ = false;
     uint64_t budget_ = 0;
@@ -195,7 +209,8 @@ private:
     uint64_t changes_ = 0;
 
     std::vector<Weight> weights_;
-    std::vector<ggml_backend_buffer_ptr> arena_;
+    std::vector<Part> arena_;
+    uint64_t given_up_ = 0;  // bytes of it
     ggml_context_ptr places_;
     ggml_backend_buffer_ptr zeros_;
     ggml_backend_buffer borrowed_ = {};  // the compute buffer, as one of weights

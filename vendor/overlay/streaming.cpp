@@ -41,6 +41,8 @@ constexpr uint64_t piece_share = 2048;          // pieces are this part of all w
 constexpr uint64_t load_share = 16;             // the first graph is cut for copies of this part of all weights
 constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
 constexpr double launch_seconds = 10e-6;        // what giving one more stretch of a graph to the device takes
+constexpr uint64_t part_share = 16;             // residents are given up in parts of this share of them
+constexpr uint64_t seldom_share = 32;           // what a network that is computed seldom takes others' memory for
 constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
 constexpr double lendable_share = 0.95;         // of the compute buffer: the next one may be a little smaller
 constexpr uint64_t enough_to_time = 8 << 20;    // bytes from which on copying them tells the bus's speed
@@ -191,11 +193,12 @@ void StreamBudget::yield(ggml_backend_dev_t dev, const Placements& placements, u
     }
     const uint64_t budget = bytes(dev, placements);
     for (Streamer* streamer : streamers) {
-        if (held(dev, placements, self) + wanted <= budget) {
+        const uint64_t all = held(dev, placements, self) + wanted;
+        if (all <= budget) {
             return;
         }
         if (streamer != self && streamer->dev() == dev && !streamer->active()) {
-            streamer->release();
+            streamer->give_up(all - budget);
         }
     }
 }
@@ -233,7 +236,7 @@ ggml_backend_dev_t Streamer::dev() const {
 }
 
 uint64_t Streamer::held() const {
-    return (arena_.empty() && !active_ ? 0 : plan_.arena_bytes()) + held_compute_bytes_;
+    return (arena_.empty() && !active_ ? 0 : rest(plan_.arena_bytes(), given_up_)) + held_compute_bytes_;
 }
 
 uint64_t Streamer::alloc_size(const ggml_tensor* tensor) const {
@@ -417,6 +420,8 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     Scan next = scan(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
     const uint64_t bytes = use.bytes;
+    largest_ = std::max(largest_, bytes);
+    const uint64_t expected = std::max(bytes, largest_before_);
     // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
     bool outdated = !active_ && plan_.borrowed_end() > use.buffer;
     for (size_t i = 0; same && i < next.pieces.size(); ++i) {
@@ -440,22 +445,20 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         budget_ = shared.bytes(dev(), placements);
     }
     if (same && bytes <= compute_bytes_ && !outdated) {
-        shared.yield(dev(), placements, plan_.peak_bytes, this);
+        shared.yield(dev(), placements, std::min(plan_.peak_bytes, wanted()), this);
         const uint64_t room = std::min(most_, rest(budget_, shared.held(dev(), placements, this)));
+        // Weights have more room than was planned with, since others have less or pictures are smaller now.
         const bool more = !active_ && !plan_.segments.empty() &&
-                          static_cast<double>(room) > budget_worth_a_plan * static_cast<double>(room_);
+                          static_cast<double>(rest(room, expected)) >
+                              budget_worth_a_plan * static_cast<double>(rest(room_, compute_bytes_));
         if (plan_.peak_bytes <= room && !more) {
             return true;
         }
     }
-    compute_bytes_ = same ? std::max(bytes, compute_bytes_) : bytes;
+    compute_bytes_ = !same ? bytes : active_ ? std::max(bytes, compute_bytes_) : expected;
     unbind();
     release();
-    uint64_t wanted = compute_bytes_ + scan_.fixed_bytes;
-    for (const Piece& piece : scan_.pieces) {
-        wanted += piece.bytes;
-    }
-    shared.yield(dev(), placements, wanted, this);
+    shared.yield(dev(), placements, wanted(), this);
     uint64_t others = shared.held(dev(), placements, this);
     plan(std::min(most_, rest(budget_, others)));
     if (!plan_.feasible) {
@@ -469,6 +472,19 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         refuse(plan_.minimum_budget + others, compute_bytes_, budget_);
     }
     return false;
+}
+
+// Returns the bytes for which others give up what they keep.
+uint64_t Streamer::wanted() const {
+    uint64_t all = 0, largest = 0;
+    for (const Piece& piece : scan_.pieces) {
+        all += piece.bytes;
+        largest = std::max(largest, piece.bytes);
+    }
+    // What is computed once or twice a picture copies about all its weights in any case, so that it takes no more from
+    // others, which would have to copy that again, than streaming needs.
+    const bool seldom = owner_.module == "te" || owner_.module == "clip_vision" || owner_.module == "photomaker";
+    return compute_bytes_ + scan_.fixed_bytes + (seldom ? std::min(all, largest + all / seldom_share) : all);
 }
 
 void Streamer::refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const {
@@ -542,82 +558,58 @@ void Streamer::plan(uint64_t room) {
 // --- device memory ---------------------------------------------------------------------------------------------------
 
 bool Streamer::alloc_arena() {
-    struct Block {
-        uint64_t size;
-        size_t chunk = 0;
-        uint64_t offset = 0;
-    };
-    std::vector<Block> blocks;
-    for (const Weight& weight : weights_) {
-        if (weight.segment < 0) {
-            blocks.push_back({weight.bytes});
-        }
-    }
+    arena_.clear();
     if (plan_.slot_bytes > 0) {
-        blocks.push_back({plan_.slot_bytes});
+        arena_.push_back({plan_.slot_bytes, nullptr});
     }
-    const uint64_t largest = ggml_backend_buft_get_max_size(type_);
-    std::vector<uint64_t> chunks;
-    for (Block& block : blocks) {
-        if (chunks.empty() || (chunks.back() > 0 && block.size > rest(largest, chunks.back()))) {
-            chunks.push_back(0);
-        }
-        block.chunk = chunks.size() - 1;
-        block.offset = chunks.back();
-        chunks.back() += block.size;
-    }
-    for (uint64_t size : chunks) {
-        arena_.emplace_back(ggml_backend_buft_alloc_buffer(type_, size));
-        if (!arena_.back()) {
-            arena_.clear();
-            return false;
-        }
-        ggml_backend_buffer_set_usage(arena_.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    }
+    const size_t first = arena_.size();
+    const uint64_t most = std::min<uint64_t>(ggml_backend_buft_get_max_size(type_), plan_.resident_bytes / part_share);
     const size_t tensors = 2 * (weights_.size() + plan_.segments.size());
     places_.reset(ggml_init({tensors * ggml_tensor_overhead(), nullptr, true}));
-    const auto address = [&](const Block& block) {
-        return static_cast<char*>(ggml_backend_buffer_get_base(arena_[block.chunk].get())) + block.offset;
-    };
-    base_ = static_cast<char*>(ggml_backend_buffer_get_base(arena_.front().get()));
-    const auto put = [&](ggml_tensor* tensor, const Block& block, uint64_t offset) {
-        ggml_backend_tensor_alloc(arena_[block.chunk].get(), tensor, address(block) + offset);
-    };
-    const auto put_in_slot = [&](ggml_tensor* tensor, int segment, uint64_t begin) {
-        const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
-        if (planned.borrows) {  // from the compute buffer, which is not there yet
-            tensor->buffer = &borrowed_;
-            tensor->data = base_ + planned.offset + begin;
-        } else {
-            put(tensor, blocks.back(), planned.offset + begin);
-        }
-    };
-    size_t next = 0;
+    uint64_t tail_most = 0;
     for (Weight& weight : weights_) {
         weight.place = ggml_dup_tensor(places_.get(), weight.tensor);
         ggml_set_name(weight.place, weight.tensor->name);
-        weight.loaded = false;
-        if (weight.segment < 0) {
-            put(weight.place, blocks[next++], 0);
-        } else {
-            put_in_slot(weight.place, weight.segment, weight.offset);
+        if (weight.segment >= 0) {
+            const uint64_t tail = ggml_backend_buft_get_alloc_size(type_, weight.tensor) - ggml_nbytes(weight.tensor);
+            tail_most = std::max(tail_most, tail);
+            continue;
         }
-    }
-    pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
-    uint64_t tail_most = 0;
-    for (const Weight& weight : weights_) {
-        const uint64_t tail = ggml_backend_buft_get_alloc_size(type_, weight.tensor) - ggml_nbytes(weight.tensor);
-        tail_most = std::max(tail_most, weight.segment >= 0 ? tail : 0);
+        if (arena_.size() == first || weight.bytes > rest(most, arena_.back().bytes)) {
+            arena_.push_back({0, nullptr});
+        }
+        weight.part = arena_.size() - 1;
+        weight.offset = arena_.back().bytes;
+        arena_.back().bytes += weight.bytes;
     }
     if (tail_most > 0) {
         ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(dev());
         zeros_.reset(ggml_backend_buft_alloc_buffer(host != nullptr ? host : ggml_backend_cpu_buffer_type(), tail_most));
-        if (!zeros_) {
-            drop_arena();
-            return false;
-        }
+    }
+    if ((tail_most > 0 && !zeros_) || !fill_arena()) {
+        drop_arena();
+        return false;
+    }
+    if (zeros_) {
         ggml_backend_buffer_clear(zeros_.get(), 0);
     }
+    base_ = static_cast<char*>(ggml_backend_buffer_get_base(arena_.front().buffer.get()));
+    const auto put_in_slot = [&](ggml_tensor* tensor, int segment, uint64_t begin) {
+        const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
+        char* const address = base_ + planned.offset + begin;
+        if (planned.borrows) {  // from the compute buffer, which is not there yet
+            tensor->buffer = &borrowed_;
+            tensor->data = address;
+        } else {
+            ggml_backend_tensor_alloc(arena_.front().buffer.get(), tensor, address);
+        }
+    };
+    for (const Weight& weight : weights_) {
+        if (weight.segment >= 0) {
+            put_in_slot(weight.place, weight.segment, weight.offset);
+        }
+    }
+    pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
     make_events();
     copies_.clear();
     for (int i = 0; i < static_cast<int>(plan_.segments.size()); ++i) {
@@ -628,6 +620,49 @@ bool Streamer::alloc_arena() {
     loading_ = true;
     stall_seconds_ = -1.0;
     return true;
+}
+
+// Gets the parts of the arena that are missing, whose residents will be copied anew.
+bool Streamer::fill_arena() {
+    std::vector<bool> missing;
+    for (Part& part : arena_) {
+        missing.push_back(!part.buffer);
+        if (!part.buffer) {
+            part.buffer.reset(ggml_backend_buft_alloc_buffer(type_, part.bytes));
+            if (!part.buffer) {
+                return false;
+            }
+            ggml_backend_buffer_set_usage(part.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        }
+    }
+    for (Weight& weight : weights_) {
+        if (weight.segment < 0 && missing[weight.part]) {
+            ggml_backend_buffer_t buffer = arena_[weight.part].buffer.get();
+            weight.place->buffer = nullptr;
+            weight.place->data = nullptr;
+            ggml_backend_tensor_alloc(buffer, weight.place,
+                                      static_cast<char*>(ggml_backend_buffer_get_base(buffer)) + weight.offset);
+            weight.loaded = false;
+            loading_ = true;
+        }
+    }
+    given_up_ = 0;
+    return true;
+}
+
+void Streamer::give_up(uint64_t bytes) {
+    const size_t first = plan_.slot_bytes > 0 ? 1 : 0;  // the slots lie before the residents
+    for (size_t i = arena_.size(); i-- > first && bytes > 0;) {
+        Part& part = arena_[i];
+        if (part.buffer) {
+            part.buffer.reset();
+            given_up_ += part.bytes;
+            bytes = rest(bytes, part.bytes);
+        }
+    }
+    if (bytes > 0) {
+        release();
+    }
 }
 
 // Makes an event for each segment's arrival, for the mark behind it, and for those marks before it that are waited for.
@@ -711,6 +746,7 @@ void Streamer::drop_arena() {
     copies_.clear();
     places_.reset();
     arena_.clear();
+    given_up_ = 0;
     zeros_.reset();
 }
 
@@ -728,12 +764,13 @@ void Streamer::bind(uint64_t compute_bytes) {
     held_compute_bytes_ = std::max(compute_bytes, compute_bytes_);
     active_ = true;
     bool yielded = false;
-    while (arena_.empty() && !weights_.empty() && !alloc_arena()) {
+    while (!weights_.empty() && !(arena_.empty() ? alloc_arena() : fill_arena())) {
         if (!std::exchange(yielded, true)) {
             // What others keep is worth less than what is needed now.
             owner_.placements->stream_budget.yield(dev(), *owner_.placements, UINT64_MAX / 2, this);
             continue;
         }
+        release();
         const uint64_t refused = plan_.arena_bytes();
         reason_ = std::string(ggml_backend_dev_name(dev())) + " refused " + in_gib(static_cast<double>(refused)) +
                   " GiB: less is kept there";
@@ -1165,6 +1202,7 @@ ggml_status Streamer::compute_in_turn(ggml_cgraph* graph, bool (*cancelled)()) {
 
 void Streamer::begin() {
     restore();
+    largest_before_ = std::exchange(largest_, 0);
     active_ = false;
     most_ = UINT64_MAX;
     end_ = 0.0;
