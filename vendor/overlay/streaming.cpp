@@ -52,6 +52,7 @@ constexpr double budget_worth_a_plan = 1.05;    // growth for which a plan is ma
 // What a computation costs next to another one: seconds on a mid-range card, of which only ratios matter here.
 constexpr double flop_rate = 25e12;
 constexpr double memory_rate = 360e9;
+constexpr double operation_seconds = 2e-6;  // what each takes to begin
 
 // Backends that store the bytes of a tensor as they are: parts of tensors, and neighbours at once, can be copied.
 const char* const plain_backends[] = {"CUDA", "ROCm", "MUSA", "Vulkan", "Loopback"};
@@ -90,9 +91,12 @@ double cost_of(const ggml_tensor* node) {
         default:
             break;
     }
+    // Of these a source is not read: the kernel, which is there for its shape, or the destination.
+    const bool im2col = node->op == GGML_OP_IM2COL || node->op == GGML_OP_IM2COL_3D;
+    const int unread = im2col ? 0 : node->op == GGML_OP_CPY ? 1 : -1;
     double bytes = bytes_of(node);
     for (int i = 0; i < GGML_MAX_SRC && node->src[i] != nullptr; ++i) {
-        bytes += bytes_of(node->src[i]);
+        bytes += i != unread ? bytes_of(node->src[i]) : 0.0;
     }
     return bytes / memory_rate;
 }
@@ -359,7 +363,7 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& computing) c
         piece_at[at] = static_cast<int>(found.pieces.size()) - 1;
         Piece& piece = found.pieces.back();
         if (computes(graph->nodes[i])) {
-            piece.cost += cost_of(graph->nodes[i]);
+            piece.cost += operation_seconds + cost_of(graph->nodes[i]);
         }
         if (!computing.heights.empty()) {
             const uint64_t height = computing.heights[at];
