@@ -314,7 +314,7 @@ def test_a_text_encoder_leaves_the_residents_of_the_denoiser(checkpoint: Path) -
             again = copied[0] - copied[1]
             assert copied[1] == copied[2]
             assert 0 < encoder["peak_bytes"] <= budget_bytes(budget)
-            # Residents are given up in sixteenths, and a fixed few are loaded with the first ones.
+            # Residents are given up in eighths.
             assert again >= denoiser["resident_bytes"] - max(taken, 0) - denoiser["resident_bytes"] / 8, (budget, copied)
         assert_empty(loopback)
 

@@ -17,9 +17,10 @@ namespace sdcpp {
 namespace {
 
 // Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
-// that are loaded when they are first needed, and cuBLAS's workspace. On an H100 the driver counted up to 235 MB.
+// that are loaded when they are first needed, and cuBLAS's workspace, of which the driver counted up to 235 MB on an H100;
+// and what it adds to each part of an arena, up to 2 MiB.
 const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
-constexpr uint64_t pool_base = 256ull << 20;
+constexpr uint64_t pool_base = 288ull << 20;
 
 uint64_t mix(uint64_t hash, uint64_t value) {
     return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
@@ -182,11 +183,17 @@ const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph) {
         return known->second;
     }
     ComputeUse use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
-    use.bytes = use.buffer;
-    if (is_one_of(pool_backends, placement.runtime->dev)) {
-        use.bytes += pool_base + pool_bytes(graph);
-    }
+    use.pool = pool_bytes(graph);
     return placement.compute_uses.emplace(shape, std::move(use)).first->second;
+}
+
+uint64_t compute_bytes(Placement& placement, const ComputeUse& use) {
+    Device& device = *placement.runtime;
+    if (!is_one_of(pool_backends, device.dev)) {
+        return use.buffer;
+    }
+    device.pool_bytes = std::max(device.pool_bytes, use.pool);
+    return use.buffer + pool_base + device.pool_bytes;
 }
 
 }  // namespace sdcpp

@@ -12,8 +12,8 @@ namespace sdcpp {
 struct Placement;
 
 struct ComputeUse {
-    uint64_t bytes = 0;             // what computing takes: the buffer, and what the device takes besides
-    uint64_t buffer = 0;            // bytes of the buffer alone
+    uint64_t buffer = 0;            // its bytes
+    uint64_t pool = 0;              // what the device takes besides for its largest operation, in bytes
     std::vector<int64_t> offsets;   // of each node's values in it; -1: elsewhere
     std::vector<uint64_t> heights;  // from where on it is free while a node is computed; empty: not known
     std::vector<uint64_t> values;   // what it holds meanwhile, in bytes
@@ -26,6 +26,8 @@ void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& vi
 // Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer, which lasts as
 // long as the placement.
 const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph);
+// Returns what computing takes of the device: the buffer, and what the device takes besides and keeps.
+uint64_t compute_bytes(Placement& placement, const ComputeUse& use);
 // Notes how a graph uses the compute buffer that it was given.
 void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use);
 

@@ -29,6 +29,7 @@ struct Device {
 
     const ggml_backend_dev_t dev;
     const ggml_backend_t backend;
+    uint64_t pool_bytes = 0;  // what the backend's pool grew to: it never gives memory back
 
 private:
     ggml_backend_t copies = nullptr;

@@ -41,7 +41,7 @@ constexpr uint64_t piece_share = 2048;          // pieces are this part of all w
 constexpr uint64_t load_share = 16;             // the first graph is cut for copies of this part of all weights
 constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
 constexpr double launch_seconds = 10e-6;        // what giving one more stretch of a graph to the device takes
-constexpr uint64_t part_share = 16;             // residents are given up in parts of this share of them
+constexpr uint64_t part_share = 8;              // residents are given up in parts of this share of them
 constexpr uint64_t seldom_share = 32;           // what a network that is computed seldom takes others' memory for
 constexpr uint64_t merge_factor = 8;            // merging takes this times a weight: f32 copies of it and of the change
 constexpr double lendable_share = 0.95;         // of the compute buffer: the next one may be a little smaller
@@ -410,9 +410,10 @@ void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgrap
     const uint64_t others = shared.fixed(dev(), *owner_.placements);
     const uint64_t budget = shared.bytes(dev(), *owner_.placements);
     const ComputeUse& use = compute_use(owner_, graph);
-    const uint64_t least = smallest_budget(input(scan(graph, use), use.bytes, 0));
+    const uint64_t bytes = compute_bytes(owner_, use);
+    const uint64_t least = smallest_budget(input(scan(graph, use), bytes, 0));
     if (least > rest(budget, others)) {
-        refuse(least + others, use.bytes, budget);
+        refuse(least + others, bytes, budget);
     }
 }
 
@@ -423,7 +424,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     const ComputeUse& use = compute_use(owner_, graph);
     Scan next = scan(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
-    const uint64_t bytes = use.bytes;
+    const uint64_t bytes = compute_bytes(owner_, use);
     largest_ = std::max(largest_, bytes);
     const uint64_t expected = std::max(bytes, largest_before_);
     // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
@@ -1313,7 +1314,7 @@ void stream_yield(Placement& placement, ggml_cgraph* graph) {
     }
     StreamBudget& shared = placement.placements->stream_budget;
     ggml_backend_dev_t dev = placement.runtime->dev;
-    const uint64_t more = rest(compute_use(placement, graph).bytes, placement.compute_bytes);
+    const uint64_t more = rest(compute_bytes(placement, compute_use(placement, graph)), placement.compute_bytes);
     shared.yield(dev, *placement.placements, more);
     shared.others[dev] += more;
     placement.compute_bytes += more;
