@@ -34,28 +34,28 @@ std::vector<float> philox_floats(uint32_t count, uint64_t seed, uint32_t offset,
 // two tensors. Those are broadcast in a dimension where their own shape is 1.
 template <typename F>
 void for_each_offset(const std::vector<int64_t>& shape, const std::vector<int64_t>& left_shape,
-                     std::vector<int64_t> left, const std::vector<int64_t>& right_shape, std::vector<int64_t> right,
-                     F&& each) {
+                     std::vector<int64_t> left_strides, const std::vector<int64_t>& right_shape,
+                     std::vector<int64_t> right_strides, F&& each) {
     int64_t count = shape.empty() ? 0 : 1;
     for (size_t i = 0; i < shape.size(); ++i) {
         count *= shape[i];
-        left[i] = left_shape[i] == 1 ? 0 : left[i];
-        right[i] = right_shape[i] == 1 ? 0 : right[i];
+        left_strides[i] = left_shape[i] == 1 ? 0 : left_strides[i];
+        right_strides[i] = right_shape[i] == 1 ? 0 : right_strides[i];
     }
     std::vector<int64_t> at(shape.size(), 0);
     int64_t l = 0, r = 0;
     for (int64_t index = 0; index < count;) {
         for (int64_t i = 0; i < shape[0]; ++i) {
-            each(index++, l + i * left[0], r + i * right[0]);
+            each(index++, l + i * left_strides[0], r + i * right_strides[0]);
         }
         for (size_t i = 1; i < shape.size(); ++i) {
-            l += left[i];
-            r += right[i];
+            l += left_strides[i];
+            r += right_strides[i];
             if (++at[i] < shape[i]) {
                 break;
             }
-            l -= left[i] * shape[i];
-            r -= right[i] * shape[i];
+            l -= left_strides[i] * shape[i];
+            r -= right_strides[i] * shape[i];
             at[i] = 0;
         }
     }

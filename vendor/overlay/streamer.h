@@ -160,11 +160,13 @@ private:
     StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
     [[noreturn]] void refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const;
     uint64_t wanted() const;
+    bool seldom() const;
     uint64_t alloc_size(const ggml_tensor* tensor) const;
     void plan(uint64_t room);
     bool alloc_arena();
     bool fill_arena();
     void drop_arena();
+    void forget_arena();
     void restore();
     std::vector<Run> runs(int nodes) const;
     bool borrow(ggml_cgraph* graph);
@@ -200,7 +202,7 @@ private:
     ggml_context* params_ctx_ = nullptr;
     Scan scan_;
     uint64_t compute_bytes_ = 0;   // planned
-    uint64_t largest_ = 0;         // that a graph of this generation took
+    uint64_t largest_ = 0;         // that a graph of this generation takes
     uint64_t largest_before_ = 0;  // ... of the one before, whose graphs are expected again
     StreamPlan plan_;
     bool planned_ = false;

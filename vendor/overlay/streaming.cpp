@@ -425,8 +425,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     Scan next = scan(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
     const uint64_t bytes = compute_bytes(owner_, use);
-    largest_ = std::max(largest_, bytes);
-    const uint64_t expected = std::max(bytes, largest_before_);
+    const uint64_t expected = std::max({bytes, largest_, largest_before_});
     // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
     bool outdated = !active_ && plan_.borrowed_end() > use.buffer;
     for (size_t i = 0; same && i < next.pieces.size(); ++i) {
@@ -452,20 +451,27 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     if (same && bytes <= compute_bytes_ && !outdated) {
         shared.yield(dev(), placements, std::min(plan_.peak_bytes, wanted()), this);
         const uint64_t room = std::min(most_, rest(budget_, shared.held(dev(), placements, this)));
-        // Weights have more room than was planned with, since others have less or pictures are smaller now.
-        const bool more = !active_ && !plan_.segments.empty() &&
+        // Weights have more room than was planned with, since others have less or pictures are smaller now. What is
+        // computed seldom gains nothing by it.
+        const bool more = !active_ && !seldom() && !plan_.segments.empty() &&
                           static_cast<double>(rest(room, expected)) >
                               budget_worth_a_plan * static_cast<double>(rest(room_, compute_bytes_));
         if (plan_.peak_bytes <= room && !more) {
+            largest_ = std::max(largest_, bytes);
             return true;
         }
     }
     compute_bytes_ = !same ? bytes : active_ ? std::max(bytes, compute_bytes_) : expected;
+    const bool may_be_less = same && !active_ && bytes < expected;
     unbind();
     release();
     shared.yield(dev(), placements, wanted(), this);
     uint64_t others = shared.held(dev(), placements, this);
     plan(std::min(most_, rest(budget_, others)));
+    if (!plan_.feasible && may_be_less) {
+        compute_bytes_ = bytes;
+        plan(std::min(most_, rest(budget_, others)));
+    }
     if (!plan_.feasible) {
         shared.shrink(dev(), rest(plan_.minimum_budget + others, budget_), this);
         others = shared.held(dev(), placements, this);
@@ -476,6 +482,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         planned_ = false;
         refuse(plan_.minimum_budget + others, compute_bytes_, budget_);
     }
+    largest_ = std::max(largest_, bytes);
     return false;
 }
 
@@ -486,10 +493,13 @@ uint64_t Streamer::wanted() const {
         all += piece.bytes;
         largest = std::max(largest, piece.bytes);
     }
-    // What is computed once or twice a picture copies about all its weights in any case, so that it takes no more from
-    // others, which would have to copy that again, than streaming needs.
-    const bool seldom = owner_.module == "te" || owner_.module == "clip_vision" || owner_.module == "photomaker";
-    return compute_bytes_ + scan_.fixed_bytes + (seldom ? std::min(all, largest + all / seldom_share) : all);
+    return compute_bytes_ + scan_.fixed_bytes + (seldom() ? std::min(all, largest + all / seldom_share) : all);
+}
+
+// Tells whether the network is computed once or twice a picture: it copies about all its weights in any case, so that it
+// takes no more from others, which would have to copy that again, than streaming needs.
+bool Streamer::seldom() const {
+    return owner_.module == "te" || owner_.module == "clip_vision" || owner_.module == "photomaker";
 }
 
 void Streamer::refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) const {
@@ -563,6 +573,7 @@ void Streamer::plan(uint64_t room) {
 // --- device memory ---------------------------------------------------------------------------------------------------
 
 bool Streamer::alloc_arena() {
+    const OnException forget([this] { forget_arena(); });
     arena_.clear();
     if (plan_.slot_bytes > 0) {
         arena_.push_back({plan_.slot_bytes, nullptr});
@@ -575,6 +586,7 @@ bool Streamer::alloc_arena() {
     for (Weight& weight : weights_) {
         weight.place = ggml_dup_tensor(places_.get(), weight.tensor);
         ggml_set_name(weight.place, weight.tensor->name);
+        weight.loaded = false;
         if (weight.segment >= 0) {
             const uint64_t tail = ggml_backend_buft_get_alloc_size(type_, weight.tensor) - ggml_nbytes(weight.tensor);
             tail_most = std::max(tail_most, tail);
@@ -622,36 +634,33 @@ bool Streamer::alloc_arena() {
     }
     next_ = issued_ = 0;
     timed_passes_ = 0;
+    seconds_ = 0.0;
     loading_ = true;
     stall_seconds_ = -1.0;
     return true;
 }
 
-// Gets the parts of the arena that are missing, whose residents will be copied anew.
+// Gets the parts of the arena that are missing; their residents will be copied anew.
 bool Streamer::fill_arena() {
-    std::vector<bool> missing;
-    for (Part& part : arena_) {
-        missing.push_back(!part.buffer);
+    for (size_t i = 0; i < arena_.size(); ++i) {
+        Part& part = arena_[i];
+        if (part.buffer) {
+            continue;
+        }
+        part.buffer.reset(ggml_backend_buft_alloc_buffer(type_, part.bytes));
         if (!part.buffer) {
-            part.buffer.reset(ggml_backend_buft_alloc_buffer(type_, part.bytes));
-            if (!part.buffer) {
-                return false;
+            return false;
+        }
+        ggml_backend_buffer_set_usage(part.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        given_up_ = rest(given_up_, part.bytes);
+        for (const Weight& weight : weights_) {
+            if (weight.segment < 0 && weight.part == i) {
+                char* const base = static_cast<char*>(ggml_backend_buffer_get_base(part.buffer.get()));
+                ggml_backend_tensor_alloc(part.buffer.get(), weight.place, base + weight.offset);
+                loading_ = true;
             }
-            ggml_backend_buffer_set_usage(part.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
         }
     }
-    for (Weight& weight : weights_) {
-        if (weight.segment < 0 && missing[weight.part]) {
-            ggml_backend_buffer_t buffer = arena_[weight.part].buffer.get();
-            weight.place->buffer = nullptr;
-            weight.place->data = nullptr;
-            ggml_backend_tensor_alloc(buffer, weight.place,
-                                      static_cast<char*>(ggml_backend_buffer_get_base(buffer)) + weight.offset);
-            weight.loaded = false;
-            loading_ = true;
-        }
-    }
-    given_up_ = 0;
     return true;
 }
 
@@ -659,11 +668,19 @@ void Streamer::give_up(uint64_t bytes) {
     const size_t first = plan_.slot_bytes > 0 ? 1 : 0;  // the slots lie before the residents
     for (size_t i = arena_.size(); i-- > first && bytes > 0;) {
         Part& part = arena_[i];
-        if (part.buffer) {
-            part.buffer.reset();
-            given_up_ += part.bytes;
-            bytes = rest(bytes, part.bytes);
+        if (!part.buffer) {
+            continue;
         }
+        for (Weight& weight : weights_) {
+            if (weight.segment < 0 && weight.part == i) {
+                weight.loaded = false;
+                weight.place->buffer = nullptr;
+                weight.place->data = nullptr;
+            }
+        }
+        part.buffer.reset();
+        given_up_ += part.bytes;
+        bytes = rest(bytes, part.bytes);
     }
     if (bytes > 0) {
         release();
@@ -744,6 +761,10 @@ std::vector<Streamer::Copy> Streamer::copies_of(int segment, const std::function
 
 void Streamer::drop_arena() {
     drain();
+    forget_arena();
+}
+
+void Streamer::forget_arena() {
     for (Weight& weight : weights_) {
         weight.place = nullptr;
         weight.loaded = false;
