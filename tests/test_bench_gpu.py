@@ -212,12 +212,23 @@ def test_dry_run_judges_no_times():
     assert found("pixels identical", *rows, dry=True)
 
 
+def test_where_all_stays_or_the_host_copies_nothing_is_asked():
+    rows = good_rows()
+    rows[1] = row("pinned-serial", 8 * 0.5, streamed=0)
+    assert not found("pinned over pageable", *rows)
+    rows = [row("pageable-overlapped", 8 * 0.45, streamed=4e9), *good_rows()[2:]]
+    assert not found("overlapped over in turn", *rows)
+    assert found("pixels identical", *rows)
+
+
 def test_several_runs_are_shown_as_one(capsys, tmp_path):
     first, second = report(*good_rows()[:3]), report(*good_rows()[3:])
     first["left_out"] = ["zimage/resident/all", "sdxl/peer/4"]
     for name, given in (("a", first), ("b", second)):
         (tmp_path / name).write_text(json.dumps(given))
     assert bench_gpu.merged([first, second])["left_out"] == ["sdxl/peer/4"]
+    again = {**first["rows"][0], "load_seconds": 1.0}
+    assert bench_gpu.merged([first, second, report(again)])["rows"][0] == again
     assert bench_gpu.main(["--show", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"]) == 0
     printed = capsys.readouterr().out
     assert "| pinned-overlapped | 8 GiB | 1.656 (1.64..1.68) |" in printed
