@@ -668,6 +668,25 @@ def test_broken_order_is_found(precaution: str, checkpoint: Path) -> None:
     assert found[LEFT_OUT[precaution]] > 0, found
 
 
+@in_child
+def test_the_bus_is_timed_on_enough_bytes() -> None:
+    """The first residents of SDXL are small: copying them tells how long a copy takes to begin, not the bus's speed."""
+    bandwidth = 25e9
+    loopback = Loopback(dry=1, memory_total=1 << 40, pinned_bandwidth=bandwidth)
+    ffi, lib = engine()
+    now = ffi.callback("double(void)", lambda: loopback.clock()["host_seconds"])
+    lib.sdcpp_probe_clock(now)
+    with header_only(MODELS["SDXL"]) as path:
+        probe = Probe(loopback, lib, ffi, path, MODELS["SDXL"], "stream", True)
+        probe.begin(4 * GIB)
+        probe.step(3)
+        row = probe.stream()
+        probe.close()
+    lib.sdcpp_probe_clock(ffi.NULL)
+    assert row["streamed_bytes"] > 0
+    assert 1 <= row["copy_seconds"] * bandwidth / row["streamed_bytes"] < 1.3
+
+
 def schedules(count: int, seed: int) -> None:
     """Compute denoisers of full size, without bytes, with everything random that decides the order of copies."""
     loopback = Loopback(dry=1, memory_total=1 << 40)

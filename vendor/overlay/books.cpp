@@ -114,6 +114,11 @@ void Book::copied(bool to_device, bool pinned, uint64_t bytes, double seconds) {
     transfers_.seconds += seconds;
 }
 
+void Book::took(double seconds) {
+    std::lock_guard<std::mutex> lock(mutex);
+    transfers_.seconds += seconds;
+}
+
 std::string Shelf::put(std::shared_ptr<Book> owner, ggml_context* ctx, ggml_backend_buffer_type_t pinned) {
     take_out();
     book = std::move(owner);

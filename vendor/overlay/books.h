@@ -48,6 +48,8 @@ public:
     void wanted(const std::string& buffer_type);
     void missed(const std::string& reason);
     void copied(bool to_device, bool pinned, uint64_t bytes, double seconds);
+    // Adds what copies took that were noted without their seconds.
+    void took(double seconds);
     // Notes that the weights have other values now, and tells how often they had.
     void changed() { ++changes_; }
     uint64_t changes() const { return changes_; }

@@ -238,6 +238,7 @@ private:
     double seconds_ = 0.0;
     double copy_rate_ = 0.0;  // bytes per second; 0: not measured
     uint64_t timed_bytes_ = 0;  // that it was measured on
+    uint64_t untimed_ = 0;      // bytes that were copied meanwhile, whose seconds are not in the book yet
     double stall_seconds_ = -1.0;
     double end_ = 0.0;          // when the last graph ended; 0: not known
     double gap_seconds_[2] = {};  // what the host took from then to the next one, the last two times

@@ -941,7 +941,7 @@ void Streamer::copy(ggml_tensor* target, const char* source, uint64_t offset, ui
     double seconds = 0.0;
     if (copy_ != nullptr) {
         ggml_backend_tensor_set_async(copy_, target, source, offset, bytes);
-        seconds = copy_rate_ > 0.0 ? static_cast<double>(bytes) / copy_rate_ : 0.0;
+        untimed_ += bytes;
     } else {
         const double begin = now();
         ggml_backend_tensor_set(target, source, offset, bytes);
@@ -959,21 +959,26 @@ void Streamer::note_rate(uint64_t bytes, double seconds) {
 
 // Copies the residents that a run needs for the first time.
 void Streamer::load(const Run& run) {
-    const double begin = now();
     uint64_t bytes = 0;
     for (size_t i : run.loads) {
+        bytes += ggml_nbytes(weights_[i].tensor);
+    }
+    // A few bytes only tell how long a copy takes to begin.
+    const bool timing = copy_ != nullptr && timed_bytes_ < std::min(bytes, enough_to_time);
+    if (timing) {
+        ggml_backend_synchronize(copy_);
+    }
+    const double begin = now();
+    for (size_t i : run.loads) {
         Weight& weight = weights_[i];
-        const uint64_t size = ggml_nbytes(weight.tensor);
-        copy(weight.place, static_cast<const char*>(weight.host.data), 0, size);
+        copy(weight.place, static_cast<const char*>(weight.host.data), 0, ggml_nbytes(weight.tensor));
         weight.loaded = true;
-        bytes += size;
     }
     if (copy_ == nullptr) {
         return;
     }
     ggml_backend_event_record(loaded_.get(), copy_);
-    if (copy_rate_ == 0.0) {
-        // Nothing is computed yet, so that waiting costs nothing.
+    if (timing) {
         ggml_backend_event_synchronize(loaded_.get());
         note_rate(bytes, now() - begin);
     }
@@ -1183,7 +1188,7 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
             bytes += plan_.segments[index(issued_)].bytes;
         }
         ggml_backend_synchronize(copy_);
-        // So few bytes tell how long a copy takes to begin; loading may have told more.
+        // Loading may have told more.
         if (bytes >= std::min(enough_to_time, timed_bytes_)) {
             note_rate(bytes, now() - begin);
         }
@@ -1193,6 +1198,9 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
     look_ahead(pinned_ ? std::min(gap_seconds_[0], gap_seconds_[1]) * copy_rate_ : HUGE_VAL);
     ggml_backend_synchronize(compute_);
     next_ = end;
+    if (copy_rate_ > 0.0) {
+        owner_.book->took(static_cast<double>(std::exchange(untimed_, 0)) / copy_rate_);
+    }
     end_ = now();
     return GGML_STATUS_SUCCESS;
 }
