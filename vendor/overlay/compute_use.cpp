@@ -187,13 +187,16 @@ const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph) {
     return placement.compute_uses.emplace(shape, std::move(use)).first->second;
 }
 
-uint64_t compute_bytes(Placement& placement, const ComputeUse& use) {
-    Device& device = *placement.runtime;
-    if (!is_one_of(pool_backends, device.dev)) {
-        return use.buffer;
+uint64_t compute_bytes(const Placement& placement, const ComputeUse& use) {
+    const Device& device = *placement.runtime;
+    const bool pools = is_one_of(pool_backends, device.dev);
+    return use.buffer + (pools ? pool_base + std::max(device.pool_bytes, use.pool) : 0);
+}
+
+void note_computing(const Placement& placement, ggml_cgraph* graph) {
+    if (placement.placements != nullptr && is_one_of(pool_backends, placement.runtime->dev)) {
+        placement.runtime->pool_bytes = std::max(placement.runtime->pool_bytes, pool_bytes(graph));
     }
-    device.pool_bytes = std::max(device.pool_bytes, use.pool);
-    return use.buffer + pool_base + device.pool_bytes;
 }
 
 }  // namespace sdcpp

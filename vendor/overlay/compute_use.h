@@ -27,7 +27,9 @@ void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& vi
 // long as the placement.
 const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph);
 // Returns what computing takes of the device: the buffer, and what the device takes besides and keeps.
-uint64_t compute_bytes(Placement& placement, const ComputeUse& use);
+uint64_t compute_bytes(const Placement& placement, const ComputeUse& use);
+// Notes that a graph is computed, for which the device's pool grows.
+void note_computing(const Placement& placement, ggml_cgraph* graph);
 // Notes how a graph uses the compute buffer that it was given.
 void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use);
 

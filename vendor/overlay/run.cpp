@@ -122,6 +122,7 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
     if (ggml_backend_is_cpu(backend)) {
         ggml_backend_cpu_set_abort_callback(backend, whole_graphs > 0 ? nullptr : cancel_requested, nullptr);
     }
+    note_computing(placement, graph);
     const ggml_status status = stream_bound(placement)
                                    ? stream_compute(placement, graph, [] { return cancel_requested(); })
                                    : ggml_backend_graph_compute(backend, graph);
