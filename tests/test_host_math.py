@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any
 
-import cffi
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from test_loopback import NATIVE, built
-
-
-@functools.cache
-def probe() -> tuple[cffi.FFI, Any]:
-    """Return the functions, built as a library of their own."""
-    text = (NATIVE / "host_math_probe.cpp").read_text()
-    ffi = cffi.FFI()
-    ffi.cdef(text.split("// cdef begin", 1)[1].split("// cdef end", 1)[0])
-    return ffi, ffi.dlopen(str(built("libhost_math_probe.so")))
+from test_loopback import probe
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
@@ -34,7 +22,7 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 
 def numbers(count: int, seed: int, offset: int) -> list[list[float]]:
     """Return the first and the second numbers."""
-    ffi, lib = probe()
+    ffi, lib = probe("host_math_probe")
     found = ffi.new("float[]", count)
     both = []
     for second in (False, True):
@@ -67,7 +55,7 @@ def broadcast_shapes(draw: st.DrawFn) -> list[list[int]]:
 def test_offsets_are_those_of_broadcast_tensors(shapes: list[list[int]]) -> None:
     shape, left, right = shapes
     strides = [[math.prod(operand[:i]) for i in range(len(operand))] for operand in (left, right)]
-    ffi, lib = probe()
+    ffi, lib = probe("host_math_probe")
     offsets = ffi.new("int64_t[]", 2 * math.prod(shape))
     count = lib.host_math_offsets(len(shape), shape, left, strides[0], right, strides[1], offsets)
     assert count == (math.prod(shape) if shape else 0)  # without dimensions, the engine means no element

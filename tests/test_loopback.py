@@ -1,10 +1,12 @@
 """The loopback accelerator's own test, and its control interface as Python sees it."""
 
+import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cffi
 import pytest
@@ -13,10 +15,18 @@ NATIVE = Path(__file__).parent / "native"
 TESTS = re.findall(r'^    \{"(\w+)", test_\w+\},$', (NATIVE / "test_loopback.cpp").read_text(), re.MULTILINE)
 
 
-def read_cdef() -> str:
-    """Return the declarations of loopback.h in the form that cffi takes."""
-    text = (NATIVE / "loopback.h").read_text()
+def read_cdef(name: str = "loopback.h") -> str:
+    """Return the declarations of a file in the form that cffi takes."""
+    text = (NATIVE / name).read_text()
     return text.split("// cdef begin", 1)[1].split("// cdef end", 1)[0]
+
+
+@functools.cache
+def probe(name: str) -> tuple[cffi.FFI, Any]:
+    """Return a part of the overlay that is built as a library of its own."""
+    ffi = cffi.FFI()
+    ffi.cdef(read_cdef(f"{name}.cpp"))
+    return ffi, ffi.dlopen(str(built(f"lib{name}.so")))
 
 
 def built(name: str) -> Path:

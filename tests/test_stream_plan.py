@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
 
-import cffi
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_loopback import NATIVE, built
-
-
-@functools.cache
-def probe() -> tuple[cffi.FFI, Any]:
-    """Return the planner, built as a library of its own."""
-    text = (NATIVE / "stream_plan_probe.cpp").read_text()
-    ffi = cffi.FFI()
-    ffi.cdef(text.split("// cdef begin", 1)[1].split("// cdef end", 1)[0])
-    return ffi, ffi.dlopen(str(built("libstream_plan_probe.so")))
+from test_loopback import probe
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Graph:
         return self.base + max(size for size, _, _ in self.pieces)
 
     def plan(self, budget: int, overlap: bool = True, per_byte: float = 0.0, per_cost: float = 0.0) -> dict[str, Any]:
-        ffi, library = probe()
+        ffi, library = probe("stream_plan_probe")
         count = len(self.pieces)
         sizes = ffi.new("uint64_t[]", [size for size, _, _ in self.pieces])
         costs = ffi.new("double[]", [cost for _, cost, _ in self.pieces])

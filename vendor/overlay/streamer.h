@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -144,6 +145,10 @@ private:
         std::vector<Piece> pieces;
         std::vector<int> begin;     // first node of each piece
         uint64_t fixed_bytes = 0;
+        uint64_t weight_bytes() const {
+            return std::accumulate(pieces.begin(), pieces.end(), fixed_bytes,
+                                   [](uint64_t bytes, const Piece& piece) { return bytes + piece.bytes; });
+        }
         bool same_weights(const Scan& other) const { return weights == other.weights && piece_of == other.piece_of; }
     };
 
@@ -212,7 +217,6 @@ private:
 
     std::vector<Weight> weights_;
     std::vector<Part> arena_;
-    uint64_t given_up_ = 0;  // bytes of it
     ggml_context_ptr places_;
     ggml_backend_buffer_ptr zeros_;
     ggml_backend_buffer borrowed_ = {};  // the compute buffer, as one of weights

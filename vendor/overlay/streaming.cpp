@@ -240,7 +240,11 @@ ggml_backend_dev_t Streamer::dev() const {
 }
 
 uint64_t Streamer::held() const {
-    return (arena_.empty() && !active_ ? 0 : rest(plan_.arena_bytes(), given_up_)) + held_compute_bytes_;
+    uint64_t bytes = held_compute_bytes_ + (arena_.empty() && active_ ? plan_.arena_bytes() : 0);
+    for (const Part& part : arena_) {
+        bytes += part.buffer ? part.bytes : 0;
+    }
+    return bytes;
 }
 
 uint64_t Streamer::alloc_size(const ggml_tensor* tensor) const {
@@ -488,12 +492,16 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
 
 // Returns the bytes for which others give up what they keep.
 uint64_t Streamer::wanted() const {
-    uint64_t all = 0, largest = 0;
+    const uint64_t all = scan_.weight_bytes();
+    if (!seldom()) {
+        return compute_bytes_ + all;
+    }
+    uint64_t largest = 0;
     for (const Piece& piece : scan_.pieces) {
-        all += piece.bytes;
         largest = std::max(largest, piece.bytes);
     }
-    return compute_bytes_ + scan_.fixed_bytes + (seldom() ? std::min(all, largest + all / seldom_share) : all);
+    const uint64_t pieces = all - scan_.fixed_bytes;
+    return compute_bytes_ + scan_.fixed_bytes + std::min(pieces, largest + pieces / seldom_share);
 }
 
 // Tells whether the network is computed once or twice a picture: it copies about all its weights in any case, so that it
@@ -574,7 +582,6 @@ void Streamer::plan(uint64_t room) {
 
 bool Streamer::alloc_arena() {
     const OnException forget([this] { forget_arena(); });
-    arena_.clear();
     if (plan_.slot_bytes > 0) {
         arena_.push_back({plan_.slot_bytes, nullptr});
     }
@@ -652,7 +659,6 @@ bool Streamer::fill_arena() {
             return false;
         }
         ggml_backend_buffer_set_usage(part.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        given_up_ = rest(given_up_, part.bytes);
         for (const Weight& weight : weights_) {
             if (weight.segment < 0 && weight.part == i) {
                 char* const base = static_cast<char*>(ggml_backend_buffer_get_base(part.buffer.get()));
@@ -679,7 +685,6 @@ void Streamer::give_up(uint64_t bytes) {
             }
         }
         part.buffer.reset();
-        given_up_ += part.bytes;
         bytes = rest(bytes, part.bytes);
     }
     if (bytes > 0) {
@@ -772,7 +777,6 @@ void Streamer::forget_arena() {
     copies_.clear();
     places_.reset();
     arena_.clear();
-    given_up_ = 0;
     zeros_.reset();
 }
 
@@ -1094,14 +1098,12 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     }
     const double begin = now();
     const bool was_loading = loading_;
-    ggml_status status = GGML_STATUS_FAILED;
-    try {
-        status = copy_ != nullptr ? compute_overlapped(graph, cancelled) : compute_in_turn(graph, cancelled);
-    } catch (...) {
+    const OnException undo([this] {
         give_back();
         drain();
-        throw;
-    }
+    });
+    const ggml_status status = copy_ != nullptr ? compute_overlapped(graph, cancelled)
+                                                : compute_in_turn(graph, cancelled);
     give_back();
     if (status != GGML_STATUS_SUCCESS) {
         drain();
@@ -1271,10 +1273,6 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
         std::string& list = plan_.resident[i] ? resident : streamed;
         list += (list.empty() ? "" : ", ") + scan_.pieces[i].name;
     }
-    uint64_t weight_bytes = scan_.fixed_bytes;
-    for (const Piece& piece : scan_.pieces) {
-        weight_bytes += piece.bytes;
-    }
     *row = {owner_.module.c_str(),
             runner_.c_str(),
             ggml_backend_dev_name(dev()),
@@ -1283,7 +1281,7 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
             budget_,
             peak_,
             compute_bytes_,
-            weight_bytes,
+            scan_.weight_bytes(),
             plan_.resident_bytes,
             plan_.streamed_bytes,
             plan_.slot_bytes,
