@@ -247,7 +247,7 @@ class Bench:
 
     def __init__(self, loopback: Loopback, name: str, path: Path) -> None:
         self.loopback, self.name, self.model = loopback, name, MODELS[name]
-        self.ffi, self.lib = engine()
+        self.ffi, self.lib = probe_library()
         self.now = self.ffi.callback("double(void)", lambda: loopback.clock()["host_seconds"])
         self.lib.sdcpp_probe_clock(self.now)
 
@@ -324,15 +324,15 @@ class Bench:
         self.lib.sdcpp_probe_clock(self.ffi.NULL)
 
 
-def engine() -> tuple[Any, Any]:
+def probe_library() -> tuple[Any, Any]:
     """Return cffi's interface to the engine library's probe."""
-    from sdcpp_py import _native
+    from sdcpp_py import engine
 
     ffi = cffi.FFI()
-    struct = (ROOT / "vendor" / "overlay" / "sdcpp.h").read_text()
+    struct = (ROOT / "native" / "sdcpp" / "api" / "sdcpp.h").read_text()
     struct = struct[: struct.index("} sdcpp_stream_t;")]
     ffi.cdef(f"{struct[struct.rindex('typedef struct') :]}}} sdcpp_stream_t;{DECLARATIONS}")
-    return ffi, ffi.dlopen(_native.versions()["library"])
+    return ffi, ffi.dlopen(engine.versions()["library"])
 
 
 def show(cells: list[Cell]) -> str:

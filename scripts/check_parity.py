@@ -154,7 +154,7 @@ def grammar_prompts() -> list[str]:
 def run_engine(settings: Settings) -> dict[str, np.ndarray]:
     """Return what the engine makes: pictures by case, and the modules' outputs by module and run."""
     import sdcpp_py
-    from sdcpp_py import _native
+    from sdcpp_py import engine
 
     made: dict[str, np.ndarray] = {}
     seen: dict[str, list[np.ndarray]] = {}
@@ -166,7 +166,7 @@ def run_engine(settings: Settings) -> dict[str, np.ndarray]:
 
         def draw(prompt: str, case: Case, steps: int) -> np.ndarray:
             seen.clear()
-            with _native.tap(tap):
+            with engine.tap(tap):
                 images = sd.txt2img(prompt, steps=steps, seed=settings.seed, **asdict(case))
             return np.asarray(images[0])
 

@@ -147,7 +147,7 @@ def check_sdist(names: list[str]) -> Iterator[str]:
     """Yield what is wrong with the source archive."""
     inside = {name.split("/", 1)[1] for name in names if "/" in name}
     for wanted in ("vendor/stable-diffusion.cpp/.sdcpp-stamp", "vendor/stable-diffusion.cpp/ggml/src/ggml.c",
-                   "vendor/overlay/sdcpp.h", "vendor/cuda13.txt", "scripts/vendor.py", "cmake/cuda.cmake",
+                   "native/sdcpp/api/sdcpp.h", "vendor/cuda13.txt", "scripts/vendor.py", "cmake/cuda.cmake",
                    MODEL):  # fmt: skip
         if wanted not in inside:
             yield f"{wanted} is missing"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Derive the cffi binding from the engine's and the overlay's public headers, at build time.
+"""Derive the cffi binding from the engine's and our own public headers, at build time.
 
 Nothing of the headers is copied by hand: a field that is added to a struct is there after the next build. The
 headers' preprocessor lines are few, and a directive that this script does not know is an error, never skipped.

@@ -342,12 +342,12 @@ def doctor_command(
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
-        engine = report["engine"] or {}
+        built = report["engine"] or {}
         typer.echo(f"sdcpp-py  {report['sdcpp_py']}, Python {report['python']}, {report['platform']}")
-        if engine:
-            typer.echo(f"engine    stable-diffusion.cpp {engine['engine_commit']}, patched")
-            typer.echo(f"ggml      {engine['ggml']} ({engine['ggml_commit']})")
-            typer.echo(f"library   {engine['library']}")
+        if built:
+            typer.echo(f"engine    stable-diffusion.cpp {built['engine_commit']}, patched")
+            typer.echo(f"ggml      {built['ggml']} ({built['ggml_commit']})")
+            typer.echo(f"library   {built['library']}")
         for device in report["devices"]:
             features = " ".join(
                 name if value == "1" else f"{name}={value}" for name, value in device["features"].items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import _native
+from . import engine
 from ._version import __version__
 from .errors import SdcppError
 
@@ -47,20 +47,20 @@ def devices() -> list[Device]:
     Raises:
         BackendError: the compiled engine cannot be loaded.
     """
-    return [Device(**entry) for entry in _native.device_list()]
+    return [Device(**entry) for entry in engine.device_list()]
 
 
 def choices() -> dict[str, tuple[str, ...]]:
     """Return the valid names of each option that takes a name, as the engine knows them."""
     return {
-        "sampler": _native.enum_names("sample_method"),
-        "scheduler": _native.enum_names("scheduler"),
-        "weight_type": _native.enum_names("wtype"),
-        "rng": _native.enum_names("rng_type"),
-        "prediction": _native.enum_names("prediction"),
-        "lora_apply_mode": _native.enum_names("lora_apply_mode"),
-        "cache": _native.enum_names("cache"),
-        "hires_upscaler": _native.enum_names("upscaler"),
+        "sampler": engine.enum_names("sample_method"),
+        "scheduler": engine.enum_names("scheduler"),
+        "weight_type": engine.enum_names("wtype"),
+        "rng": engine.enum_names("rng_type"),
+        "prediction": engine.enum_names("prediction"),
+        "lora_apply_mode": engine.enum_names("lora_apply_mode"),
+        "cache": engine.enum_names("cache"),
+        "hires_upscaler": engine.enum_names("upscaler"),
     }
 
 
@@ -82,16 +82,16 @@ def doctor() -> dict[str, Any]:
         "hints": [],
     }
     try:
-        report["engine"] = _native.versions()
+        report["engine"] = engine.versions()
         found = devices()
     except SdcppError as error:
         report["problems"].append(str(error))
         return report
     report["devices"] = [device.to_dict() for device in found]
-    report["threads"] = _native.physical_cores()
+    report["threads"] = engine.physical_cores()
     if not any(device.kind == "cpu" for device in found):
         report["problems"].append("no CPU backend was found beside the engine library: reinstall sdcpp-py")
-    backend = _native.cuda_backend()
+    backend = engine.cuda_backend()
     if backend.problem:
         report["problems"].append(backend.problem)
     if backend.hint:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _native, models, options, placement
+from . import engine, models, options, placement
 from .devices import devices
 from .errors import ArgumentError, ClosedError, ModelError, PlacementError
 from .images import Images, Timings, from_pixels, parameters_text
@@ -193,7 +193,7 @@ class StableDiffusion:
         }
 
         def choice(name: str, option: str, value: str | None) -> str | None:
-            return None if value is None else options.check_choice(name, value, _native.enum_names(option))
+            return None if value is None else options.check_choice(name, value, engine.enum_names(option))
 
         settings: dict[str, Any] = {
             "wtype": choice("weight_type", "wtype", weight_type),
@@ -237,7 +237,7 @@ class StableDiffusion:
             self._plan = self._make_plan(*asked)
         places = () if self._plan is None else self._plan.placements()
         with _progress(progress, "loading") as callback:
-            self._context = _native.context_new(self._given, terms, callback, placements=places)
+            self._context = engine.context_new(self._given, terms, callback, placements=places)
         if self._plan is not None:
             try:
                 self._check_pins(self._plan)
@@ -261,7 +261,7 @@ class StableDiffusion:
         """Return the plan for this model's files on this machine as it is now."""
         found = devices()
         return placement.plan(
-            _native.weights_survey(self._given),
+            engine.weights_survey(self._given),
             found,
             measure_pin_budget(found, pin_budget=pin_budget),
             runtime_backend=runtime_backend,
@@ -303,7 +303,7 @@ class StableDiffusion:
         Raises:
             ClosedError: the object is closed.
         """
-        return MemoryReport.from_rows(_native.context_memory(self._open_context()))
+        return MemoryReport.from_rows(engine.context_memory(self._open_context()))
 
     def transfer_report(self) -> TransferReport:
         """Return what was copied of the weights since the model began to load, and how the last pictures streamed them.
@@ -312,7 +312,7 @@ class StableDiffusion:
             ClosedError: the object is closed.
         """
         context = self._open_context()
-        return TransferReport.from_rows(_native.context_transfers(context), _native.context_streams(context))
+        return TransferReport.from_rows(engine.context_transfers(context), engine.context_streams(context))
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class StableDiffusion:
         """Free the model; calling it again does nothing."""
         context, self._context = self._context, None
         if context is not None:
-            _native.context_free(context)
+            engine.context_free(context)
 
     def __enter__(self) -> StableDiffusion:
         """Return the object itself."""
@@ -349,7 +349,7 @@ class StableDiffusion:
 
     def cancel(self) -> None:
         """Stop the generation that another thread runs; it raises CancelledError there within a sampling step."""
-        _native.cancel()
+        engine.cancel()
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -434,7 +434,7 @@ class StableDiffusion:
             if options_given[name] is None:
                 options_given[name] = value
         request = Request.txt2img(prompt, **options_given)
-        if not _native.context_supports_images(context):
+        if not engine.context_supports_images(context):
             raise ArgumentError("this model draws video only; txt2img needs a model for images")
         if request.control_image is not None and not self._uses_control:
             raise ArgumentError("control_image needs control_net=... when loading the model")
@@ -442,7 +442,7 @@ class StableDiffusion:
             raise ArgumentError("photo_maker pictures need photo_maker=... when loading the model")
         try:
             with _progress(self._progress if progress is None else progress, "sampling") as callback:
-                pixels, seconds = _native.image_generate(
+                pixels, seconds = engine.image_generate(
                     context,
                     request.settings,
                     loras=request.loras,
@@ -452,7 +452,7 @@ class StableDiffusion:
                     id_images=request.id_images,
                     progress=callback,
                 )
-        except _native.BrokenContextError as broken:
+        except engine.BrokenContextError as broken:
             self._closed_reason = "an engine check failed in it; make a new one"
             self.close()
             raise broken.__cause__ or broken from None
@@ -465,7 +465,7 @@ class StableDiffusion:
             "Model": os.path.splitext(self._name)[0],
         }
         asked = request.parameters.get("sampler")
-        default_sampler, default_scheduler = _native.context_defaults(context, asked)
+        default_sampler, default_scheduler = engine.context_defaults(context, asked)
         parameters["sampler"] = asked or default_sampler
         if not request.sigmas:
             parameters["scheduler"] = request.parameters.get("scheduler") or default_scheduler

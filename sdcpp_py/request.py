@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import _native
+from . import engine
 from . import options as check
 from ._version import __version__
 from .errors import ArgumentError
@@ -81,7 +81,7 @@ class Request:
             ArgumentError: a value is unknown or out of range; the message lists what is valid.
             ModelError: a file that it names is missing or damaged.
         """
-        defaults = _native.image_defaults()
+        defaults = engine.image_defaults()
         width = check.check_side("width", defaults["width"] if width is None else width)
         height = check.check_side("height", defaults["height"] if height is None else height)
         steps = check.check_int("steps", defaults["steps"] if steps is None else steps, 1, check.MAX_STEPS)
@@ -91,9 +91,9 @@ class Request:
         if seed == -1:
             seed = int.from_bytes(os.urandom(4), "little")
         if sampler is not None:
-            check.check_choice("sampler", sampler, _native.enum_names("sample_method"))
+            check.check_choice("sampler", sampler, engine.enum_names("sample_method"))
         if scheduler is not None:
-            check.check_choice("scheduler", scheduler, _native.enum_names("scheduler"))
+            check.check_choice("scheduler", scheduler, engine.enum_names("scheduler"))
         levels = _sigmas(sigmas)
         if levels:
             steps = len(levels) - 1
@@ -208,8 +208,8 @@ def _cache(cache: str | Cache | None) -> dict[str, Any]:
     if cache is None:
         return {}
     fields = check.given(Cache(cache) if isinstance(cache, str) else cache)
-    mode = check.check_choice("cache mode", fields["mode"], _native.enum_names("cache"))
-    return {**fields, "mode": _native.cache_mode(mode)}
+    mode = check.check_choice("cache mode", fields["mode"], engine.enum_names("cache"))
+    return {**fields, "mode": engine.cache_mode(mode)}
 
 
 def _hires(hires: Hires | None) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _hires(hires: Hires | None) -> dict[str, Any]:
         return {}
     fields = check.given(hires)
     if "upscaler" in fields:
-        check.check_choice("hires upscaler", fields["upscaler"], _native.enum_names("upscaler"))
+        check.check_choice("hires upscaler", fields["upscaler"], engine.enum_names("upscaler"))
     if "model" in fields:
         fields["model_path"] = check_model_file(fields.pop("model"), "hires model")
     return {"enabled": True, **fields}

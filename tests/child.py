@@ -54,15 +54,15 @@ class Loopback:
     """The loopback accelerator, loaded as a backend: its options and its books."""
 
     def __init__(self, devices: int = 1, **options: float) -> None:
-        from sdcpp_py import _native
+        from sdcpp_py import engine
 
         path = built("libggml-loopback.so")
         self.ffi = cffi.FFI()
         self.ffi.cdef(read_cdef())
-        _native.versions()  # the package's own ggml first, so that the module finds that one and not its build tree's
+        engine.versions()  # the package's own ggml first, so that the module finds that one and not its build tree's
         self.lib: Any = self.ffi.dlopen(str(path))
         assert self.lib.loopback_device_count_set(devices) == 0
-        _native.backend_load(str(path))
+        engine.backend_load(str(path))
         # One thread: ggml's threads wait by spinning, which a busy machine punishes.
         self.set(threads=1, **options)
 

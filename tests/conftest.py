@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 import sdcpp_py
-from sdcpp_py import _native
+from sdcpp_py import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -28,9 +28,9 @@ from make_checkpoint import (  # noqa: E402  (scripts/ is no package)
 
 def pytest_report_header() -> list[str]:
     report = sdcpp_py.doctor()
-    engine = report["engine"] or {}
+    built = report["engine"] or {}
     names = ", ".join(device["name"] for device in report["devices"])
-    return [f"engine: {engine.get('engine_commit')}, ggml {engine.get('ggml')}; devices: {names or report['problems']}"]
+    return [f"engine: {built.get('engine_commit')}, ggml {built.get('ggml')}; devices: {names or report['problems']}"]
 
 
 def pytest_configure() -> None:
@@ -114,7 +114,7 @@ class NativePlacement:
         self.surveyed: Mapping[str, Any] = {}
         self.options: Mapping[str, Any] = {}
         self.placements: Sequence[Mapping[str, Any]] = ()
-        new, free, found = _native.context_new, _native.context_free, _native.device_list()
+        new, free, found = engine.context_new, engine.context_free, engine.device_list()
         gpu = {**found[0], "name": "Fake0", "kind": "gpu", "backend": "Fake", "host_buffer_type": "Fake_Host"}
         gpu["memory_total"] = gpu["memory_free"] = 8 << 30
 
@@ -128,11 +128,11 @@ class NativePlacement:
             self.calls.append("free")
             free(context)
 
-        monkeypatch.setattr(_native, "context_new", context_new)
-        monkeypatch.setattr(_native, "context_free", context_free)
-        monkeypatch.setattr(_native, "device_list", lambda: [*found, gpu])
+        monkeypatch.setattr(engine, "context_new", context_new)
+        monkeypatch.setattr(engine, "context_free", context_free)
+        monkeypatch.setattr(engine, "device_list", lambda: [*found, gpu])
         for name in ("weights_survey", "context_memory", "context_transfers", "context_streams"):
-            monkeypatch.setattr(_native, name, getattr(self, name), raising=False)
+            monkeypatch.setattr(engine, name, getattr(self, name), raising=False)
 
     def weights_survey(self, options: Mapping[str, Any]) -> dict[str, int]:
         self.calls.append("survey")

@@ -82,6 +82,6 @@ def test_what_is_missing_is_named(tmp_path: Path, core: dict[str, bytes], capsys
 
 
 def test_source_archive_needs_the_engine() -> None:
-    said = list(check_wheel.check_sdist(["sdcpp_py-1.0/vendor/overlay/sdcpp.h", "sdcpp_py-1.0/build/libggml.so"]))
+    said = list(check_wheel.check_sdist(["sdcpp_py-1.0/native/sdcpp/api/sdcpp.h", "sdcpp_py-1.0/build/libggml.so"]))
     assert "vendor/stable-diffusion.cpp/.sdcpp-stamp is missing" in said
     assert "build/libggml.so does not belong into a source archive" in said

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
-from sdcpp_py import _native, cuda
+from sdcpp_py import engine
 from sdcpp_py._version import __version__
+from sdcpp_py.backends import cuda
 
 
 class Site:
@@ -126,12 +127,12 @@ def test_what_cannot_be_loaded_is_named(site: Site, refused: str) -> None:
 
 
 def test_doctor_passes_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "cuda_backend", lambda: cuda.Backend(Path("m"), "it is broken: mend it", None))
+    monkeypatch.setattr(engine, "cuda_backend", lambda: cuda.Backend(Path("m"), "it is broken: mend it", None))
     assert sdcpp_py.doctor()["problems"] == ["it is broken: mend it"]
-    monkeypatch.setattr(_native, "cuda_backend", lambda: cuda.Backend(Path("m"), None, "buy a GPU"))
+    monkeypatch.setattr(engine, "cuda_backend", lambda: cuda.Backend(Path("m"), None, "buy a GPU"))
     report = sdcpp_py.doctor()
     assert (report["problems"], report["hints"]) == ([], ["buy a GPU"])
-    monkeypatch.setattr(_native, "cuda_backend", lambda: cuda.Backend(Path("m")))
+    monkeypatch.setattr(engine, "cuda_backend", lambda: cuda.Backend(Path("m")))
     assert sdcpp_py.doctor()["hints"] == [
         "the CUDA backend is loaded but its driver shows no GPU: everything runs on the CPU"
     ]
@@ -145,7 +146,7 @@ def test_broken_plugin_leaves_the_cpu_alone(tmp_path: Path) -> None:
     (tmp_path / "sdcpp_py_cuda13").mkdir()
     (tmp_path / "sdcpp_py_cuda13" / cuda.MODULE).write_text("no library")
     code = (
-        "import json, sdcpp_py; from sdcpp_py import cuda; cuda.driver_version = lambda: 13000; "
+        "import json, sdcpp_py; from sdcpp_py.backends import cuda; cuda.driver_version = lambda: 13000; "
         "report = sdcpp_py.doctor(); "
         "print(json.dumps([report['problems'], [d['name'] for d in report['devices']]]))"
     )

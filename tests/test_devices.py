@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
-from sdcpp_py import _native, errors
 from sdcpp_py import devices as devices_function
+from sdcpp_py import engine, errors
 
-PACKAGE = Path(_native.versions()["library"] or "").parent
+PACKAGE = Path(engine.versions()["library"] or "").parent
 
 
 def test_cpu_is_there() -> None:
@@ -37,7 +37,7 @@ def test_choices_are_the_engines() -> None:
 
 def test_versions_come_from_the_lock() -> None:
     lock = (Path(__file__).parent.parent / "vendor" / "engine.toml").read_text()
-    versions = _native.versions()
+    versions = engine.versions()
     assert versions["engine_commit"] in lock
     assert versions["ggml_commit"] in lock
     assert f'version = "{versions["ggml"]}"' in lock
@@ -66,14 +66,14 @@ def test_backend_load_refuses_other_files(tmp_path: Path) -> None:
     path = tmp_path / "libggml-nothing.so"
     path.write_bytes(b"nothing")
     with pytest.raises(errors.BackendError, match="is not a backend module"):
-        _native.backend_load(str(path))
+        engine.backend_load(str(path))
 
 
 def test_doctor_reports_a_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> dict[str, str]:
         raise errors.BackendError("the compiled engine cannot be loaded; reinstall sdcpp-py")
 
-    monkeypatch.setattr(_native, "versions", broken)
+    monkeypatch.setattr(engine, "versions", broken)
     report = sdcpp_py.doctor()
     assert report["problems"] == ["the compiled engine cannot be loaded; reinstall sdcpp-py"]
     assert report["engine"] is None

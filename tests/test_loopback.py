@@ -23,7 +23,7 @@ def read_cdef(name: str = "loopback.h") -> str:
 
 @functools.cache
 def probe(name: str) -> tuple[cffi.FFI, Any]:
-    """Return a part of the overlay that is built as a library of its own."""
+    """Return a part of native/ that is built as a library of its own."""
     ffi = cffi.FFI()
     ffi.cdef(read_cdef(f"{name}.cpp"))
     return ffi, ffi.dlopen(str(built(f"lib{name}.so")))

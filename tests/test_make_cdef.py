@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEADERS = [
     ROOT / "vendor" / "stable-diffusion.cpp" / "include" / "stable-diffusion.h",
-    ROOT / "vendor" / "overlay" / "sdcpp.h",
+    ROOT / "native" / "sdcpp" / "api" / "sdcpp.h",
 ]
 
 
@@ -20,7 +20,7 @@ def struct_fields(cdef: str, name: str) -> list[str]:
 
 
 def test_real_headers_give_what_the_compiled_module_has() -> None:
-    from sdcpp_py._native import _engine
+    from sdcpp_py.engine import _engine
 
     compiled, _ = _engine()
     cdef = make_cdef.make_cdef(HEADERS)

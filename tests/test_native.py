@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import sdcpp_py
-from sdcpp_py import _native
+from sdcpp_py import engine
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1, "progress": False}
 LONG = {"width": 64, "height": 64, "steps": 5000, "seed": 1}
@@ -61,7 +61,7 @@ def test_tap_sees_every_output(sd: sdcpp_py.StableDiffusion) -> None:
         assert np.isfinite(np.frombuffer(values, np.float32).reshape(shape)).all()
         seen.append((phase, shape))
 
-    with _native.tap(tap):
+    with engine.tap(tap):
         assert draw(sd, cfg_scale=1.0) != before
     text, latents, pixels = ("text", (1, 1, 77, 64)), ("sampling", (1, 4, 8, 8)), ("decoding", (1, 3, 64, 64))
     assert seen == [text, latents, latents, pixels]
@@ -78,7 +78,7 @@ def test_exception_in_a_tap_reaches_the_caller(sd: sdcpp_py.StableDiffusion, cap
         if phase == "sampling":
             raise LookupError("from the tap")
 
-    with _native.tap(fail), pytest.raises(LookupError, match="from the tap"):
+    with engine.tap(fail), pytest.raises(LookupError, match="from the tap"):
         sd.txt2img("a", **LONG)  # type: ignore[arg-type]
     assert calls.count("sampling") == 1, "the run was cancelled at once"
     assert capfd.readouterr().err == ""
@@ -194,8 +194,8 @@ def test_failed_engine_check_is_an_error(checkpoint: Path, capfd: pytest.Capture
     """A size of 0, which the Python layer refuses, fails a GGML_ASSERT: by itself the engine ends the process."""
     sd = sdcpp_py.StableDiffusion(checkpoint)
     try:
-        with pytest.raises(_native.BrokenContextError) as caught:
-            _native.image_generate(sd._context, {"prompt": "a", "width": 0, "height": 0})
+        with pytest.raises(engine.BrokenContextError) as caught:
+            engine.image_generate(sd._context, {"prompt": "a", "width": 0, "height": 0})
     finally:
         sd.close()
     error = caught.value.__cause__
@@ -207,7 +207,7 @@ def test_failed_engine_check_is_an_error(checkpoint: Path, capfd: pytest.Capture
 def test_cpp_exception_is_an_error_and_the_object_works_on(sd: sdcpp_py.StableDiffusion) -> None:
     before = draw(sd)
     with pytest.raises(sdcpp_py.GenerationError, match="non-negative"):
-        _native.image_generate(sd._context, {"prompt": "a", "width": -64, "height": 64})
+        engine.image_generate(sd._context, {"prompt": "a", "width": -64, "height": 64})
     assert draw(sd) == before
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
-from sdcpp_py import _native
+from sdcpp_py import engine
 
 PUBLIC = {
     "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
@@ -54,13 +54,13 @@ def test_nothing_but_the_border_imports_the_engine() -> None:
         for path in Path(sdcpp_py.__file__).parent.glob("*.py")
         if "_engine import" in path.read_text() or "import _engine" in path.read_text()
     ]
-    assert importers == ["_native.py"]
+    assert importers == ["engine.py"]
 
 
 def test_libraries_show_no_cpp_runtime() -> None:
     """With libstdc++ linked into each of them, visible copies would call one another, and crash."""
     elffile = pytest.importorskip("elftools.elf.elffile")
-    libraries = sorted(Path(_native.versions()["library"]).parent.glob("*.so"))
+    libraries = sorted(Path(engine.versions()["library"]).parent.glob("*.so"))
     assert len(libraries) >= 4
     for path in libraries:
         with path.open("rb") as file:

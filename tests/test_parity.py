@@ -15,7 +15,7 @@ from make_checkpoint import write_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import sdcpp_py
-from sdcpp_py import _native
+from sdcpp_py import engine
 
 CLIP = "cond_stage_model.transformer.text_model."
 
@@ -47,7 +47,7 @@ def test_grammar_knows_the_engine_s_ids(embedding_only: Path) -> None:
     with sdcpp_py.StableDiffusion(embedding_only, progress=False) as sd:
         for prompt in ["", *grammar_prompts()]:
             seen.clear()
-            with _native.tap(tap):
+            with engine.tap(tap):
                 sd.txt2img(prompt, width=64, height=64, steps=1, seed=1, cfg_scale=1.0)
             found = (seen[0] @ normal.T).argmax(axis=1).tolist()
             assert found == tokens(prompt), prompt

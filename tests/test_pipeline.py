@@ -24,7 +24,7 @@ from sdcpp_py import (
     PlacementError,
     StableDiffusion,
     Tiling,
-    _native,
+    engine,
 )
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1}
@@ -312,7 +312,7 @@ def test_context_is_freed_when_its_report_fails(
     def interrupted(context: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_native, "context_memory", interrupted, raising=False)
+    monkeypatch.setattr(engine, "context_memory", interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         StableDiffusion(checkpoint, **OFFLOAD)  # type: ignore[arg-type]
     assert native_placement.calls[-1] == "free"

@@ -22,7 +22,7 @@ from make_checkpoint import write_safetensors
 from test_native import resident_bytes
 
 import sdcpp_py
-from sdcpp_py import _native
+from sdcpp_py import engine
 
 MODULES = ("diffusion", "te", "vae")
 
@@ -43,28 +43,28 @@ class Model:
 
     def __init__(self, checkpoint: Path, placements: Sequence[Any] = (), **options: object) -> None:
         given = {"model_path": bytes(checkpoint), "n_threads": 1, "free_params_immediately": False, **options}
-        self.context = _native.context_new(given, {}, None, placements)
+        self.context = engine.context_new(given, {}, None, placements)
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _native.context_free(self.context)
+        engine.context_free(self.context)
 
     def draw(self, *loras: tuple[Path, float], progress: Any = None, control: Any = None, **more: object) -> str:
         """Return the hash of a picture's pixels."""
         options = {"prompt": "a cat", "width": 64, "height": 64, "seed": 1, "sample_params": {"sample_steps": 1}}
         given = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
-        pixels, _ = _native.image_generate(
+        pixels, _ = engine.image_generate(
             self.context, {**options, **more}, loras=given, progress=progress, control_image=control
         )
         return hashlib.sha256(pixels[0][2]).hexdigest()
 
     def memory(self) -> dict[str, dict[str, Any]]:
-        return {row["module"]: row for row in _native.context_memory(self.context)}
+        return {row["module"]: row for row in engine.context_memory(self.context)}
 
     def transfers(self) -> dict[str, dict[str, Any]]:
-        return {row["module"]: row for row in _native.context_transfers(self.context)}
+        return {row["module"]: row for row in engine.context_transfers(self.context)}
 
 
 def draw(checkpoint: Path, placements: Sequence[Any] = (), *loras: tuple[Path, float], **options: object) -> str:
@@ -352,7 +352,7 @@ def test_stream_that_cannot_be_opened(checkpoint: Path) -> None:
     with Model(checkpoint, ON_DEVICE) as first:
         assert first.draw() == draw(checkpoint, ON_DEVICE), "contexts share the one stream"
     # Somebody else's stream, which the cache does not know.
-    library = Path(str(_native.versions()["library"])).with_name("libggml.so")
+    library = Path(str(engine.versions()["library"])).with_name("libggml.so")
     ffi = cffi.FFI()
     ffi.cdef("void* ggml_backend_init_by_name(const char* name, const char* parameters);")
     assert ffi.dlopen(str(library)).ggml_backend_init_by_name(b"Loopback0", ffi.NULL)
@@ -367,7 +367,7 @@ def test_stream_that_cannot_be_opened(checkpoint: Path) -> None:
 def test_survey_says_what_loading_takes(checkpoint: Path) -> None:
     loopback = Loopback()
     options = {"model_path": bytes(checkpoint), "n_threads": 1}
-    surveyed = _native.weights_survey(options)
+    surveyed = engine.weights_survey(options)
     assert set(surveyed) == set(MODULES)
     books = loopback.books()
     assert (books["device_allocs"], books["host_allocs"], books["streams_created"]) == (0, 0, 0)
@@ -378,13 +378,13 @@ def test_survey_says_what_loading_takes(checkpoint: Path) -> None:
     with Model(checkpoint, PINNED) as model:
         for name, row in model.memory().items():
             assert 0 <= row["bytes"] - surveyed[name] < 128 * row["tensors"], "only the alignment is more"
-    with_encoder = _native.weights_survey({**options, "vae_decode_only": False})
-    without = _native.weights_survey({**options, "vae_decode_only": True})
+    with_encoder = engine.weights_survey({**options, "vae_decode_only": False})
+    without = engine.weights_survey({**options, "vae_decode_only": True})
     assert with_encoder["vae"] > without["vae"]
-    smaller = _native.weights_survey({**options, "wtype": "q8_0"})
+    smaller = engine.weights_survey({**options, "wtype": "q8_0"})
     assert smaller["diffusion"] < surveyed["diffusion"]
     with pytest.raises(sdcpp_py.ModelError):
-        _native.weights_survey({"model_path": b"/nonexistent.safetensors"})
+        engine.weights_survey({"model_path": b"/nonexistent.safetensors"})
 
 
 @in_child
@@ -480,7 +480,7 @@ def test_every_part_is_placed(checkpoint: Path, parts: Path) -> None:
             "denoising_strength": 1.0,
         },
     }
-    surveyed = _native.weights_survey({"model_path": bytes(checkpoint), **options})
+    surveyed = engine.weights_survey({"model_path": bytes(checkpoint), **options})
     assert set(surveyed) == {"diffusion", "te", "vae", "controlnet"}
     expected = None
     for wanted in (
@@ -519,7 +519,7 @@ def test_tae_is_placed_with_the_vae(checkpoint: Path, parts: Path) -> None:
             memory = model.memory()
             assert set(memory) == set(MODULES)
             assert memory["vae"]["pinned"]
-            surveyed = _native.weights_survey({"model_path": bytes(checkpoint), **options})
+            surveyed = engine.weights_survey({"model_path": bytes(checkpoint), **options})
             assert 0 <= memory["vae"]["bytes"] - surveyed["vae"] < 128 * memory["vae"]["tensors"]
             assert loopback.books()["host_bytes"] == total(memory, "bytes")
             assert model.draw() == expected

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_streaming import MODELS, Probe, engine, header_only
+from bench_streaming import MODELS, Probe, header_only, probe_library
 from child import Loopback, in_child
 from make_checkpoint import FAMILIES, write_checkpoint
 from test_placement_native import MODULES, Model, assert_empty, place, total
 
 import sdcpp_py
-from sdcpp_py import _native
+from sdcpp_py import engine
 
 GIB = 1 << 30
 PLENTY = 1.0  # GiB, more than any tiny model takes
@@ -58,7 +58,7 @@ def budget_bytes(max_vram: float) -> int:
 
 
 def streams(model: Model) -> dict[str, dict[str, Any]]:
-    return {row["runner"]: row for row in _native.context_streams(model.context)}
+    return {row["runner"]: row for row in engine.context_streams(model.context)}
 
 
 def named_budget(error: sdcpp_py.DeviceMemoryError) -> float:
@@ -85,7 +85,7 @@ def smallest_budget(draw: Callable[[float], object]) -> float:
 
 def picture(array: np.ndarray) -> dict[str, Any]:
     """Return the fields of an sd_image_t; the array must outlive it."""
-    ffi = _native._engine()[0]
+    ffi = engine._engine()[0]
     height, width, channels = array.shape
     return {"width": width, "height": height, "channel": channels, "data": ffi.from_buffer("uint8_t[]", array)}
 
@@ -618,9 +618,9 @@ def test_cancel(checkpoint: Path, parts: Path) -> None:
                 assert model.draw(**given) == expected
                 assert loopback.books()["device_bytes_peak"] <= budget_bytes(budget)
             for delay in (0.01, 0.05):
-                timer = threading.Timer(delay, _native.cancel)
+                timer = threading.Timer(delay, engine.cancel)
                 timer.start()
-                with contextlib.suppress(sdcpp_py.SdcppError, _native.BrokenContextError):
+                with contextlib.suppress(sdcpp_py.SdcppError, engine.BrokenContextError):
                     model.draw(**given)
                 timer.join()
                 assert model.draw(**given) == expected
@@ -638,7 +638,7 @@ def test_cancel_while_a_lora_is_merged(checkpoint: Path, lora: Path) -> None:
     merged = 0
     for delay in np.linspace(0.005, 0.08, 6):
         with Model(checkpoint, wanted, max_vram=0.0075, lora_apply_mode="immediately") as model:
-            timer = threading.Timer(delay, _native.cancel)
+            timer = threading.Timer(delay, engine.cancel)
             timer.start()
             try:
                 assert model.draw((lora, 0.8)) == expected
@@ -673,7 +673,7 @@ def test_the_bus_is_timed_on_enough_bytes() -> None:
     """The first residents of SDXL are small: copying them tells how long a copy takes to begin, not the bus's speed."""
     bandwidth = 25e9
     loopback = Loopback(dry=1, memory_total=1 << 40, pinned_bandwidth=bandwidth)
-    ffi, lib = engine()
+    ffi, lib = probe_library()
     now = ffi.callback("double(void)", lambda: loopback.clock()["host_seconds"])
     lib.sdcpp_probe_clock(now)
     with header_only(MODELS["SDXL"]) as path:
@@ -690,7 +690,7 @@ def test_the_bus_is_timed_on_enough_bytes() -> None:
 def schedules(count: int, seed: int) -> None:
     """Compute denoisers of full size, without bytes, with everything random that decides the order of copies."""
     loopback = Loopback(dry=1, memory_total=1 << 40)
-    ffi, lib = engine()
+    ffi, lib = probe_library()
     choose = random.Random(seed)
     overlapped = 0
     with header_only(MODELS["SD 1.5"]) as path:
@@ -755,9 +755,9 @@ def cycle(checkpoint: Path, count: int, seed: int) -> None:
             loopback.reset()
             try:
                 assert model.draw(**given) == expected, options
-            except (sdcpp_py.SdcppError, _native.BrokenContextError) as error:
+            except (sdcpp_py.SdcppError, engine.BrokenContextError) as error:
                 assert options["refuse_device_alloc"] > 0, options
-                if isinstance(error, _native.BrokenContextError):
+                if isinstance(error, engine.BrokenContextError):
                     continue
             loopback.set(refuse_device_alloc=0)
             assert model.draw(**given) == expected, options

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "host_math.h"
+#include "sdcpp/host/host_math.h"
 
 #pragma GCC visibility push(default)
 extern "C" {

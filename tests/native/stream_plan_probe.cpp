@@ -1,7 +1,7 @@
 // The planner of streaming as a library of its own, so that tests can ask it without a model or a device.
 #include <vector>
 
-#include "stream_plan.h"
+#include "sdcpp/streaming/stream_plan.h"
 
 #pragma GCC visibility push(default)
 extern "C" {

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "diffusion_model.hpp"
-#include "placement_impl.h"
-#include "sdcpp.h"
-#include "seams.h"
-#include "streamer.h"
+#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/streamer.h"
 
 namespace {
 

@@ -12,11 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
-#include "compute_use.h"
+#include "ggml-backend-impl.h"
+#include "sdcpp/streaming/compute_use.h"
 #include "ggml-cpp.h"
-#include "sdcpp.h"
-#include "stream_plan.h"
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/streaming/stream_plan.h"
 
 namespace sdcpp {
 

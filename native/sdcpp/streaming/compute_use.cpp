@@ -1,16 +1,16 @@
 // Lays graphs out in addresses without memory, and notes for each node what its compute buffer holds.
-#include "compute_use.h"
+#include "sdcpp/streaming/compute_use.h"
 
 #include <algorithm>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
+#include "ggml-backend-impl.h"
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
 #include "ggml-alloc.h"
-#include "placement_impl.h"
-#include "streamer.h"
+#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/streaming/streamer.h"
 
 namespace sdcpp {
 

@@ -1,5 +1,5 @@
 // The books of weights: which buffers hold them, and every copy of them.
-#include "books.h"
+#include "sdcpp/placement/books.h"
 
 #include <chrono>
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "ggml.h"
-#include "placement.h"
+#include "sdcpp/placement/placement.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Resolves placements, shares devices between modules and contexts, and allocates weights where they are wanted.
-#include "placement.h"
+#include "sdcpp/placement/placement.h"
 
 #include <cstdlib>
 #include <map>
@@ -9,13 +9,13 @@
 #include <string>
 #include <utility>
 
-#include "books.h"
+#include "sdcpp/placement/books.h"
 #include "ggml-alloc.h"
 #include "ggml_extend_backend.hpp"
 #include "model.h"
-#include "placement_impl.h"
-#include "seams.h"
-#include "streaming.h"
+#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/streaming.h"
 #include "util.h"
 
 namespace {

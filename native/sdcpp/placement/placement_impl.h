@@ -1,4 +1,4 @@
-// The inside of a context's placements, for the overlay's own files.
+// The inside of a context's placements, for native/'s own files.
 #pragma once
 
 #include <atomic>
@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "books.h"
+#include "sdcpp/placement/books.h"
 #include "ggml-backend.h"
-#include "placement.h"
-#include "sdcpp.h"
-#include "streamer.h"
+#include "sdcpp/placement/placement.h"
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/streaming/streamer.h"
 
 namespace sdcpp {
 

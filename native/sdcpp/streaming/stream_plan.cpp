@@ -1,4 +1,4 @@
-#include "stream_plan.h"
+#include "sdcpp/streaming/stream_plan.h"
 
 #include <algorithm>
 #include <array>

@@ -12,8 +12,8 @@
 #endif
 
 #include "ggml-backend.h"
-#include "sdcpp.h"
-#include "seams.h"
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/seams/seams.h"
 #include "util.h"
 
 namespace {

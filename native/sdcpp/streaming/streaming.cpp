@@ -1,5 +1,5 @@
 // Streams weights: what a graph reads, where that lies on the device, and the order of copies and computations.
-#include "streaming.h"
+#include "sdcpp/streaming/streaming.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,14 +9,14 @@
 #include <unordered_map>
 #include <utility>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-backend-impl.h"
+#include "ggml-backend-impl.h"
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
-#include "compute_use.h"
+#include "sdcpp/streaming/compute_use.h"
 #include "ggml-alloc.h"
 #include "ggml_graph_cut.h"
-#include "placement_impl.h"
-#include "seams.h"
-#include "streamer.h"
+#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/streamer.h"
 #include "util.h"
 
 namespace sdcpp {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from ._version import __version__
+from .._version import __version__
 
 PLUGIN = "sdcpp-py-cuda13"
 MODULE = "ggml-cuda.dll" if sys.platform == "win32" else "libggml-cuda.so"

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import cuda
-from .errors import (
+from ..backends import cuda
+from ..errors import (
     ArgumentError,
     BackendError,
     CancelledError,
@@ -79,7 +79,7 @@ class _State:
 def _engine() -> tuple[Any, Any]:
     """Return (ffi, lib) of the compiled module, with our callbacks in place; imported on first use."""
     try:
-        from ._engine import ffi, lib
+        from .._engine import ffi, lib
     except ImportError as error:
         raise BackendError(
             f"the compiled engine cannot be loaded ({error}); reinstall sdcpp-py, or build it: pip install ."
@@ -453,7 +453,7 @@ def context_free(context: Any) -> None:
 
 
 def _rows(context: Any, kind: str, count: str, get: str) -> list[dict[str, Any]]:
-    """Return what one of the overlay's tables says of a context, as mappings of field to value."""
+    """Return what one of our tables says of a context, as mappings of field to value."""
     ffi, lib = _engine()
     row = ffi.new(f"{kind}*")
     rows = []

@@ -1,5 +1,5 @@
 // Reading the networks' sizes from a checkpoint, and comparing the networks with it before anything is allocated.
-#include "architecture.h"
+#include "sdcpp/architecture/architecture.h"
 
 #include <algorithm>
 #include <cmath>

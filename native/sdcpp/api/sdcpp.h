@@ -1,4 +1,4 @@
-/* The overlay's C API: what the Python layer calls besides the engine's own header. */
+/* Our C API: what the Python layer calls besides the engine's own header. */
 #ifndef SDCPP_H
 #define SDCPP_H
 

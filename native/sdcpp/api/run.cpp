@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "ggml_extend_backend.hpp"
-#include "placement_impl.h"
-#include "sdcpp.h"
-#include "seams.h"
-#include "streaming.h"
+#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/streaming.h"
 #include "util.h"
 
 namespace {
