@@ -1,0 +1,60 @@
+// The prompt's pieces as a library of its own, so that tests can compare them with a reference.
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sdcpp/prompt/attention.h"
+#include "sdcpp/prompt/pieces.h"
+
+namespace {
+
+std::vector<std::pair<std::string, float>> found;
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+// cdef begin
+
+// Finds the stretches of a prompt and returns how many there are, or -1 where it throws; its message is the first then.
+int prompt_attention(const char* text);
+// Finds CLIP's pieces of a text and returns how many there are.
+int prompt_pieces(const char* text);
+// Joins the spaces of a text: ASCII whitespace, or only ' '. Returns 1.
+int prompt_spaces(const char* text, bool all);
+// Returns one text that was found last, with its weight.
+const char* prompt_found(int index, float* weight);
+
+// cdef end
+
+int prompt_attention(const char* text) {
+    try {
+        found = sdcpp::prompt_attention(text);
+    } catch (const std::runtime_error& error) {
+        found = {{error.what(), 0.0f}};
+        return -1;
+    }
+    return static_cast<int>(found.size());
+}
+
+int prompt_pieces(const char* text) {
+    found.clear();
+    for (const std::string& piece : sdcpp::clip_pieces(text)) {
+        found.emplace_back(piece, 1.0f);
+    }
+    return static_cast<int>(found.size());
+}
+
+int prompt_spaces(const char* text, bool all) {
+    found = {{all ? sdcpp::spaces_joined(text) : sdcpp::spaces_joined(text, " "), 1.0f}};
+    return 1;
+}
+
+const char* prompt_found(int index, float* weight) {
+    *weight = found[static_cast<size_t>(index)].second;
+    return found[static_cast<size_t>(index)].first.c_str();
+}
+
+}  // extern "C"
