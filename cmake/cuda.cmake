@@ -3,7 +3,7 @@
 # --- toolkit ---------------------------------------------------------------------------------------------------------
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     execute_process(
-        COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/scripts/cuda_toolkit.py
+        COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/scripts/build/cuda_toolkit.py
                 --into ${CMAKE_CURRENT_SOURCE_DIR}/build/cuda13
         OUTPUT_VARIABLE CUDAToolkit_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE
         RESULT_VARIABLE installed)

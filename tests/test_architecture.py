@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import make_checkpoint
 import pytest
-from make_checkpoint import Clip, Shape, Unet, Vae
 
 import sdcpp_py
+from support import checkpoints
+from support.checkpoints import Clip, Shape, Unet, Vae
 
 Shapes = dict[str, Shape]
 
@@ -23,7 +23,7 @@ TEXT = "cond_stage_model.transformer.text_model."
 
 
 def write(path: Path, shapes: Shapes) -> Path:
-    make_checkpoint.write_safetensors(path, shapes, dtype="f16", seed=0, metadata={"format": "pt"})
+    checkpoints.write_safetensors(path, shapes, dtype="f16", seed=0, metadata={"format": "pt"})
     return path
 
 
@@ -42,10 +42,10 @@ def write_empty(path: Path, shapes: Shapes) -> Path:
 
 
 def sd1(unet: Unet, vae: Vae, text: Clip) -> Shapes:
-    out = make_checkpoint.Layout()
-    out.nest(UNET, make_checkpoint.unet(unet))
-    out.nest("first_stage_model.", make_checkpoint.vae(vae))
-    out.nest("cond_stage_model.transformer.", make_checkpoint.clip(text))
+    out = checkpoints.Layout()
+    out.nest(UNET, checkpoints.unet(unet))
+    out.nest("first_stage_model.", checkpoints.vae(vae))
+    out.nest("cond_stage_model.transformer.", checkpoints.clip(text))
     return dict(out)
 
 
@@ -66,15 +66,15 @@ def refusal(path: Path) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("family", list(make_checkpoint.FAMILIES))
+@pytest.mark.parametrize("family", list(checkpoints.FAMILIES))
 def test_every_family_draws_from_a_tiny_checkpoint(family, tmp_path):
-    path = write(tmp_path / "tiny.safetensors", make_checkpoint.checkpoint_shapes(family, tiny=True))
+    path = write(tmp_path / "tiny.safetensors", checkpoints.checkpoint_shapes(family, tiny=True))
     assert draw(path) == draw(path)
 
 
 def test_positions_are_those_of_the_picture(tmp_path):
     """Rotary embeddings are remembered for the thread: one that drew nothing else must draw the same."""
-    path = write(tmp_path / "x.safetensors", make_checkpoint.checkpoint_shapes("zimage", tiny=True))
+    path = write(tmp_path / "x.safetensors", checkpoints.checkpoint_shapes("zimage", tiny=True))
     sizes = [(64, 64), (96, 64), (64, 96), (96, 64), (64, 64), (96, 96)]
     with sdcpp_py.StableDiffusion(path, threads=1) as sd:
 
@@ -124,7 +124,7 @@ def test_sizes_follow_the_checkpoint(unet, vae, text, tmp_path):
 @pytest.mark.parametrize("head", [32, 64])
 @pytest.mark.parametrize("family", ["flux", "zimage", "qwen_image"])
 def test_heads_are_as_wide_as_their_norms(family, head, tmp_path):
-    shapes = make_checkpoint.checkpoint_shapes(family, tiny=True)
+    shapes = checkpoints.checkpoint_shapes(family, tiny=True)
     norms = [name for name, shape in shapes.items() if name.startswith(UNET) and "norm" in name and shape == (128,)]
     assert norms
     draw(write(tmp_path / "x.safetensors", shapes | dict.fromkeys(norms, (head,))))
@@ -226,7 +226,7 @@ def rewiden(old: int, new: int, prefix: str = "") -> Callable[[Shapes], Shapes]:
     ],
 )
 def test_what_does_not_add_up_is_refused_with_one_line(change, message, tmp_path):
-    shapes = change(make_checkpoint.checkpoint_shapes("sd1", tiny=True))
+    shapes = change(checkpoints.checkpoint_shapes("sd1", tiny=True))
     assert message in refusal(write_empty(tmp_path / "x.safetensors", shapes))
 
 
@@ -274,22 +274,22 @@ def test_what_does_not_add_up_is_refused_with_one_line(change, message, tmp_path
     ],
 )
 def test_the_parts_of_other_families_must_fit_too(family, change, message, tmp_path):
-    shapes = change(make_checkpoint.checkpoint_shapes(family, tiny=True))
+    shapes = change(checkpoints.checkpoint_shapes(family, tiny=True))
     assert message in refusal(write_empty(tmp_path / "x.safetensors", shapes))
 
 
 def test_one_missing_text_encoder_is_no_hindrance(tmp_path):
-    shapes = make_checkpoint.checkpoint_shapes("sd3", tiny=True)
+    shapes = checkpoints.checkpoint_shapes("sd3", tiny=True)
     for name in ("clip_l", "clip_g", "t5xxl"):
         draw(write(tmp_path / "x.safetensors", drop(f"text_encoders.{name}.")(shapes)))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the address space from Linux's /proc")
 def test_nothing_is_allocated_for_a_checkpoint_that_is_refused(tmp_path):
-    shapes = make_checkpoint.checkpoint_shapes("sd1") | {UNET + "out.2.bias": (5,)}
+    shapes = checkpoints.checkpoint_shapes("sd1") | {UNET + "out.2.bias": (5,)}
     size = sum(map(math.prod, shapes.values())) * 2
     bad = write_empty(tmp_path / "full.safetensors", shapes)
-    good = write_empty(tmp_path / "tiny.safetensors", make_checkpoint.checkpoint_shapes("sd1", tiny=True))
+    good = write_empty(tmp_path / "tiny.safetensors", checkpoints.checkpoint_shapes("sd1", tiny=True))
     script = """
 import sys
 import sdcpp_py

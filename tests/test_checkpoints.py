@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import make_checkpoint  # noqa: E402
+from support import checkpoints
+from support.build_tree import ROOT
+from support.checkpoints import files
 
 FAMILIES = ["sd1", "sd2", "sdxl", "sd3", "flux", "zimage", "qwen_image"]
 
@@ -27,12 +26,12 @@ def read_header(path: Path) -> dict[str, object]:
 
 
 def write_small(path: Path, dtype: str = "f16", seed: int = 0, shapes: dict | None = None) -> bytes:
-    make_checkpoint.write_safetensors(path, shapes or SMALL, dtype=dtype, seed=seed, metadata={"format": "pt"})
+    checkpoints.write_safetensors(path, shapes or SMALL, dtype=dtype, seed=seed, metadata={"format": "pt"})
     return path.read_bytes()
 
 
 def test_families_are_the_documented_ones():
-    assert list(make_checkpoint.FAMILIES) == FAMILIES
+    assert list(checkpoints.FAMILIES) == FAMILIES
 
 
 # What the full-size tables add up to, in millions of parameters. The engine, unpatched, loads every one of
@@ -50,7 +49,7 @@ def test_families_are_the_documented_ones():
     ],
 )
 def test_full_size_parameter_counts(family, millions):
-    shapes = make_checkpoint.checkpoint_shapes(family)
+    shapes = checkpoints.checkpoint_shapes(family)
     assert sum(map(math.prod, shapes.values())) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
@@ -65,18 +64,18 @@ def test_tiny_is_tiny_and_has_the_tensors_that_name_the_family(family):
         "zimage": ("model.diffusion_model.cap_embedder.0.weight", (192,)),
         "qwen_image": ("model.diffusion_model.transformer_blocks.0.img_mod.1.weight", (1536, 256)),
     }
-    tiny = make_checkpoint.checkpoint_shapes(family, tiny=True)
+    tiny = checkpoints.checkpoint_shapes(family, tiny=True)
     name, shape = marks[family]
     assert tiny[name] == shape
     assert sum(map(math.prod, tiny.values())) < 50e6
     # every tiny tensor is one of the full-size layout's: only sizes and counts differ
-    assert set(tiny) <= set(make_checkpoint.checkpoint_shapes(family))
+    assert set(tiny) <= set(checkpoints.checkpoint_shapes(family))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tiny", [False, True])
 def test_layers_fit_each_other(family, tiny):
-    shapes = make_checkpoint.checkpoint_shapes(family, tiny)
+    shapes = checkpoints.checkpoint_shapes(family, tiny)
     for name, shape in shapes.items():
         assert all(size > 0 for size in shape), name
         if name.endswith(".bias") and (weight := shapes.get(name[:-4] + "weight")):
@@ -85,7 +84,7 @@ def test_layers_fit_each_other(family, tiny):
 
 @pytest.mark.parametrize("tiny", [False, True])
 def test_sd1_skip_connections_add_up(tiny):
-    shapes = make_checkpoint.checkpoint_shapes("sd1", tiny)
+    shapes = checkpoints.checkpoint_shapes("sd1", tiny)
     prefix = "model.diffusion_model."
     channels = shapes[prefix + "input_blocks.0.0.weight"][0]
     outputs = [channels * factor for factor in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4)]
@@ -99,14 +98,14 @@ def test_sd1_skip_connections_add_up(tiny):
 
 def test_unknown_family_is_refused():
     with pytest.raises(ValueError, match=r"'sd9'.*sd1, sd2, sdxl"):
-        make_checkpoint.checkpoint_shapes("sd9")
+        checkpoints.checkpoint_shapes("sd9")
 
 
 def test_unknown_dtype_and_negative_seed_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'q4'.*f16, f32, bf16"):
-        make_checkpoint.write_checkpoint("sd1", tmp_path / "x", tiny=True, dtype="q4")
+        checkpoints.write_checkpoint("sd1", tmp_path / "x", tiny=True, dtype="q4")
     with pytest.raises(ValueError, match="seed -1"):
-        make_checkpoint.write_checkpoint("sd1", tmp_path / "x", tiny=True, seed=-1)
+        checkpoints.write_checkpoint("sd1", tmp_path / "x", tiny=True, seed=-1)
     assert not list(tmp_path.iterdir())
 
 
@@ -180,7 +179,7 @@ def test_weights_have_the_wanted_spread(tmp_path):
     assert abs(norm - 1).max() < 0.5
     assert abs(bias).max() < 0.1
     # longer than the random block, so the block repeats: no two rows are alike all the same
-    assert weight.size > make_checkpoint.BLOCK
+    assert weight.size > checkpoints.BLOCK
     assert len(np.unique(weight, axis=0)) == 1500
 
 
@@ -198,7 +197,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(make_checkpoint, "_tensor_pieces", fail)
+    monkeypatch.setattr(files, "tensor_pieces", fail)
     with pytest.raises(OSError, match="disk full"):
         write_small(path, seed=1)
     assert path.read_bytes() == old
@@ -207,16 +206,16 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
 
 def test_write_checkpoint_returns_engine_keywords(tmp_path):
     path = tmp_path / "new folder" / "sd1.safetensors"
-    assert make_checkpoint.write_checkpoint("sd1", path, tiny=True) == {"model": path}
+    assert checkpoints.write_checkpoint("sd1", path, tiny=True) == {"model": path}
     header = read_header(path)
     assert header.pop("__metadata__") == {"format": "pt", "family": "sd1", "size": "tiny", "seed": "0"}
-    shapes = make_checkpoint.checkpoint_shapes("sd1", tiny=True)
+    shapes = checkpoints.checkpoint_shapes("sd1", tiny=True)
     assert {name: tuple(entry["shape"]) for name, entry in header.items()} == shapes
 
 
 @pytest.mark.parametrize("tiny", [False, True])
 def test_lora_fits_the_checkpoint(tiny):
-    lora = make_checkpoint.lora_shapes(tiny, rank=3)
+    lora = checkpoints.lora_shapes(tiny, rank=3)
     modules = {name.partition(".")[0] for name in lora}
     # 16 transformers x 2 attentions x 4 matrices, and 4 matrices per text layer
     assert len(modules) == 128 + 4 * (2 if tiny else 12)
@@ -231,7 +230,7 @@ def test_lora_fits_the_checkpoint(tiny):
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "make_checkpoint.py"), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "scripts" / "make_checkpoint.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NativePlacement
 from PIL import Image
 
 import sdcpp_py
 from sdcpp_py import cli
+from support.native_placement import NativePlacement
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "1", "--seed", "1"]
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from test_loopback import probe
+
+from support.build_tree import probe
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:

@@ -1,46 +1,17 @@
 """The loopback accelerator's own test, and its control interface as Python sees it."""
 
-import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import cffi
 import pytest
 
-NATIVE = Path(__file__).parent / "native"
+from support.build_tree import NATIVE, built, read_cdef
+
 TESTS = re.findall(r'^    \{"(\w+)", test_\w+\},$', (NATIVE / "test_loopback.cpp").read_text(), re.MULTILINE)
-
-
-def read_cdef(name: str = "loopback.h") -> str:
-    """Return the declarations of a file in the form that cffi takes."""
-    text = (NATIVE / name).read_text()
-    return text.split("// cdef begin", 1)[1].split("// cdef end", 1)[0]
-
-
-@functools.cache
-def probe(name: str) -> tuple[cffi.FFI, Any]:
-    """Return a part of native/ that is built as a library of its own."""
-    ffi = cffi.FFI()
-    ffi.cdef(read_cdef(f"{name}.cpp"))
-    return ffi, ffi.dlopen(str(built(f"lib{name}.so")))
-
-
-def built(name: str) -> Path:
-    """Return a file of the build tree of tests/native, or skip the test."""
-    chosen = os.environ.get("SDCPP_TEST_BACKEND_DIR")
-    root = NATIVE.parent.parent
-    found = [Path(chosen) / name] if chosen else sorted(root.glob(f"build/*/tests/native/{name}"))
-    found = [path for path in found if path.is_file()]
-    if not found:
-        pytest.skip(
-            "the loopback accelerator is not built: configure with -DSDCPP_TEST_BACKEND=ON and build "
-            "test_loopback, or set SDCPP_TEST_BACKEND_DIR to the directory that holds it"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def run(*command: str | Path) -> str:

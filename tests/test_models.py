@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedded.reading import read
 from PIL import Image
 
 import sdcpp_py
+from embedded.reading import read
 from sdcpp_py import Lora, StableDiffusion, cli, models
 
 OUTLINE = Path(__file__).parent / "data" / "embedded-outline.safetensors"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +15,7 @@ import pytest
 
 import sdcpp_py
 from sdcpp_py import engine
+from support.memory import resident_bytes
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1, "progress": False}
 LONG = {"width": 64, "height": 64, "steps": 5000, "seed": 1}
@@ -209,15 +206,6 @@ def test_cpp_exception_is_an_error_and_the_object_works_on(sd: sdcpp_py.StableDi
     with pytest.raises(sdcpp_py.GenerationError, match="non-negative"):
         engine.image_generate(sd._context, {"prompt": "a", "width": -64, "height": 64})
     assert draw(sd) == before
-
-
-def resident_bytes() -> int:
-    """What the process holds, less what malloc keeps for later: a model's worth, at times."""
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

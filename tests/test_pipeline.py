@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NativePlacement
-from make_checkpoint import write_checkpoint, write_lora
 from PIL import Image
 
 import sdcpp_py
@@ -26,6 +24,8 @@ from sdcpp_py import (
     Tiling,
     engine,
 )
+from support.checkpoints import write_checkpoint, write_lora
+from support.native_placement import NativePlacement
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1}
 

@@ -17,12 +17,13 @@ from typing import Any
 import cffi
 import numpy as np
 import pytest
-from child import Loopback, in_child
-from make_checkpoint import write_safetensors
-from test_native import resident_bytes
 
 import sdcpp_py
 from sdcpp_py import engine
+from support.checkpoints import write_safetensors
+from support.children import in_child
+from support.loopback import Loopback
+from support.memory import resident_bytes
 
 MODULES = ("diffusion", "te", "vae")
 

@@ -11,10 +11,11 @@ import logging
 from typing import Any
 
 import pytest
-from child import Loopback, in_child
 
 import sdcpp_py
 from sdcpp_py import PlacementError, StableDiffusion
+from support.children import in_child
+from support.loopback import Loopback
 
 GIB = 1 << 30
 PROMPT = "a red circle on a white background"

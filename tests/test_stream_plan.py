@@ -8,7 +8,8 @@ from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_loopback import probe
+
+from support.build_tree import probe
 
 
 @dataclass(frozen=True)

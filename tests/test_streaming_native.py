@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_streaming import MODELS, Probe, header_only, probe_library
-from child import Loopback, in_child
-from make_checkpoint import FAMILIES, write_checkpoint
-from test_placement_native import MODULES, Model, assert_empty, place, total
 
 import sdcpp_py
 from sdcpp_py import engine
+from support.checkpoints import FAMILIES, write_checkpoint
+from support.children import in_child
+from support.denoiser_probe import MODELS, Probe, header_only, probe_library
+from support.loopback import Loopback
+from test_placement_native import MODULES, Model, assert_empty, place, total
 
 GIB = 1 << 30
 PLENTY = 1.0  # GiB, more than any tiny model takes

@@ -7,7 +7,7 @@ both render the same checkpoint with the same settings: fresh processes, in pair
 alternating. The table comes last. Exit status: 0 when the pixels are identical and no median ratio is
 above 1 + tolerance, else 1; 2 when the comparison could not be made.
 
-    scripts/bench_peer.py [--model FILE] [--pairs 5] [--json FILE] [--work DIR]
+    scripts/bench/peer.py [--model FILE] [--pairs 5] [--json FILE] [--work DIR]
 
 Run it with the Python that has sdcpp-py installed, on an idle machine. Where that cannot be had,
 OMP_WAIT_POLICY=passive in the environment keeps the threads of both from spinning while they wait for a core, and
@@ -359,12 +359,13 @@ def find_model(given: Path | None, work: Path) -> Path:
         if not given.is_file():
             raise BenchError(f"{given} is not a file: pass a checkpoint, or leave --model out to have one made")
         return given.resolve()
-    import make_checkpoint
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+    from support.checkpoints import write_checkpoint
 
     path = work / "sd1.safetensors"
     if not path.is_file():
         print(f"writing {path} (2.1 GB of random weights)", flush=True)
-        make_checkpoint.write_checkpoint("sd1", path)
+        write_checkpoint("sd1", path)
     return path
 
 
@@ -452,9 +453,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return compare(parse(given))
     except metadata.PackageNotFoundError as error:
-        print(f"bench_peer: {error.name} is not installed for {sys.executable}: install sdcpp-py", file=sys.stderr)
+        print(f"peer.py: {error.name} is not installed for {sys.executable}: install sdcpp-py", file=sys.stderr)
     except (BenchError, OSError) as error:
-        print(f"bench_peer: {error}", file=sys.stderr)
+        print(f"peer.py: {error}", file=sys.stderr)
     return 2
 
 

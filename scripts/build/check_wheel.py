@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what is inside wheels and source archives of this project: scripts/check_wheel.py FILE ...
+"""Check what is inside wheels and source archives of this project: scripts/build/check_wheel.py FILE ...
 
 Given together, the CUDA wheel is also checked against the core wheel: every symbol it needs must be in the core's
 libraries, in NVIDIA's (--nvidia FOLDER), or be the driver's or the C library's. Linux wheels need pyelftools.
@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = "sdcpp_py/models/embedded.gguf"
 CORE_LIMIT = 25 << 20
 SYSTEM = re.compile(r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)\.so\.\d+|ld-linux[\w-]*\.so\.\d")
@@ -147,7 +147,7 @@ def check_sdist(names: list[str]) -> Iterator[str]:
     """Yield what is wrong with the source archive."""
     inside = {name.split("/", 1)[1] for name in names if "/" in name}
     for wanted in ("vendor/stable-diffusion.cpp/.sdcpp-stamp", "vendor/stable-diffusion.cpp/ggml/src/ggml.c",
-                   "native/sdcpp/api/sdcpp.h", "vendor/cuda13.txt", "scripts/vendor.py", "cmake/cuda.cmake",
+                   "native/sdcpp/api/sdcpp.h", "vendor/cuda13.txt", "scripts/build/vendor.py", "cmake/cuda.cmake",
                    MODEL):  # fmt: skip
         if wanted not in inside:
             yield f"{wanted} is missing"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOCK = Path(__file__).resolve().parent.parent / "vendor" / "cuda13.txt"
+LOCK = Path(__file__).resolve().parents[2] / "vendor" / "cuda13.txt"
 STAMP = ".sdcpp-stamp"
 
 

@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "vendor"
 STAMP = ".sdcpp-stamp"
 
@@ -230,7 +230,7 @@ def vendor_engine(archive: Path | None = None, *, lock: bool = False, vendor: Pa
         elif patched != tables["patched"]["sha256"]:
             raise VendorError(
                 f"the patched tree has hash {patched[:16]}..., the lock says {tables['patched']['sha256'][:16]}...: "
-                "after editing a patch run scripts/vendor.py --lock and review the change"
+                "after editing a patch run scripts/build/vendor.py --lock and review the change"
             )
         (tree / STAMP).write_text(inputs_key(vendor) + "\n")
         if target.exists():

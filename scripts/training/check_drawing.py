@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from embedded.grammar import Scene, caption, held_out, random_scene
-from embedded.reading import read
 
 import sdcpp_py
+from embedded.grammar import Scene, caption, held_out, random_scene
+from embedded.reading import read
 from sdcpp_py.models import EMBEDDED_DEFAULTS
 
 WANTED = {"colour": 0.95, "background": 0.95, "shape": 0.85}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the model that ships inside the package, from nothing but pictures drawn here.
 
-    scripts/train_embedded_model.py [--device cuda] [--scale 1.0] [--out DIR] [--stages NAME ...]
+    scripts/training/train.py [--device cuda] [--scale 1.0] [--out DIR] [--stages NAME ...]
 
 Draws the pictures and their captions, then goes through the stages, each seeded: ``autoencoder`` trains it on the
 pictures, ``model`` the text encoder and the UNet on its latents, ``outline`` a LoRA on the same scenes drawn in
@@ -37,13 +37,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import gguf
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from embedded.drawing import draw
 from embedded.grammar import caption, known_ids, random_scene, tokens
 from embedded.networks import SCALE_FACTOR, ClipText, Lora, UNet, Vae, cfg_sample, noise_levels
 from embedded.reading import read
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CAPTIONS = 4  # different captions of one picture
 CHUNK = 250  # pictures drawn by one job, with one seed

@@ -4,10 +4,13 @@ import json
 import lzma
 import re
 
-import bench_gpu
-import make_checkpoint
 import pytest
-from bench_gpu import GIB, Job, Shot
+
+import gpu
+from on_gpu import files, jobs, meaning, run, showing
+from on_gpu.jobs import GIB, Job, Shot
+from on_gpu.worker import Worker, kernels
+from support import checkpoints
 
 SMALL = {"a.weight": (40, 30), "a.bias": (40,), "n.weight": (7,), "scalar": (), "k.weight": (3, 2, 3, 3)}
 RATE = {True: 50e9, False: 10e9}
@@ -49,19 +52,19 @@ def good_rows():
 
 
 def found(what, *rows, **more):
-    return [each for each in bench_gpu.verdicts(report(*rows, **more)) if re.search(what, each.what)]
+    return [each for each in meaning.verdicts(report(*rows, **more)) if re.search(what, each.what)]
 
 
 def test_several_processes_write_the_same_file(tmp_path):
-    make_checkpoint.write_safetensors(tmp_path / "a", SMALL, dtype="bf16", seed=0, metadata={"format": "pt"})
-    bench_gpu.write_weights(tmp_path / "b", SMALL, "bf16", 2)
+    checkpoints.write_safetensors(tmp_path / "a", SMALL, dtype="bf16", seed=0, metadata={"format": "pt"})
+    files.write_weights(tmp_path / "b", SMALL, "bf16", 2)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.parametrize(("family", "layers"), [("sd1", 128), ("sdxl", 560), ("zimage", 68)])
 def test_lora_is_for_the_attention_of_the_denoiser(family, layers):
-    shapes = bench_gpu.lora_shapes(family)
-    base = make_checkpoint.checkpoint_shapes(family)
+    shapes = files.lora_shapes(family)
+    base = checkpoints.checkpoint_shapes(family)
     downs = {name: shape for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
     assert len(downs) == layers
     assert len(shapes) == 2 * layers
@@ -72,33 +75,33 @@ def test_lora_is_for_the_attention_of_the_denoiser(family, layers):
 
 
 def test_every_job_is_named_once_and_known():
-    jobs = bench_gpu.all_jobs()
-    names = [job.name for job in jobs]
+    every = jobs.all_jobs()
+    names = [job.name for job in every]
     assert len(set(names)) == len(names)
     others = {"peer", "diffusers-leaf", "diffusers-block", "diffusers-resident", "profile"}
-    assert {job.mode for job in jobs} == {*bench_gpu.MODES, *others}
-    assert {job.family for job in jobs} == set(bench_gpu.DTYPES)
+    assert {job.mode for job in every} == {*jobs.MODES, *others}
+    assert {job.family for job in every} == set(jobs.DTYPES)
     assert Job("zimage", "pinned-serial", None, ()).name == "zimage/pinned-serial/all"
     assert Job("sdxl", "pinned-serial", 4, (), mmap=True).name == "sdxl/pinned-serial/4/mmap"
 
 
 def test_every_streamed_picture_has_what_it_is_compared_with():
-    jobs = bench_gpu.all_jobs()
-    resident = {(job.family, shot) for job in jobs if job.mode == "resident" for shot in job.shots}
-    for job in jobs:
+    every = jobs.all_jobs()
+    resident = {(job.family, shot) for job in every if job.mode == "resident" for shot in job.shots}
+    for job in every:
         if job.mode == "pinned-overlapped":
             names = {(family, shot.name) for family, shot in resident}
             assert {(job.family, shot.name) for shot in job.shots} <= names
 
 
 def test_tiny_job_draws_the_same_pictures_smaller():
-    job = bench_gpu.tiny(Job("zimage", "pinned-overlapped", 8, (Shot(512), Shot(1024, tiled=True, lora=True))))
+    job = jobs.tiny(Job("zimage", "pinned-overlapped", 8, (Shot(512), Shot(1024, tiled=True, lora=True))))
     assert [(shot.size, shot.steps, shot.repeats, shot.tiled, shot.lora) for shot in job.shots] == [
         (64, 2, 1, False, False),
         (128, 2, 1, True, True),
     ]
-    assert job.budget == 8 / bench_gpu.DRY_SHARE
-    assert bench_gpu.tiny(dataclasses.replace(job, budget=None)).budget is None
+    assert job.budget == 8 / jobs.DRY_SHARE
+    assert jobs.tiny(dataclasses.replace(job, budget=None)).budget is None
 
 
 def test_guidance_computes_twice_a_step():
@@ -108,26 +111,26 @@ def test_guidance_computes_twice_a_step():
 
 
 def test_bandwidth_is_that_of_the_largest_copies():
-    assert bench_gpu.bandwidth(copies(), True) == pytest.approx(50e9)
-    assert bench_gpu.bandwidth(copies(), False) == pytest.approx(10e9)
-    assert bench_gpu.bandwidth([], True) is None
+    assert meaning.bandwidth(copies(), True) == pytest.approx(50e9)
+    assert meaning.bandwidth(copies(), False) == pytest.approx(10e9)
+    assert meaning.bandwidth([], True) is None
 
 
 def test_bound_is_the_longer_one_when_overlapped_and_the_sum_in_turn():
     rows = good_rows()
-    overlapped, pinned, pageable, resident, diffusers = (bench_gpu.bound(each, report(*rows)) for each in rows)
+    overlapped, pinned, pageable, resident, diffusers = (meaning.bound(each, report(*rows)) for each in rows)
     assert overlapped == pytest.approx(max(0.06, 4e9 / 50e9))
     assert pinned == pytest.approx(0.06 + 4e9 / 50e9)
     assert pageable == pytest.approx(0.06 + 4e9 / 10e9)
     assert resident is None
     assert diffusers is None
     once = row("pinned-serial", 1.0, budget=None)
-    assert bench_gpu.bound(once, report(*rows)) == pytest.approx(0.06)
-    assert bench_gpu.bound(rows[0], report(rows[0])) is None
+    assert meaning.bound(once, report(*rows)) == pytest.approx(0.06)
+    assert meaning.bound(rows[0], report(rows[0])) is None
 
 
 def test_a_pass_is_timed_by_the_steps_after_the_first():
-    worker = bench_gpu.Worker.__new__(bench_gpu.Worker)
+    worker = Worker.__new__(Worker)
     tiles = [(0, 9, 8.0), (1, 3, 8.5), (2, 3, 8.6)]  # three rows of tiles, after three steps
     worker.ticks = [(0, 3, 1.0), (1, 3, 3.0), (2, 3, 3.5), (3, 3, 4.1), *tiles]
     assert worker.step(Shot(512, steps=3)) == {"step": pytest.approx(0.55)}
@@ -137,8 +140,8 @@ def test_a_pass_is_timed_by_the_steps_after_the_first():
     assert worker.step(Shot(512, steps=1)) == {}
     timed = row("peer", 9.0)
     timed["runs"] = [{"total": 5.0, "step": 0.4}]
-    assert bench_gpu.pass_seconds(timed) == pytest.approx(0.4)
-    assert bench_gpu.pass_seconds({**timed, "passes": 16}) == pytest.approx(0.2)
+    assert meaning.pass_seconds(timed) == pytest.approx(0.4)
+    assert meaning.pass_seconds({**timed, "passes": 16}) == pytest.approx(0.2)
 
 
 def test_kernels_are_summed_by_name():
@@ -149,19 +152,19 @@ def test_kernels_are_summed_by_name():
         {"cat": "cpu_op", "name": "gemm", "dur": 9e9},
         {"ph": "M"},
     ]
-    assert bench_gpu.kernels(events) == [
+    assert kernels(events) == [
         {"name": "gemm", "seconds": pytest.approx(0.003), "count": 2},
         {"name": "Memcpy HtoD ", "seconds": pytest.approx(0.0005), "count": 1},
     ]
-    made = row("profile", 1.0, kernels=bench_gpu.kernels(events), total=0.9)
+    made = row("profile", 1.0, kernels=kernels(events), total=0.9)
     del made["runs"]
-    (title, _, cells), *_ = [each for each in bench_gpu.tables(report(made)) if each[0].startswith("Kernels")]
+    (title, _, cells), *_ = [each for each in showing.tables(report(made)) if each[0].startswith("Kernels")]
     assert "0.00 of 0.90 s" in title
     assert cells[0] == ("gemm", "0.003", "86%", "2")
 
 
 def test_every_kind_of_answer_is_kept_and_said(capsys):
-    bench = bench_gpu.Bench.__new__(bench_gpu.Bench)
+    bench = run.Bench.__new__(run.Bench)
     bench.found = {"rows": [], "copies": []}
     kernels = row("profile", 1.0, kernels=[{"name": "gemm", "seconds": 1.0, "count": 1}], total=1.0)
     del kernels["runs"], kernels["load_seconds"]
@@ -177,7 +180,7 @@ def test_every_kind_of_answer_is_kept_and_said(capsys):
 
 
 def test_good_rows_pass():
-    given = bench_gpu.verdicts(report(*good_rows()))
+    given = meaning.verdicts(report(*good_rows()))
     assert [each for each in given if not each.good] == []
     assert len(found("pinned over pageable", *good_rows())) == 2
     assert found("overlapped over in turn", *good_rows())[0].asked == ">= 1.40"
@@ -207,7 +210,7 @@ def test_a_row_that_falls_short_is_named(index, changed, what):
 def test_dry_run_judges_no_times():
     rows = good_rows()
     rows[0] = row("pinned-overlapped", 8 * 0.5, streamed=4e9)
-    given = bench_gpu.verdicts(report(*rows, dry=True))
+    given = meaning.verdicts(report(*rows, dry=True))
     assert all(each.good and not each.timed for each in given)
     assert found("pixels identical", *rows, dry=True)
 
@@ -226,10 +229,10 @@ def test_several_runs_are_shown_as_one(capsys, tmp_path):
     first["left_out"] = ["zimage/resident/all", "sdxl/peer/4"]
     for name, given in (("a", first), ("b", second)):
         (tmp_path / name).write_text(json.dumps(given))
-    assert bench_gpu.merged([first, second])["left_out"] == ["sdxl/peer/4"]
+    assert meaning.merged([first, second])["left_out"] == ["sdxl/peer/4"]
     again = {**first["rows"][0], "load_seconds": 1.0}
-    assert bench_gpu.merged([first, second, report(again)])["rows"][0] == again
-    assert bench_gpu.main(["--show", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"]) == 0
+    assert meaning.merged([first, second, report(again)])["rows"][0] == again
+    assert gpu.main(["--show", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"]) == 0
     printed = capsys.readouterr().out
     assert "| pinned-overlapped | 8 GiB | 1.656 (1.64..1.68) |" in printed
     assert "SHORT" not in printed
@@ -238,7 +241,7 @@ def test_several_runs_are_shown_as_one(capsys, tmp_path):
 
 def test_plot_has_a_bar_for_each_row(tmp_path):
     pytest.importorskip("matplotlib")
-    bench_gpu.plot(report(*good_rows()), tmp_path / "a.png")
+    showing.plot(report(*good_rows()), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -247,5 +250,5 @@ def test_packed_module_is_placed_beside_the_package(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("sdcpp_py", tmp_path / "sdcpp_py" / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     (tmp_path / "m.so.xz").write_bytes(lzma.compress(b"module"))
-    bench_gpu.place_module(tmp_path / "m.so.xz")
+    run.place_module(tmp_path / "m.so.xz")
     assert (tmp_path / "sdcpp_py" / "libggml-cuda.so").read_bytes() == b"module"

@@ -1,4 +1,4 @@
-"""scripts/check_wheel.py: each rule refuses what it is there to refuse."""
+"""scripts/build/check_wheel.py: each rule refuses what it is there to refuse."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import check_wheel
 import pytest
+
+import check_wheel
 
 CORE = "sdcpp_py-1.0-cp310-abi3-manylinux_2_28_x86_64.whl"
 

@@ -1,4 +1,4 @@
-"""scripts/cuda_toolkit.py: what it adds to NVIDIA's packages, and what it says when pip cannot bring them."""
+"""scripts/build/cuda_toolkit.py: what it adds to NVIDIA's packages, and what it says when pip cannot bring them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import cuda_toolkit
 import pytest
+
+import cuda_toolkit
 
 
 class Pip:

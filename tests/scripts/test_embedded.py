@@ -1,4 +1,4 @@
-"""The embedded model's grammar, drawings and reader (scripts/embedded)."""
+"""The embedded model's grammar, drawings and reader (scripts/training/embedded)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+
 from embedded.drawing import draw
 from embedded.grammar import (
     BEGIN,

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import cffi
-import make_cdef
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+import make_cdef
+
+ROOT = Path(__file__).resolve().parents[2]
 HEADERS = [
     ROOT / "vendor" / "stable-diffusion.cpp" / "include" / "stable-diffusion.h",
     ROOT / "native" / "sdcpp" / "api" / "sdcpp.h",

@@ -1,4 +1,4 @@
-"""The grammar's token ids, and scripts/check_parity.py: the same weights in the engine and in diffusers."""
+"""The grammar's token ids, and scripts/training/check_parity.py: the same weights in the engine and in diffusers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_parity import LEAST, ROOT, cases, engine_schedule, grammar_prompts, training_sigmas
-from embedded.grammar import LENGTH, WORDS, tokens
-from make_checkpoint import write_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import sdcpp_py
+from check_parity import LEAST, ROOT, cases, engine_schedule, grammar_prompts, training_sigmas
+from embedded.grammar import LENGTH, WORDS, tokens
 from sdcpp_py import engine
+from support.checkpoints import write_checkpoint
 
 CLIP = "cond_stage_model.transformer.text_model."
 
@@ -79,7 +79,7 @@ def test_parity_with_diffusers(model: str, tmp_path: Path) -> None:
         path = tmp_path / "model.safetensors"
         write_checkpoint("sd1", path, tiny=True, dtype=model.removeprefix("tiny "))
         more = ["--model", str(path), "--steps", "5"]
-    command = [sys.executable, str(ROOT / "scripts" / "check_parity.py"), "--json", str(report), *more]
+    command = [sys.executable, str(ROOT / "scripts" / "training" / "check_parity.py"), "--json", str(report), *more]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 3:
         pytest.skip(f"no environment with torch and diffusers: {done.stderr.strip()}")

@@ -2,9 +2,9 @@
 """Compare the engine's pictures and modules with diffusers' on the same SD 1.x checkpoint.
 
 The engine draws with ``rng="cpu"``, whose noise is torch's; diffusers draws the same with the same weights, read by
-scripts/sd1_to_diffusers.py, in f32 on the CPU. Two samplers, two schedulers, guidance off and on, two sizes:
+scripts/training/sd1_to_diffusers.py, in f32 on the CPU. Two samplers, two schedulers, guidance off and on, two sizes:
 
-    scripts/check_parity.py [--model FILE] [--prompt TEXT] [--json FILE] [--work DIR]
+    scripts/training/check_parity.py [--model FILE] [--prompt TEXT] [--json FILE] [--work DIR]
 
 Run it with the Python that has sdcpp-py installed; torch and diffusers are installed into an environment of their own,
 once. Exit status: 0 when every row reaches 40 dB, 1 when one does not, 2 when the comparison could not be made,
@@ -12,8 +12,8 @@ once. Exit status: 0 when every row reaches 40 dB, 1 when one does not, 2 when t
 
 What a row says: for pictures the PSNR of the 8-bit pixels; for a module alone 20 log10(|reference| / |difference|)
 of its output, both as Euclidean norms. A module alone gets the engine's own inputs: CLIP the token ids of
-scripts/embedded/grammar.py (one row for every word of the grammar, so a wrong id shows), the UNet the latents of every
-step of the engine's run, and the autoencoder that run's last latents.
+embedded/grammar.py (one row for every word of the grammar, so a wrong id shows), the UNet the latents of every step of
+the engine's run, and the autoencoder that run's last latents.
 
 Where engine and diffusers define things differently:
 
@@ -43,9 +43,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from embedded.grammar import WORDS, tokens
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = (
     "torch==2.13.*",
     "diffusers>=0.42,<1",
@@ -246,6 +247,7 @@ def compare(settings: Settings, made: dict[str, np.ndarray]) -> list[Row]:
     """Do with diffusers what the engine did, and return the rows."""
     import diffusers
     import torch
+
     from sd1_to_diffusers import read_checkpoint
 
     diffusers.utils.logging.set_verbosity_error()
@@ -379,7 +381,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.steps < 2:
         parser.error("--steps must be at least 2")
     if unknown := [word for word in options.prompt.split() if word not in WORDS]:
-        parser.error(f"{unknown[0]!r} is not a word of the grammar (scripts/embedded/grammar.py)")
+        parser.error(f"{unknown[0]!r} is not a word of the grammar (scripts/training/embedded/grammar.py)")
     return options
 
 

@@ -1,0 +1,61 @@
+"""Parts that work beside the tiny SD 1 checkpoint: a ControlNet, a TAE and an upscaler."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from .families import checkpoint_shapes
+from .files import write_safetensors
+from .layout import Layout
+
+
+def control() -> Layout:
+    """Return a ControlNet for the tiny UNet."""
+    out = Layout()
+    unet = "model.diffusion_model."
+    for name, shape in checkpoint_shapes("sd1", tiny=True).items():
+        if name.startswith((f"{unet}time_embed", f"{unet}input_blocks", f"{unet}middle_block")):
+            out.put(name.replace(unet, "control_model."), *shape)
+    channels = out["control_model.input_blocks.0.0.weight"][0]
+    widths = [channels * factor for factor in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4)]
+    for index, width in enumerate(widths):
+        out.conv(f"control_model.zero_convs.{index}.0", width, width, 1)
+    out.conv("control_model.middle_block_out.0", widths[-1], widths[-1], 1)
+    for index, (inputs, outputs) in enumerate(itertools.pairwise((3, 16, 16, 32, 32, 96, 96, 256, channels))):
+        out.conv(f"control_model.input_hint_block.{2 * index}", inputs, outputs)
+    return out
+
+
+def tae() -> Layout:
+    """Return the decoder of a tiny autoencoder."""
+    out = Layout()
+    out.conv("decoder.layers.0", 4, 64)
+    out.conv("decoder.layers.18", 64, 3)
+    for layer in (6, 11, 16):
+        out.put(f"decoder.layers.{layer}.weight", 64, 64, 3, 3)
+    for layer, index in itertools.product((2, 3, 4, 7, 8, 9, 12, 13, 14, 17), (0, 2, 4)):
+        out.conv(f"decoder.layers.{layer}.conv.{index}", 64, 64)
+    return out
+
+
+def upscaler() -> Layout:
+    """Return an ESRGAN with one block, of twice the size."""
+    out = Layout()
+    out.conv("conv_first", 3, 64)
+    out.conv("conv_last", 64, 3)
+    for name in ("conv_body", "conv_hr", "conv_up1"):
+        out.conv(name, 64, 64)
+    for block, layer in itertools.product((1, 2, 3), (1, 2, 3, 4, 5)):
+        out.conv(f"body.0.rdb{block}.conv{layer}", 64 + 32 * (layer - 1), 32 if layer < 5 else 64)
+    return out
+
+
+PARTS: dict[str, Callable[[], Layout]] = {"control": control, "tae": tae, "upscaler": upscaler}
+
+
+def write_parts(folder: Path) -> None:
+    """Write each of ``PARTS`` into a folder, as NAME.safetensors."""
+    for name, shapes in PARTS.items():
+        write_safetensors(folder / f"{name}.safetensors", shapes(), dtype="f16", seed=0, metadata={"format": "pt"})
