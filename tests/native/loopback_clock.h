@@ -21,7 +21,7 @@ double to_seconds(Time time);
 
 // A copy engine or the compute engine of a device, which does one operation at a time.
 class Engine {
-   public:
+public:
     struct Interval {
         Time begin;
         Time end;
@@ -37,7 +37,7 @@ class Engine {
     Time busy() const { return busy_time_; }
     void reset();
 
-   private:
+private:
     std::vector<Interval> intervals_;  // in order, not touching one another
     Time busy_time_ = 0;
 };

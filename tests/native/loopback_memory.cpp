@@ -92,7 +92,7 @@ Bytes Bytes::allocate(size_t size, bool sparse) {
         void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
         bytes.data_ = data == MAP_FAILED ? nullptr : static_cast<char*>(data);
     } else {
-        bytes.data_ = static_cast<char*>(::operator new(size, std::align_val_t{ALIGNMENT}, std::nothrow));
+        bytes.data_ = static_cast<char*>(::operator new (size, std::align_val_t{ALIGNMENT}, std::nothrow));
     }
     return bytes;
 }
@@ -114,7 +114,7 @@ void Bytes::release() {
     if (mapped_) {
         munmap(data_, size_);
     } else {
-        ::operator delete(data_, std::align_val_t{ALIGNMENT});
+        ::operator delete (data_, std::align_val_t{ALIGNMENT});
     }
     data_ = nullptr;
 }

@@ -17,7 +17,7 @@ namespace loopback {
 // Addresses that no host code can use. Tensors in device memory point into them, while the bytes lie elsewhere. An
 // address is not given out again before everything near it was freed, so a stale pointer hits nothing for long.
 class AddressSpace {
-   public:
+public:
     // Returns an address with `size` unusable bytes behind it, or 0.
     uintptr_t reserve(size_t size);
     void release(uintptr_t address);
@@ -25,7 +25,7 @@ class AddressSpace {
     // Async-signal-safe.
     bool contains(uintptr_t address) const;
 
-   private:
+private:
     struct Arena {
         std::atomic<uintptr_t> base{0};
         std::atomic<size_t> size{0};
@@ -41,7 +41,7 @@ class AddressSpace {
 
 // The bytes of one buffer.
 class Bytes {
-   public:
+public:
     // Returns an object without bytes when the memory cannot be had. Sparse bytes cost nothing until they are touched.
     static Bytes allocate(size_t size, bool sparse);
 
@@ -52,7 +52,7 @@ class Bytes {
 
     char* data() const { return data_; }
 
-   private:
+private:
     void release();
 
     char* data_ = nullptr;

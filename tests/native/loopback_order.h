@@ -23,14 +23,14 @@ struct Access {
 
 // For each agent, up to which of its operations something is known to have completed.
 class VectorClock {
-   public:
+public:
     uint64_t at(Agent agent) const { return agent < ticks_.size() ? ticks_[agent] : 0; }
     void set(Agent agent, uint64_t tick);
     void join(const VectorClock& other);
     bool covers(const VectorClock& other) const;
     bool covers(const Access& access) const { return access.tick <= at(access.agent); }
 
-   private:
+private:
     std::vector<uint64_t> ticks_;
 };
 
@@ -44,7 +44,7 @@ struct Verdict {
 
 // The last write and the reads since then, for every byte of one piece of memory.
 class AccessMap {
-   public:
+public:
     AccessMap(uint64_t size, bool initialised);
 
     // Books an access to [begin, end). `known` is what has completed before it; `host` is what the host knows, and so
@@ -58,7 +58,7 @@ class AccessMap {
 
     size_t span_count() const { return spans_.size(); }
 
-   private:
+private:
     struct Span {
         uint64_t end = 0;
         Access writer;  // agent NOBODY: never written

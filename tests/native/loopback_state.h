@@ -62,7 +62,7 @@ struct Device {
 };
 
 class State {
-   public:
+public:
     // The one state of the process; it is never destroyed, because buffers may be freed late during exit.
     static State& get();
 
@@ -116,7 +116,7 @@ class State {
     std::vector<loopback_log_entry> log;
     void add_log(int kind, const Device* device, const Stream* stream, int flags, int64_t value, Time begin, Time end);
 
-   private:
+private:
     // A copy between a host buffer and a device that the host has not waited for. The bytes were moved at once; what is
     // left is to see whether the source is still the same, or to show the host what arrived.
     struct Pending {
