@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_loopback import probe
+from support.build_tree import probe
 
 import sdcpp_py
 
