@@ -179,7 +179,7 @@ class NetworkStream:
         runner: the engine's name of the network; a module may have several.
         device: the device that computes it.
         mode: ``resident`` (all weights stay on the device), ``overlapped`` (the next streamed segment is copied while
-            one computes) or ``synchronous`` (copies and computations take turns).
+            one computes) or ``in turn`` (they alternate).
         reason: what the device refused or does not offer; empty when nothing.
         pinned: whether its module's weights were copied from pinned memory only.
         budget_bytes: device memory that the model was allowed.
@@ -244,7 +244,7 @@ class NetworkStream:
         """The part of the copying that was hidden behind computing, 0 to 1; None when not measured."""
         if self.stall_seconds is None or self.copy_seconds is None:
             return None
-        if self.mode == "synchronous":
+        if self.mode == "in turn":
             return 0.0
         return min(1.0, max(0.0, 1.0 - self.stall_seconds / self.copy_seconds))
 
@@ -265,7 +265,7 @@ class NetworkStream:
             spare = self.budget_bytes > (1.0 + WORTH_WAITING) * self.peak_bytes
             return f"{kept}; max_vram={show_max_vram(self.peak_bytes)} would do for it" if spare else kept
         whole = self.peak_bytes - self.slot_bytes + self.streamed_bytes
-        if self.mode == "synchronous":
+        if self.mode == "in turn":
             overlap = "" if self.reason else "stream_layers lets copies overlap with computing; "
             return f"in turn: {overlap}a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
         if not self.pinned:

@@ -159,7 +159,7 @@ def test_what_was_not_measured_is_none() -> None:
 def test_waiting_is_not_known_for_pageable_weights() -> None:
     made = stream(pinned=False)
     assert (made.stall_seconds, made.hidden) == (None, None)
-    in_turn = stream(pinned=False, mode="synchronous", copy_seconds=0.3, stall_seconds=0.3)
+    in_turn = stream(pinned=False, mode="in turn", copy_seconds=0.3, stall_seconds=0.3)
     assert in_turn.hidden == 0.0, "there the copies are timed themselves"
 
 
@@ -172,7 +172,7 @@ def test_hidden_is_a_fraction_and_advice_is_a_line(
 ) -> None:
     made = stream(
         pinned=pinned, pass_seconds=took, copy_seconds=copying, stall_seconds=waiting, passes=passes,
-        mode=("overlapped", "synchronous", "overlapped", "resident")[kind],
+        mode=("overlapped", "in turn", "overlapped", "resident")[kind],
         **({"streamed_bytes": 0, "slots": 0, "slot_bytes": 0} if kind == 3 else {}),
     )  # fmt: skip
     assert made.hidden is None or 0.0 <= made.hidden <= 1.0
@@ -206,7 +206,7 @@ def test_hidden_is_a_fraction_and_advice_is_a_line(
          "late; a larger budget has more room for slots"),
         ({"passes": 1, "pass_seconds": 0.0, "stall_seconds": -1.0}, "not measured: it was computed too few times"),
         ({"passes": 0}, "idle: the last generation did not compute it"),
-        ({"mode": "synchronous", "slot_bytes": GIB // 4, "peak_bytes": 8 * GIB, "reason": "CUDA0 has no events"},
+        ({"mode": "in turn", "slot_bytes": GIB // 4, "peak_bytes": 8 * GIB, "reason": "CUDA0 has no events"},
          "in turn: a larger budget means fewer copies, and 13.75 GiB none"),
         (RESIDENT, "resident: everything stays on CUDA0; max_vram=5.00 would do for it"),
         ({**RESIDENT, "budget_bytes": 5 * GIB}, "resident: everything stays on CUDA0"),

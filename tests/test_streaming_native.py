@@ -172,7 +172,7 @@ def test_pixels_never_change(case: str, checkpoint: Path, lora: Path, parts: Pat
     rows = draw_with(least + (peaks[PLENTY] / GIB - least) / 3, pictures=2)
     assert any(row["streamed_bytes"] > 0 for row in rows.values())
     modes = {row["mode"] for row in rows.values() if row["streamed_bytes"] > 0}
-    assert modes == {"overlapped" if wanted[0]["overlap"] else "synchronous"}
+    assert modes == {"overlapped" if wanted[0]["overlap"] else "in turn"}
 
 
 def families() -> list[Any]:
@@ -426,7 +426,7 @@ def test_what_is_missing_degrades(checkpoint: Path) -> None:
             (row,) = streams(model).values()
             assert row["streamed_bytes"] > 0
             assert reason in row["reason"]
-            assert row["mode"] == ("synchronous" if reason else "overlapped"), name
+            assert row["mode"] == ("in turn" if reason else "overlapped"), name
             assert loopback.books()["device_bytes_peak"] <= budget_bytes(0.008)
         loopback.set(**usual)
         assert_empty(loopback)
@@ -678,7 +678,7 @@ def test_the_bus_is_timed_on_enough_bytes() -> None:
     now = ffi.callback("double(void)", lambda: loopback.clock()["host_seconds"])
     lib.sdcpp_probe_clock(now)
     with header_only(MODELS["SDXL"]) as path:
-        probe = Probe(loopback, lib, ffi, path, MODELS["SDXL"], "stream", True)
+        probe = Probe(loopback, lib, ffi, path, MODELS["SDXL"], "overlapped", True)
         probe.begin(4 * GIB)
         probe.step(3)
         row = probe.stream()
@@ -706,7 +706,7 @@ def schedules(count: int, seed: int) -> None:
                 max_buffer_size=choose.choice((0, 0, 0, 200 << 20)),
                 **{"async": int(choose.random() > 0.05), "events": int(choose.random() > 0.05)},
             )  # fmt: skip
-            probe = Probe(loopback, lib, ffi, path, MODELS["SD 1.5"], "stream", choose.random() > 0.3)
+            probe = Probe(loopback, lib, ffi, path, MODELS["SD 1.5"], "overlapped", choose.random() > 0.3)
             for _ in range(2):
                 budget = int(choose.choice((choose.uniform(0.12, 1.8), choose.uniform(0.12, 0.4))) * GIB)
                 probe.begin(budget)

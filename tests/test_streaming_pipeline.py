@@ -142,7 +142,7 @@ def test_a_budget_without_streaming_takes_turns() -> None:
         assert "in turn" in str(sd.plan)
         assert draw(sd) == expected
         unet = rows(sd.transfer_report())["diffusion"]
-    assert (unet.mode, unet.reason, unet.hidden) == ("synchronous", "", 0.0)
+    assert (unet.mode, unet.reason, unet.hidden) == ("in turn", "", 0.0)
     assert unet.advice.startswith("in turn: stream_layers lets copies overlap")
     assert loopback.books()["device_bytes_peak"] <= BUDGET * GIB < whole
 
@@ -160,7 +160,7 @@ def test_pageable_weights_and_a_device_without_events() -> None:
     with StableDiffusion(max_vram=BUDGET, stream_layers=True, **OFFLOAD) as sd:
         assert draw(sd) == expected
         unet = rows(sd.transfer_report())["diffusion"]
-    assert (unet.mode, unet.hidden) == ("synchronous", 0.0)
+    assert (unet.mode, unet.hidden) == ("in turn", 0.0)
     assert unet.reason.startswith("Loopback0 has no events")
     assert unet.advice.startswith("in turn: ")
 

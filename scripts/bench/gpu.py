@@ -16,9 +16,9 @@ often ("runs" says how often) and the jobs at the end of the list, the least imp
 The package must be installed with its CUDA module; ``--cuda-module`` puts a prebuilt one into the installed package,
 and ``--build ARCHIVE`` builds the package from source for this GPU first. Ways of keeping the weights:
 
-pageable-serial     on the CPU in plain memory; what fits stays on the device, the rest is copied and computed in turn
+pageable-in-turn    on the CPU in plain memory; what fits stays on the device, the rest is copied and computed in turn
                     (``max_vram``)
-pinned-serial       the same, page-locked
+pinned-in-turn      the same, page-locked
 pinned-overlapped   page-locked; the rest is copied while the device computes (``stream_layers``)
 pageable-overlapped that in plain memory, where copies hold up the host
 resident            on the device

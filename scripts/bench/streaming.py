@@ -6,7 +6,7 @@
 For each model, share of the weights that the budget of device memory can hold, and ratio between copying and computing,
 a denoiser is computed a few times. Printed are the step's time against the bound, which is the longer one of computing
 and of copying what cannot be resident; against the limit, which no schedule can beat (see ``limit``); against the same
-budget with copies and computations in turn ("serial", max_vram without stream_layers); against the engine's own
+budget with copies and computations alternating ("in turn", max_vram without stream_layers); against the engine's own
 segments, which are copied and computed in turn and never stay ("engine"); and against weights in pageable memory, "-"
 where the host has too little of it. The peak of device memory is the accelerator's own count.
 
@@ -54,7 +54,7 @@ class Cell:
     bound: float
     first_seconds: float  # of the step that also loads the resident weights
     first_limit: float  # below which it cannot be, see first_limit()
-    serial: float
+    in_turn: float
     engine: float
     pageable: float | None
     limit: float
@@ -157,7 +157,7 @@ class Bench:
             made = Probe(loopback, self.lib, self.ffi, path, self.model, mode, pin)
             made.begin(1 << 42)
             made.step()
-            if mode == "stream" and pin:
+            if mode == "overlapped" and pin:
                 self.row, self.pieces = made.stream(), made.pieces()
             made.begin(1 << 42)  # holds nothing now
             return made
@@ -165,10 +165,10 @@ class Bench:
         device = probe("device")
         self.compute = device.step()
         device.close()
-        self.streamed, self.serial = probe("stream"), probe("turns")
+        self.streamed, self.in_turn = probe("overlapped"), probe("in turn")
         self.engine = probe("engine")
         try:
-            self.pageable = probe("stream", pin=False)
+            self.pageable = probe("overlapped", pin=False)
         except RuntimeError:  # a host buffer takes no memory here, plain memory does
             self.pageable = None
         self.compute_bytes, self.weight_bytes = self.row["compute_bytes"], self.row["weight_bytes"]
@@ -188,7 +188,7 @@ class Bench:
         books, row = self.loopback.books(), self.streamed.stream()
         self.streamed.begin(budget_bytes)
         others: list[float | None] = []
-        for probe in (self.serial, self.engine, self.pageable):
+        for probe in (self.in_turn, self.engine, self.pageable):
             if probe is None:
                 others.append(None)
                 continue
@@ -206,7 +206,7 @@ class Bench:
             bound=max(self.compute, max(must, 0) / rate),
             first_seconds=first,
             first_limit=first_limit(sizes, costs * self.compute, fixed, rate),
-            serial=others[0],
+            in_turn=others[0],
             engine=others[1],
             pageable=others[2],
             limit=limit(sizes, costs * self.compute, values, budget_bytes - fixed, rate),
@@ -220,7 +220,7 @@ class Bench:
 
     def close(self) -> None:
         """Free all."""
-        for probe in (self.streamed, self.serial, self.engine, self.pageable):
+        for probe in (self.streamed, self.in_turn, self.engine, self.pageable):
             if probe is not None:
                 probe.close()
         self.lib.sdcpp_probe_clock(self.ffi.NULL)
@@ -229,7 +229,7 @@ class Bench:
 def show(cells: list[Cell]) -> str:
     """Return the table."""
     header = ("model", "budget", "copy:compute", "step", "bound", "step/bound", "step/limit", "first/limit",
-              "serial/step", "engine/step", "pageable/step", "peak/budget", "slots")  # fmt: skip
+              "in turn/step", "engine/step", "pageable/step", "peak/budget", "slots")  # fmt: skip
     rows = [
         (
             cell.model,
@@ -240,7 +240,7 @@ def show(cells: list[Cell]) -> str:
             f"{cell.ratio_to_bound:.3f}",
             f"{cell.ratio_to_limit:.3f}",
             f"{cell.first_seconds / cell.first_limit:.3f}",
-            f"{cell.serial / cell.seconds:.2f}",
+            f"{cell.in_turn / cell.seconds:.2f}",
             f"{cell.engine / cell.seconds:.2f}",
             "-" if cell.pageable is None else f"{cell.pageable / cell.seconds:.2f}",
             f"{cell.peak_over_budget:.4f}",
@@ -256,12 +256,12 @@ def summary(cells: list[Cell]) -> str:
     within = [cell for cell in cells if cell.ratio_to_bound <= 1.05]
     beyond = [cell for cell in cells if cell.ratio_to_bound > 1.05]
     forced = [cell for cell in beyond if cell.limit / cell.bound > 1.05]
-    balanced = [cell.serial / cell.seconds for cell in cells if cell.budget < 1 and cell.ratio == 1]
+    balanced = [cell.in_turn / cell.seconds for cell in cells if cell.budget < 1 and cell.ratio == 1]
     return (
         f"step/bound <= 1.05 in {len(within)} of {len(cells)} cells; of the others no schedule can reach it in "
         f"{len(forced)}\nworst step/bound {max(cell.ratio_to_bound for cell in cells):.3f}, step/limit "
         f"{max(cell.ratio_to_limit for cell in cells):.3f}, peak/budget "
-        f"{max(cell.peak_over_budget for cell in cells):.4f}\nserial/step where copying and computing are balanced: "
+        f"{max(cell.peak_over_budget for cell in cells):.4f}\nin turn/step where copying and computing are balanced: "
         f"{min(balanced):.2f} to {max(balanced):.2f}\nallocations of device memory after the second step: "
         f"{sum(cell.allocations for cell in cells)}"
     )
@@ -279,7 +279,7 @@ def plot(cells: list[Cell], path: Path) -> None:
             line = [cell for cell in mine if cell.ratio == ratio]
             budgets = [100 * cell.budget for cell in line]
             color = axes.plot(budgets, [cell.ratio_to_bound for cell in line], "o-", label=f"copy:compute {ratio:g}")
-            axes.plot(budgets, [cell.serial / cell.bound for cell in line], ":", color=color[0].get_color())
+            axes.plot(budgets, [cell.in_turn / cell.bound for cell in line], ":", color=color[0].get_color())
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set(title=name, xlabel="budget, % of the weights", ylim=(0.95, 2.1))
     figure.axes[0].set_ylabel("step / bound (dotted: copies and computations in turn)")

@@ -51,7 +51,7 @@ std::shared_ptr<DiffusionModel> make(SDVersion version, ggml_backend_t backend, 
 extern "C" {
 
 // Makes the diffusion model that a checkpoint's header describes; mode is "device" (weights live there), "engine" (in
-// host memory, the engine's own segments), "turns" (streamed, copies and computations in turn) or "stream". Returns NULL
+// host memory, the engine's own segments), "in turn" or "overlapped" (streamed). Returns NULL
 // when that fails.
 SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin) {
     auto probe = std::make_unique<Probe>();
@@ -61,9 +61,9 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
         sd_ctx_params_t params;
         sd_ctx_params_init(&params);
         probe->placements = std::make_shared<sdcpp::Placements>(&params);
-        const bool overlap = wanted == "stream";
+        const bool overlap = wanted == "overlapped";
         const sdcpp_placement_t place = {"diffusion", device, wanted == "device" ? device : "CPU", pin,
-                                         overlap || wanted == "turns", overlap};
+                                         overlap || wanted == "in turn", overlap};
         probe->placements->apply(&place, 1);
         sdcpp::PlacementScope scope(probe->placements);
         ModelLoader loader;

@@ -44,8 +44,8 @@ def good_rows():
     # 4 GB streamed at 50 GB/s take 0.08 s a pass; computing takes 0.06 s.
     return [
         row("pinned-overlapped", 8 * 0.082, streamed=4e9),
-        row("pinned-serial", 8 * 0.15, streamed=4e9),
-        row("pageable-serial", 8 * 0.5, streamed=4e9),
+        row("pinned-in-turn", 8 * 0.15, streamed=4e9),
+        row("pageable-in-turn", 8 * 0.5, streamed=4e9),
         row("resident", 8 * 0.06, budget=None),
         row("diffusers-leaf", 8 * 0.4, budget=None),
     ]
@@ -81,8 +81,8 @@ def test_every_job_is_named_once_and_known():
     others = {"peer", "diffusers-leaf", "diffusers-block", "diffusers-resident", "profile"}
     assert {job.mode for job in every} == {*jobs.MODES, *others}
     assert {job.family for job in every} == set(jobs.DTYPES)
-    assert Job("zimage", "pinned-serial", None, ()).name == "zimage/pinned-serial/all"
-    assert Job("sdxl", "pinned-serial", 4, (), mmap=True).name == "sdxl/pinned-serial/4/mmap"
+    assert Job("zimage", "pinned-in-turn", None, ()).name == "zimage/pinned-in-turn/all"
+    assert Job("sdxl", "pinned-in-turn", 4, (), mmap=True).name == "sdxl/pinned-in-turn/4/mmap"
 
 
 def test_every_streamed_picture_has_what_it_is_compared_with():
@@ -124,7 +124,7 @@ def test_bound_is_the_longer_one_when_overlapped_and_the_sum_in_turn():
     assert pageable == pytest.approx(0.06 + 4e9 / 10e9)
     assert resident is None
     assert diffusers is None
-    once = row("pinned-serial", 1.0, budget=None)
+    once = row("pinned-in-turn", 1.0, budget=None)
     assert meaning.bound(once, report(*rows)) == pytest.approx(0.06)
     assert meaning.bound(rows[0], report(rows[0])) is None
 
@@ -168,7 +168,7 @@ def test_every_kind_of_answer_is_kept_and_said(capsys):
     bench.found = {"rows": [], "copies": []}
     kernels = row("profile", 1.0, kernels=[{"name": "gemm", "seconds": 1.0, "count": 1}], total=1.0)
     del kernels["runs"], kernels["load_seconds"]
-    load = {"family": "sdxl", "mode": "pinned-serial", "budget": 4, "mmap": True, "shot": "load", "load_seconds": 4.3}
+    load = {"family": "sdxl", "mode": "pinned-in-turn", "budget": 4, "mmap": True, "shot": "load", "load_seconds": 4.3}
     answers = [row("resident", 0.5), kernels, load, {**load, "error": "no room"}]
     for answer in answers:
         bench.keep(answer)
@@ -196,8 +196,8 @@ def test_good_rows_pass():
         (0, row("pinned-overlapped", 0.6, streamed=4e9, contrast=0.0), "more than one colour"),
         (0, row("pinned-overlapped", 8 * 0.14, streamed=4e9), "overlapped over in turn"),
         (0, row("pinned-overlapped", 0.6), "streamed"),
-        (1, row("pinned-serial", 8 * 0.4), "pinned over pageable, sampling"),
-        (1, {**row("pinned-serial", 1.0, error="GenerationError: no"), "runs": []}, "rows without an error"),
+        (1, row("pinned-in-turn", 8 * 0.4), "pinned over pageable, sampling"),
+        (1, {**row("pinned-in-turn", 1.0, error="GenerationError: no"), "runs": []}, "rows without an error"),
         (4, row("diffusers-leaf", 8 * 0.08, budget=None), "over diffusers-leaf"),
     ],
 )
@@ -217,7 +217,7 @@ def test_dry_run_judges_no_times():
 
 def test_where_all_stays_or_the_host_copies_nothing_is_asked():
     rows = good_rows()
-    rows[1] = row("pinned-serial", 8 * 0.5, streamed=0)
+    rows[1] = row("pinned-in-turn", 8 * 0.5, streamed=0)
     assert not found("pinned over pageable", *rows)
     rows = [row("pageable-overlapped", 8 * 0.45, streamed=4e9), *good_rows()[2:]]
     assert not found("overlapped over in turn", *rows)

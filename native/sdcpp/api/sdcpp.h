@@ -76,7 +76,7 @@ typedef struct {
     const char* module;        /* as in sdcpp_placement_t */
     const char* runner;        /* the engine's name of the network; a module may have several */
     const char* device;        /* name of the runtime device */
-    const char* mode;          /* "resident", "overlapped" or "synchronous" */
+    const char* mode;          /* "resident", "overlapped" or "in turn" */
     const char* reason;        /* what was refused or is missing, or "" */
     uint64_t budget_bytes;     /* device memory that the context was allowed */
     uint64_t peak_bytes;       /* the most device memory of the context while this network computed */

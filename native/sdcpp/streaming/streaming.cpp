@@ -1276,7 +1276,7 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
     *row = {owner_.module.c_str(),
             runner_.c_str(),
             ggml_backend_dev_name(dev()),
-            plan_.segments.empty() ? "resident" : copy_ != nullptr ? "overlapped" : "synchronous",
+            plan_.segments.empty() ? "resident" : copy_ != nullptr ? "overlapped" : "in turn",
             reason_.c_str(),
             budget_,
             peak_,

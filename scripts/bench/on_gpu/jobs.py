@@ -72,8 +72,8 @@ class Job:
 
 
 MODES: dict[str, dict[str, Any]] = {
-    "pageable-serial": {"params_backend": "cpu", "pin_params": "never"},
-    "pinned-serial": {"params_backend": "cpu", "pin_params": "require"},
+    "pageable-in-turn": {"params_backend": "cpu", "pin_params": "never"},
+    "pinned-in-turn": {"params_backend": "cpu", "pin_params": "require"},
     "pinned-overlapped": {"params_backend": "cpu", "pin_params": "require", "stream_layers": True},
     "pageable-overlapped": {"params_backend": "cpu", "pin_params": "never", "stream_layers": True},
     "resident": {},
@@ -87,13 +87,13 @@ GUIDED = Shot(1024, cfg_scale=7.0, tiled=True)
 
 def check_jobs() -> list[Job]:
     """Return a small model in every way, for --check."""
-    ways = (("resident", None), ("pinned-overlapped", 1), ("pinned-serial", 1), ("pageable-serial", 1))
+    ways = (("resident", None), ("pinned-overlapped", 1), ("pinned-in-turn", 1), ("pageable-in-turn", 1))
     return [Job("sd1", mode, budget, (SMALL,)) for mode, budget in ways] + mmap_jobs("sd1")
 
 
 def mmap_jobs(family: str) -> list[Job]:
     """Return what measures loading through a memory map; every other job measures loading without."""
-    return [Job(family, mode, 4, (), mmap=True) for mode in ("pageable-serial", "pinned-serial")]
+    return [Job(family, mode, 4, (), mmap=True) for mode in ("pageable-in-turn", "pinned-in-turn")]
 
 
 def all_jobs() -> list[Job]:
@@ -103,37 +103,37 @@ def all_jobs() -> list[Job]:
     """
     jobs = [
         Job("zimage", "pinned-overlapped", 8, (SMALL, LARGE, LORA)),
-        Job("zimage", "pinned-serial", 8, (SMALL, LARGE, LORA)),
-        Job("zimage", "pageable-serial", 8, (SMALL, LORA)),
+        Job("zimage", "pinned-in-turn", 8, (SMALL, LARGE, LORA)),
+        Job("zimage", "pageable-in-turn", 8, (SMALL, LORA)),
         Job("zimage", "resident", None, (SMALL, LARGE, LORA)),
         Job("zimage", "diffusers-leaf", None, (SMALL, LARGE)),
         Job("sdxl", "pinned-overlapped", 4, (LARGE, GUIDED, replace(LARGE, lora=True))),
-        Job("sdxl", "pinned-serial", 4, (LARGE, replace(LARGE, lora=True))),
-        Job("sdxl", "pageable-serial", 4, (LARGE, replace(LARGE, lora=True))),
+        Job("sdxl", "pinned-in-turn", 4, (LARGE, replace(LARGE, lora=True))),
+        Job("sdxl", "pageable-in-turn", 4, (LARGE, replace(LARGE, lora=True))),
         Job("sdxl", "resident", None, (LARGE, GUIDED, replace(LARGE, lora=True))),
         Job("sdxl", "diffusers-leaf", None, (LARGE, GUIDED)),
         Job("zimage", "profile", None, (SMALL, LARGE)),
         Job("zimage", "pinned-overlapped", 4, (SMALL, LARGE)),
         Job("zimage", "pinned-overlapped", 2, (SMALL,)),
         Job("zimage", "pinned-overlapped", None, (SMALL,)),
-        Job("zimage", "pinned-serial", 4, (SMALL,)),
+        Job("zimage", "pinned-in-turn", 4, (SMALL,)),
         Job("zimage", "peer", 8, (SMALL,)),
         Job("sdxl", "peer", 4, (LARGE,)),
         Job("sdxl", "pinned-overlapped", 2, (LARGE,)),
-        Job("sdxl", "pinned-serial", 2, (LARGE,)),
-        Job("zimage", "pinned-serial", 2, (SMALL,)),
+        Job("sdxl", "pinned-in-turn", 2, (LARGE,)),
+        Job("zimage", "pinned-in-turn", 2, (SMALL,)),
         *mmap_jobs("sdxl"),
         Job("zimage", "diffusers-block", None, (SMALL,)),
         Job("zimage", "diffusers-resident", None, (SMALL, LARGE)),
-        Job("zimage", "pageable-serial", None, (SMALL,)),
-        Job("zimage", "pinned-serial", None, (SMALL,)),
-        Job("sdxl", "pageable-serial", 2, (LARGE,)),
-        Job("zimage", "pageable-serial", 2, (replace(SMALL, repeats=1),)),
-        Job("zimage", "pageable-serial", 4, (replace(SMALL, repeats=1),)),
+        Job("zimage", "pageable-in-turn", None, (SMALL,)),
+        Job("zimage", "pinned-in-turn", None, (SMALL,)),
+        Job("sdxl", "pageable-in-turn", 2, (LARGE,)),
+        Job("zimage", "pageable-in-turn", 2, (replace(SMALL, repeats=1),)),
+        Job("zimage", "pageable-in-turn", 4, (replace(SMALL, repeats=1),)),
         Job("zimage", "pageable-overlapped", 8, (SMALL,)),
         Job("sdxl", "pinned-overlapped", 8, (LARGE,)),
-        Job("sdxl", "pinned-serial", 8, (LARGE,)),
-        Job("sdxl", "pageable-serial", 8, (LARGE,)),
+        Job("sdxl", "pinned-in-turn", 8, (LARGE,)),
+        Job("sdxl", "pageable-in-turn", 8, (LARGE,)),
     ]
     return jobs + [job for job in check_jobs() if job.shots]
 

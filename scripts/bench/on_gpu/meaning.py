@@ -75,7 +75,7 @@ def bound(row: Row, report: Row) -> float | None:
         return None
     stream = denoiser_stream(row)
     copying = stream["streamed_bytes"] / rate if stream else 0.0
-    return compute + copying if row["mode"].endswith("serial") else max(compute, copying)
+    return compute + copying if row["mode"].endswith("in-turn") else max(compute, copying)
 
 
 def same(one: Row, other: Row) -> bool:
@@ -117,14 +117,14 @@ def verdicts(report: Row) -> list[Verdict]:
 
     for row in rows:
         where = f"{row['family']} {row['shot']} at {show_budget(row)}"
-        other = find(row, "pageable-serial")
+        other = find(row, "pageable-in-turn")
         all_stays = (denoiser_stream(row) or {}).get("streamed_bytes") == 0
-        if row["mode"] == "pinned-serial" and other and row["budget"] and not all_stays:
+        if row["mode"] == "pinned-in-turn" and other and row["budget"] and not all_stays:
             for part in ("total", "sampling"):
                 ratio, what = over(other, row, part), f"pinned over pageable, {part}, {where}"
                 out.append(Verdict(what, ">= 1.57", f"{ratio:.2f}", ratio >= 1.57, True))
         if row["mode"] in ("pinned-overlapped", "pageable-overlapped"):
-            out += overlap_verdicts(row, find(row, row["mode"].replace("overlapped", "serial")), report, where)
+            out += overlap_verdicts(row, find(row, row["mode"].replace("overlapped", "in-turn")), report, where)
     out += peer_verdicts(rows)
     for family, shot in dict.fromkeys((row["family"], row["shot"]) for row in rows):
         ours = [r for r in rows if (r["family"], r["shot"]) == (family, shot) and r["mode"] in MODES]
@@ -145,7 +145,7 @@ def verdicts(report: Row) -> list[Verdict]:
     return [each for each in out if not (each.timed and report["machine"].get("dry"))]
 
 
-def overlap_verdicts(row: Row, serial: Row | None, report: Row, where: str) -> list[Verdict]:
+def overlap_verdicts(row: Row, in_turn: Row | None, report: Row, where: str) -> list[Verdict]:
     """Return what an overlapped row shows: against its bound, the same in turn, and the budget."""
     out, stream = [], denoiser_stream(row)
     least, step = bound(row, report), pass_seconds(row)
@@ -159,11 +159,11 @@ def overlap_verdicts(row: Row, serial: Row | None, report: Row, where: str) -> l
         out.append(Verdict(f"pass over bound, {where}", "<= 1.10", f"{ratio:.2f}", ratio <= 1.10, True))
     rate = bandwidth(report["copies"], True)
     # Copies from pageable memory hold up the host.
-    if row["mode"] == "pinned-overlapped" and serial and rate and step and stream["streamed_bytes"]:
+    if row["mode"] == "pinned-overlapped" and in_turn and rate and step and stream["streamed_bytes"]:
         resident = next((r for r in report["rows"] if r["mode"] == "resident" and same(r, row) and r.get("runs")), None)
         compute = resident and pass_seconds(resident)
         balance = stream["streamed_bytes"] / rate / compute if compute else math.inf
-        ratio = over(serial, row, "sampling")
+        ratio = over(in_turn, row, "sampling")
         balanced = 0.5 <= balance <= 2.0
         asked = ">= 1.40" if balanced else f"> 1 (copy:compute is {balance:.1f})"
         good = ratio >= 1.4 if balanced else ratio > 1.0

@@ -54,7 +54,7 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
     loads: dict[tuple[str, str, bool], list[Row]] = {}
     for row in report["rows"]:
         if "load_seconds" in row and row["mode"] in (*MODES, "peer"):
-            kept = row["mode"].replace("-serial", "").replace("-overlapped", "")
+            kept = row["mode"].replace("-in-turn", "").replace("-overlapped", "")
             loads.setdefault((row["family"], kept, row["mmap"]), []).append(row)
     cells = []
     for (family, kept, mmap), found in loads.items():
@@ -142,7 +142,7 @@ def plot(report: Row, path: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.28 * (len(rows) + 2 * len(groups))), layout="constrained")
     ratios = [1 + sum(same(row, {"family": family, "shot": shot}) for row in rows) for family, shot in groups]
     all_axes = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
-    colors = {"resident": "tab:gray", "pinned-overlapped": "tab:green", "pinned-serial": "tab:blue"}
+    colors = {"resident": "tab:gray", "pinned-overlapped": "tab:green", "pinned-in-turn": "tab:blue"}
     for axes, (family, shot) in zip(all_axes, groups, strict=True):
         mine = [row for row in rows if same(row, {"family": family, "shot": shot})][::-1]
         for index, row in enumerate(mine):
