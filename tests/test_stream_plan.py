@@ -14,20 +14,20 @@ from support.build_tree import probe
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph's pieces, its compute buffer, and the weights that are always resident."""
+    """A graph's segments, its compute buffer, and the weights that are always resident."""
 
-    pieces: tuple[tuple[int, float, float], ...]  # bytes, cost, and the part of the compute buffer that is in use, each
+    segments: tuple[tuple[int, float, float], ...]  # bytes, cost, used part of the compute buffer, each
     compute: int
     fixed: int
     alignment: int = 1
 
     @property
     def heights(self) -> list[int]:
-        return [min(int(part * self.compute), self.compute) for _, _, part in self.pieces]
+        return [min(int(part * self.compute), self.compute) for _, _, part in self.segments]
 
     @property
     def weights(self) -> int:
-        return sum(size for size, _, _ in self.pieces)
+        return sum(size for size, _, _ in self.segments)
 
     @property
     def base(self) -> int:
@@ -35,33 +35,33 @@ class Graph:
 
     @property
     def smallest_budget(self) -> int:
-        return self.base + max(size for size, _, _ in self.pieces)
+        return self.base + max(size for size, _, _ in self.segments)
 
     def plan(self, budget: int, overlap: bool = True, per_byte: float = 0.0, per_cost: float = 0.0) -> dict[str, Any]:
         ffi, library = probe("stream_plan_probe")
-        count = len(self.pieces)
-        sizes = ffi.new("uint64_t[]", [size for size, _, _ in self.pieces])
-        costs = ffi.new("double[]", [cost for _, cost, _ in self.pieces])
+        count = len(self.segments)
+        sizes = ffi.new("uint64_t[]", [size for size, _, _ in self.segments])
+        costs = ffi.new("double[]", [cost for _, cost, _ in self.segments])
         heights = ffi.new("uint64_t[]", self.heights)
         result = ffi.new("stream_plan_result*")
-        segment_of = ffi.new("int32_t[]", count)
-        segments = ffi.new("stream_plan_segment[]", count)
+        slot_of = ffi.new("int32_t[]", count)
+        slots = ffi.new("stream_plan_slot[]", count)
         parts = ffi.new("stream_plan_part[]", count * (count + 2))
         library.stream_plan_probe(
             sizes, costs, heights, count, self.alignment, budget, self.compute, self.compute, self.fixed, overlap,
-            per_byte, per_cost, result, segment_of, segments, parts, len(parts),
+            per_byte, per_cost, result, slot_of, slots, parts, len(parts),
         )  # fmt: skip
         plan = {name: getattr(result, name) for name, _ in ffi.typeof("stream_plan_result").fields}
         assert plan["parts"] <= len(parts)
-        plan["segment_of"] = list(segment_of)
+        plan["slot_of"] = list(slot_of)
         plan["slots"] = [
             (
-                segment.bytes,
-                segment.offset,
-                bool(segment.borrows),
-                [(p.begin, p.end, p.back) for p in parts[0 : plan["parts"]] if p.segment == i],
+                slot.bytes,
+                slot.offset,
+                bool(slot.borrows),
+                [(p.begin, p.end, p.back) for p in parts[0 : plan["parts"]] if p.slot == i],
             )
-            for i, segment in enumerate(segments[0 : plan["segments"]])
+            for i, slot in enumerate(slots[0 : plan["slot_count"]])
         ]
         return plan
 
@@ -96,15 +96,15 @@ def test_plan_keeps_the_budget(graph: Graph, share: float, overlap: bool) -> Non
     assert plan["peak_bytes"] == graph.compute + plan["arena_bytes"]
     assert plan["arena_bytes"] == plan["resident_bytes"] + plan["slot_bytes"]
     assert plan["resident_bytes"] + plan["streamed_bytes"] == graph.fixed + graph.weights
-    # Every piece is resident or in exactly one segment, and the segments follow the graph.
-    placed = plan["segment_of"]
+    # Every segment is resident or in exactly one slot, and the slots follow the graph.
+    placed = plan["slot_of"]
     assert min(placed) >= -1
-    streamed = [segment for segment in placed if segment >= 0]
+    streamed = [slot for slot in placed if slot >= 0]
     assert streamed == sorted(streamed)
-    assert set(streamed) == set(range(plan["segments"]))
+    assert set(streamed) == set(range(plan["slot_count"]))
     for index, (size, offset, borrows, _) in enumerate(plan["slots"]):
-        pieces = [piece for (piece, _, _), segment in zip(graph.pieces, placed, strict=True) if segment == index]
-        assert size == sum(pieces)
+        segments = [segment for (segment, _, _), slot in zip(graph.segments, placed, strict=True) if slot == index]
+        assert size == sum(segments)
         assert offset + size <= (graph.compute if borrows else plan["slot_bytes"])
     assert plan["streamed_bytes"] == sum(size for size, _, _, _ in plan["slots"])
 
@@ -114,7 +114,7 @@ def test_plan_keeps_the_budget(graph: Graph, share: float, overlap: bool) -> Non
 @example(LARGE_IN_THE_MIDDLE, 0.5)
 @example(UNET, 0.5)
 def test_a_slot_waits_for_all_that_it_overwrites(graph: Graph, share: float) -> None:
-    """Each part names the mark behind the last segment that had any of its bytes, counted through two graphs."""
+    """Each part names the mark behind the last filling that had any of its bytes, counted through two graphs."""
     plan = graph.plan(max(graph.smallest_budget, graph.base + int(share * graph.weights)))
     slots = plan["slots"] * 2
     for index, (size, offset, borrows, parts) in enumerate(plan["slots"]):
@@ -142,15 +142,15 @@ def test_a_slot_waits_for_all_that_it_overwrites(graph: Graph, share: float) -> 
 @example(UNET, 0.5)
 def test_the_compute_buffer_is_lent_only_where_it_is_free(graph: Graph, share: float) -> None:
     plan = graph.plan(max(graph.smallest_budget, graph.base + int(share * graph.weights)))
-    placed = plan["segment_of"]
-    first = {segment: placed.index(segment) for segment in range(plan["segments"])}
-    last = {segment: len(placed) - 1 - placed[::-1].index(segment) for segment in range(plan["segments"])}
+    placed = plan["slot_of"]
+    first = {slot: placed.index(slot) for slot in range(plan["slot_count"])}
+    last = {slot: len(placed) - 1 - placed[::-1].index(slot) for slot in range(plan["slot_count"])}
     for index, (_, offset, borrows, parts) in enumerate(plan["slots"]):
         if not borrows:
             continue
         ((_, _, back),) = parts
         mark = 2 * index + 1 - back if back else None
-        # The first piece that may be computed while the slot is being filled.
+        # The first segment that may be computed while the slot is being filled.
         begin = 0 if mark is None else first[mark // 2] if mark % 2 == 0 else last[mark // 2] + 1
         assert all(height <= offset for height in graph.heights[begin : last[index] + 1])
 
@@ -159,8 +159,8 @@ def test_the_compute_buffer_is_lent_only_where_it_is_free(graph: Graph, share: f
 @given(graphs, shares)
 @example(UNET, 0.5)
 def test_slots_are_aligned(graph: Graph, share: float) -> None:
-    pieces = tuple((512 * (size // 512), cost, height) for size, cost, height in graph.pieces)
-    graph = Graph(pieces, graph.compute, 512 * (graph.fixed // 512), alignment=512)
+    segments = tuple((512 * (size // 512), cost, height) for size, cost, height in graph.segments)
+    graph = Graph(segments, graph.compute, 512 * (graph.fixed // 512), alignment=512)
     plan = graph.plan(max(graph.smallest_budget, graph.base + int(share * graph.weights)))
     assert all(offset % 512 == 0 for _, offset, _, _ in plan["slots"])
 
@@ -175,8 +175,8 @@ def test_the_compute_buffer_is_lent() -> None:
 def test_what_fits_is_resident(graph: Graph, overlap: bool, more: int) -> None:
     plan = graph.plan(graph.base + graph.weights + more, overlap)
     assert plan["feasible"]
-    assert (plan["segments"], plan["slot_bytes"], plan["streamed_bytes"]) == (0, 0, 0)
-    assert set(plan["segment_of"]) == {-1}
+    assert (plan["slot_count"], plan["slot_bytes"], plan["streamed_bytes"]) == (0, 0, 0)
+    assert set(plan["slot_of"]) == {-1}
     assert plan["peak_bytes"] == graph.base + graph.weights
 
 
@@ -189,7 +189,7 @@ def test_no_more_is_streamed_than_the_slots_cost(graph: Graph, share: float, ove
     cannot_stay = max(0, graph.weights - (budget - graph.base))
     largest = max((size for size, _, _, _ in plan["slots"]), default=0)
     assert plan["streamed_bytes"] >= cannot_stay
-    # Pieces are not divided, and the slots may not fill their memory.
+    # Segments are not divided, and the slots may not fill their memory.
     assert plan["streamed_bytes"] <= cannot_stay + plan["slot_bytes"] + 2 * largest
 
 
@@ -201,7 +201,7 @@ def test_time_is_between_the_longer_one_and_the_sum(
     budget = max(graph.smallest_budget, graph.base + int(share * graph.weights))
     plan = graph.plan(budget, overlap, per_byte, per_cost)
     copying = plan["streamed_bytes"] * per_byte
-    computing = sum(cost for _, cost, _ in graph.pieces) * per_cost
+    computing = sum(cost for _, cost, _ in graph.segments) * per_cost
     slack = 1e-9 * (copying + computing)
     assert max(copying, computing) - slack <= plan["seconds"] <= copying + computing + slack
 

@@ -89,14 +89,14 @@ class Cell:
 def limit(sizes: Any, seconds: Any, values: Any, memory: float, rate: float) -> float:
     """Return a time below which no schedule computes a graph again and again.
 
-    A linear program, relaxed where a schedule has no choice (any part of a piece may stay, memory has no gaps, and what
-    of the compute buffer holds nothing may hold weights): for each piece the part of its weights that is streamed, the
-    time between its start and the next one's, and the bytes that arrive meanwhile. What a piece needs is there when it
+    A linear program, relaxed where a schedule has no choice (any part of a segment may stay, memory has no gaps, and what
+    of the compute buffer holds nothing may hold weights): for each segment the part of its weights that is streamed, the
+    time between its start and the next one's, and the bytes that arrive meanwhile. What a segment needs is there when it
     starts and stays until it ends.
 
     Args:
-        sizes: bytes of each piece's weights, in the order of computing.
-        seconds: each piece's computing.
+        sizes: bytes of each segment's weights, in the order of computing.
+        seconds: each segment's computing.
         values: bytes that the compute buffer holds meanwhile, at least and at most.
         memory: bytes for all weights on the device and for what the compute buffer holds.
         rate: bytes that are copied in a second.
@@ -131,12 +131,12 @@ def limit(sizes: Any, seconds: Any, values: Any, memory: float, rate: float) -> 
 def first_limit(sizes: Any, seconds: Any, fixed: float, rate: float) -> float:
     """Return a time below which no schedule computes a graph for the first time, with nothing on the device yet.
 
-    A piece starts when all weights up to its own have been copied, and all computing from it on is still to come.
+    A segment starts when all weights up to its own have been copied, and all computing from it on is still to come.
 
     Args:
-        sizes: bytes of each piece's weights, in the order of computing.
-        seconds: each piece's computing.
-        fixed: bytes of weights that are there before the first piece.
+        sizes: bytes of each segment's weights, in the order of computing.
+        seconds: each segment's computing.
+        fixed: bytes of weights that are there before the first segment.
         rate: bytes that are copied in a second.
     """
     arrived = (fixed + np.cumsum(sizes)) / rate
@@ -158,7 +158,7 @@ class Bench:
             made.begin(1 << 42)
             made.step()
             if mode == "overlapped" and pin:
-                self.row, self.pieces = made.stream(), made.pieces()
+                self.row, self.segments = made.stream(), made.segments()
             made.begin(1 << 42)  # holds nothing now
             return made
 
@@ -196,7 +196,7 @@ class Bench:
             probe.step(2)
             others.append(probe.step())
             probe.begin(budget_bytes)  # releases
-        sizes, costs, values = self.pieces
+        sizes, costs, values = self.segments
         fixed = self.weight_bytes - sizes.sum()
         return Cell(
             model=self.name,

@@ -136,17 +136,17 @@ SD_API bool sdcpp_probe_stream(void* handle, sdcpp_stream_t* stream) {
     return !streamers.empty() && streamers.front()->describe(stream);
 }
 
-// Tells the size and the estimated cost of a piece of the model, and what the compute buffer holds at least and at most
+// Tells the size and the estimated cost of a segment of the model, and what the compute buffer holds at least and at most
 // while it is computed; false when there are no more.
-SD_API bool sdcpp_probe_piece(void* handle, int index, uint64_t* bytes, double* cost, uint64_t* least, uint64_t* most) {
+SD_API bool sdcpp_probe_segment(void* handle, int index, uint64_t* bytes, double* cost, uint64_t* least, uint64_t* most) {
     auto* probe = static_cast<Probe*>(handle);
     const sdcpp::Streamer& streamer = *probe->placements->stream_budget.streamers.front();
-    const auto& pieces = streamer.pieces();
-    if (index < 0 || index >= static_cast<int>(pieces.size())) {
+    const auto& segments = streamer.segments();
+    if (index < 0 || index >= static_cast<int>(segments.size())) {
         return false;
     }
-    *bytes = pieces[static_cast<size_t>(index)].bytes;
-    *cost = pieces[static_cast<size_t>(index)].cost;
+    *bytes = segments[static_cast<size_t>(index)].bytes;
+    *cost = segments[static_cast<size_t>(index)].cost;
     std::tie(*least, *most) = streamer.values(static_cast<size_t>(index));
     return true;
 }

@@ -67,8 +67,8 @@ class Probe:
             return {}
         return {name: getattr(row, name) for name, _ in self.ffi.typeof("sdcpp_stream_t").fields}
 
-    def pieces(self) -> tuple[Any, Any, Any]:
-        """Return for each piece its bytes, its share of the computing, and what the compute buffer then holds.
+    def segments(self) -> tuple[Any, Any, Any]:
+        """Return for each segment its bytes, its share of the computing, and what the compute buffer then holds.
 
         The last is two rows: the least and the most bytes.
         """
@@ -76,7 +76,7 @@ class Probe:
 
         numbers, cost, found = self.ffi.new("uint64_t[3]"), self.ffi.new("double*"), []
         size, least, most = numbers, numbers + 1, numbers + 2
-        while self.lib.sdcpp_probe_piece(self.handle, len(found), size, cost, least, most):
+        while self.lib.sdcpp_probe_segment(self.handle, len(found), size, cost, least, most):
             found.append((cost[0], *numbers))
         costs, sizes, *values = np.array(found, float).T
         return sizes, costs / costs.sum(), values
@@ -92,7 +92,7 @@ void sdcpp_probe_clock(double (*now)(void));
 void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
 void sdcpp_probe_begin(void* probe, double max_vram);
 bool sdcpp_probe_step(void* probe, int width, int height, int tokens);
-bool sdcpp_probe_piece(void* probe, int index, uint64_t* bytes, double* cost, uint64_t* least,
+bool sdcpp_probe_segment(void* probe, int index, uint64_t* bytes, double* cost, uint64_t* least,
                        uint64_t* most);
 bool sdcpp_probe_stream(void* probe, sdcpp_stream_t* stream);
 void sdcpp_probe_free(void* probe);

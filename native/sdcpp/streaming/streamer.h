@@ -96,7 +96,7 @@ public:
     // Describes the last plan; the pointers hold until the next call on this thread. False when there is none.
     bool describe(sdcpp_stream_t* row) const;
     // What the last graph was divided into.
-    const std::vector<Piece>& pieces() const { return scan_.pieces; }
+    const std::vector<Segment>& segments() const { return scan_.segments; }
     // What its compute buffer holds at least and at most while a piece is computed, in bytes.
     std::pair<uint64_t, uint64_t> values(size_t piece) const;
 
@@ -142,12 +142,12 @@ private:
         uint64_t lendable = 0;      // bytes of the compute buffer, from its begin, in which slots may lie
         std::vector<ggml_tensor*> weights;
         std::vector<int> piece_of;  // for each weight, -1: fixed
-        std::vector<Piece> pieces;
+        std::vector<Segment> segments;
         std::vector<int> begin;     // first node of each piece
         uint64_t fixed_bytes = 0;
         uint64_t weight_bytes() const {
-            return std::accumulate(pieces.begin(), pieces.end(), fixed_bytes,
-                                   [](uint64_t bytes, const Piece& piece) { return bytes + piece.bytes; });
+            return std::accumulate(segments.begin(), segments.end(), fixed_bytes,
+                                   [](uint64_t bytes, const Segment& segment) { return bytes + segment.bytes; });
         }
         bool same_weights(const Scan& other) const { return weights == other.weights && piece_of == other.piece_of; }
     };
@@ -191,7 +191,7 @@ private:
     ggml_status compute_overlapped(ggml_cgraph* graph, bool (*cancelled)());
     ggml_status compute_in_turn(ggml_cgraph* graph, bool (*cancelled)());
     void drain();
-    size_t index(uint64_t number) const { return static_cast<size_t>(number % plan_.segments.size()); }
+    size_t index(uint64_t number) const { return static_cast<size_t>(number % plan_.slots.size()); }
     static uint64_t mark_behind(uint64_t number) { return 2 * number + 1; }
     ggml_backend_event_t mark(uint64_t number) const { return marks_[number % marks_.size()].get(); }
 

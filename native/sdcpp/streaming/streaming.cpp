@@ -37,7 +37,7 @@ constexpr double free_share = 0.1;              // kept free when no budget is g
 constexpr double free_most = 1.0 * gib;         // ... but not more than this
 constexpr uint64_t small_share = 2048;          // a weight of less than this part of all is not worth a copy ...
 constexpr uint64_t small_most = 64 * 1024;      // ... when it is also smaller than this
-constexpr uint64_t piece_share = 2048;          // pieces are this part of all weights, or one weight
+constexpr uint64_t segment_share = 2048;          // pieces are this part of all weights, or one weight
 constexpr uint64_t load_share = 16;             // the first graph is cut for copies of this part of all weights
 constexpr double copy_seconds = 10e-6;          // what a copy takes besides its bytes
 constexpr double launch_seconds = 10e-6;        // what giving one more stretch of a graph to the device takes
@@ -340,8 +340,8 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& computing) c
     }
     std::vector<int> piece_at(static_cast<size_t>(nodes));
     const auto add_piece = [&](int begin) {
-        found.pieces.emplace_back();
-        found.pieces.back().copies = 0;
+        found.segments.emplace_back();
+        found.segments.back().copies = 0;
         found.begin.push_back(begin);
     };
     add_piece(0);
@@ -352,20 +352,20 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& computing) c
             starting[use.first] += use.bytes;
         }
     }
-    const uint64_t enough = total / piece_share;
+    const uint64_t enough = total / segment_share;
     int in_use = 0;
     for (int i = 0; i < nodes; ++i) {
         const auto at = static_cast<size_t>(i);
         in_use += blocked[at];
-        if (starts[at] && in_use == 0 && found.pieces.back().bytes > 0 &&
-            (found.pieces.back().bytes >= enough || section[at] != section[static_cast<size_t>(found.begin.back())])) {
+        if (starts[at] && in_use == 0 && found.segments.back().bytes > 0 &&
+            (found.segments.back().bytes >= enough || section[at] != section[static_cast<size_t>(found.begin.back())])) {
             add_piece(i);
         }
         if (starts[at]) {
-            found.pieces.back().bytes += starting[i];
+            found.segments.back().bytes += starting[i];
         }
-        piece_at[at] = static_cast<int>(found.pieces.size()) - 1;
-        Piece& piece = found.pieces.back();
+        piece_at[at] = static_cast<int>(found.segments.size()) - 1;
+        Segment& piece = found.segments.back();
         if (computes(graph->nodes[i])) {
             piece.cost += operation_seconds + cost_of(graph->nodes[i]);
         }
@@ -378,18 +378,18 @@ Streamer::Scan Streamer::scan(ggml_cgraph* graph, const ComputeUse& computing) c
         const Use& use = uses[weight];
         found.piece_of.push_back(is_fixed(use) ? -1 : piece_at[static_cast<size_t>(use.first)]);
         if (!is_fixed(use)) {
-            ++found.pieces[static_cast<size_t>(found.piece_of.back())].copies;
+            ++found.segments[static_cast<size_t>(found.piece_of.back())].copies;
         }
     }
     int part = 0;
-    for (size_t i = 0; i < found.pieces.size(); ++i) {
+    for (size_t i = 0; i < found.segments.size(); ++i) {
         const auto of = [&](size_t piece) {
             // The section of the piece's first weight, which is what the piece is about.
             return section[static_cast<size_t>(found.begin[piece])];
         };
         part = i > 0 && of(i) == of(i - 1) ? part + 1 : 1;
-        const bool several = part > 1 || (i + 1 < found.pieces.size() && of(i + 1) == of(i));
-        found.pieces[i].name = names[static_cast<size_t>(of(i))] + (several ? "/" + std::to_string(part) : "");
+        const bool several = part > 1 || (i + 1 < found.segments.size() && of(i + 1) == of(i));
+        found.segments[i].name = names[static_cast<size_t>(of(i))] + (several ? "/" + std::to_string(part) : "");
     }
     return found;
 }
@@ -432,13 +432,13 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     const uint64_t expected = std::max({bytes, largest_, largest_before_});
     // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
     bool outdated = !active_ && plan_.borrowed_end() > use.buffer;
-    for (size_t i = 0; same && i < next.pieces.size(); ++i) {
-        outdated = outdated || (plan_.borrows() && next.pieces[i].height > scan_.pieces[i].height);
+    for (size_t i = 0; same && i < next.segments.size(); ++i) {
+        outdated = outdated || (plan_.borrows() && next.segments[i].height > scan_.segments[i].height);
     }
     if (same && (active_ || !outdated)) {
         next.lendable = std::min(next.lendable, scan_.lendable);
-        for (size_t i = 0; i < next.pieces.size(); ++i) {
-            next.pieces[i].height = std::max(next.pieces[i].height, scan_.pieces[i].height);
+        for (size_t i = 0; i < next.segments.size(); ++i) {
+            next.segments[i].height = std::max(next.segments[i].height, scan_.segments[i].height);
         }
     }
     scan_ = std::move(next);
@@ -457,7 +457,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         const uint64_t room = std::min(most_, rest(budget_, shared.held(dev(), placements, this)));
         // Weights have more room than was planned with, since others have less or pictures are smaller now. What is
         // computed seldom gains nothing by it.
-        const bool more = !active_ && !seldom() && !plan_.segments.empty() &&
+        const bool more = !active_ && !seldom() && !plan_.slots.empty() &&
                           static_cast<double>(rest(room, expected)) >
                               budget_worth_a_plan * static_cast<double>(rest(room_, compute_bytes_));
         if (plan_.peak_bytes <= room && !more) {
@@ -497,7 +497,7 @@ uint64_t Streamer::wanted() const {
         return compute_bytes_ + all;
     }
     uint64_t largest = 0;
-    for (const Piece& piece : scan_.pieces) {
+    for (const Segment& piece : scan_.segments) {
         largest = std::max(largest, piece.bytes);
     }
     const uint64_t pieces = all - scan_.fixed_bytes;
@@ -523,14 +523,14 @@ void Streamer::refuse(uint64_t needed, uint64_t compute_bytes, uint64_t budget) 
 
 StreamInput Streamer::input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const {
     StreamInput input;
-    input.pieces = scan.pieces;
+    input.segments = scan.segments;
     input.budget = room;
     input.compute_bytes = compute_bytes;
     input.fixed_bytes = scan.fixed_bytes;
     if (copy_ != nullptr && borrows_) {
         input.compute_buffer = scan.lendable;
     }
-    input.largest_slots = ggml_backend_buft_get_max_size(type_);
+    input.largest_buffer = ggml_backend_buft_get_max_size(type_);
     input.alignment = ggml_backend_buft_get_alignment(type_);
     input.launch_cost = launch_seconds;
     input.copy_cost = copy_seconds;
@@ -545,9 +545,9 @@ void Streamer::plan(uint64_t room) {
     if (!plan_.feasible) {
         return;
     }
-    std::vector<int> segment_of(scan_.pieces.size(), -1);
-    for (size_t i = 0; i < plan_.segments.size(); ++i) {
-        for (size_t piece : plan_.segments[i].pieces) {
+    std::vector<int> segment_of(scan_.segments.size(), -1);
+    for (size_t i = 0; i < plan_.slots.size(); ++i) {
+        for (size_t piece : plan_.slots[i].segments) {
             segment_of[piece] = static_cast<int>(i);
         }
     }
@@ -558,7 +558,7 @@ void Streamer::plan(uint64_t room) {
         weight.bytes = alloc_size(weight.tensor);
         weight.piece = scan_.piece_of[i];
         weight.segment = weight.piece < 0 ? -1 : segment_of[static_cast<size_t>(weight.piece)];
-        weight.borrows = weight.segment >= 0 && plan_.segments[static_cast<size_t>(weight.segment)].borrows;
+        weight.borrows = weight.segment >= 0 && plan_.slots[static_cast<size_t>(weight.segment)].borrows;
         weights_.push_back(weight);
     }
     // Neighbours in host memory are neighbours in a slot, so that one copy takes both.
@@ -568,7 +568,7 @@ void Streamer::plan(uint64_t room) {
     }
     std::sort(order.begin(), order.end(),
               [](const Weight* a, const Weight* b) { return a->tensor->data < b->tensor->data; });
-    std::vector<uint64_t> filled(plan_.segments.size());
+    std::vector<uint64_t> filled(plan_.slots.size());
     for (Weight* weight : order) {
         if (weight->segment >= 0) {
             uint64_t& end = filled[static_cast<size_t>(weight->segment)];
@@ -587,7 +587,7 @@ bool Streamer::alloc_arena() {
     }
     const size_t first = arena_.size();
     const uint64_t most = std::min<uint64_t>(ggml_backend_buft_get_max_size(type_), plan_.resident_bytes / part_share);
-    const size_t tensors = 2 * (weights_.size() + plan_.segments.size());
+    const size_t tensors = 2 * (weights_.size() + plan_.slots.size());
     places_.reset(ggml_init({tensors * ggml_tensor_overhead(), nullptr, true}));
     uint64_t tail_most = 0;
     for (Weight& weight : weights_) {
@@ -619,7 +619,7 @@ bool Streamer::alloc_arena() {
     }
     base_ = static_cast<char*>(ggml_backend_buffer_get_base(arena_.front().buffer.get()));
     const auto put_in_slot = [&](ggml_tensor* tensor, int segment, uint64_t begin) {
-        const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
+        const Slot& planned = plan_.slots[static_cast<size_t>(segment)];
         char* const address = base_ + planned.offset + begin;
         if (planned.borrows) {  // from the compute buffer, which is not there yet
             tensor->buffer = &borrowed_;
@@ -636,7 +636,7 @@ bool Streamer::alloc_arena() {
     pinned_ = !weights_.empty() && weights_pinned(weights_.front().tensor->buffer);
     make_events();
     copies_.clear();
-    for (int i = 0; i < static_cast<int>(plan_.segments.size()); ++i) {
+    for (int i = 0; i < static_cast<int>(plan_.slots.size()); ++i) {
         copies_.push_back(copies_of(i, [&](ggml_tensor* tensor, uint64_t begin) { put_in_slot(tensor, i, begin); }));
     }
     next_ = issued_ = 0;
@@ -699,7 +699,7 @@ void Streamer::make_events() {
     if (copy_ == nullptr) {
         return;
     }
-    const size_t count = plan_.segments.size();
+    const size_t count = plan_.slots.size();
     marks_.resize(2 * count);
     bool refused = false;
     const auto make = [&](ggml_backend_event_ptr& event) {
@@ -712,7 +712,7 @@ void Streamer::make_events() {
     for (size_t i = 0; i < count; ++i) {
         make(arrived_.emplace_back());
         make(marks_[2 * i + 1]);
-        for (const SlotPart& part : plan_.segments[i].parts) {
+        for (const SlotPart& part : plan_.slots[i].parts) {
             if (part.back > 0) {
                 make(marks_[(mark_behind(i + count) - part.back) % marks_.size()]);
             }
@@ -725,7 +725,7 @@ void Streamer::make_events() {
 
 // Returns the copies that fill a segment's slot; `put` gives a tensor its address, counted from the slot's begin.
 std::vector<Streamer::Copy> Streamer::copies_of(int segment, const std::function<void(ggml_tensor*, uint64_t)>& put) {
-    const StreamSegment& planned = plan_.segments[static_cast<size_t>(segment)];
+    const Slot& planned = plan_.slots[static_cast<size_t>(segment)];
     const bool plain = is_one_of(plain_backends, dev());
     const auto bytes_at = [&](uint64_t begin, uint64_t bytes) {
         ggml_tensor* tensor = ggml_new_tensor_1d(places_.get(), GGML_TYPE_I8, static_cast<int64_t>(bytes));
@@ -885,7 +885,7 @@ bool Streamer::borrow(ggml_cgraph* graph) {
         note_use(graph, type_, buffer, real);
         for (size_t piece = 0, i = 0; i < nodes; ++i) {
             piece += piece + 1 < scan_.begin.size() && scan_.begin[piece + 1] <= static_cast<int>(i) ? 1 : 0;
-            if (real.heights[i] > scan_.pieces[piece].height) {
+            if (real.heights[i] > scan_.segments[piece].height) {
                 return false;
             }
         }
@@ -993,7 +993,7 @@ void Streamer::load(const Run& run) {
 
 // Copies a streamed segment, each part of its slot once the segment that had it has been computed.
 void Streamer::issue(uint64_t number) {
-    const StreamSegment& segment = plan_.segments[index(number)];
+    const Slot& segment = plan_.slots[index(number)];
     const std::vector<Copy>& copies = copies_[index(number)];
     size_t last = SIZE_MAX;
     for (const SlotPart& part : segment.parts) {
@@ -1037,13 +1037,13 @@ void Streamer::issue_until(uint64_t number) {
 // Tells whether a segment's copy has to wait for nothing but computations that the device was given: those before the
 // mark `given`.
 bool Streamer::free_for(uint64_t number, uint64_t given) const {
-    const uint64_t back = plan_.segments[index(number)].parts.back().back;
+    const uint64_t back = plan_.slots[index(number)].parts.back().back;
     // A copy from pageable memory holds up the host, which must not wait for what the device is computing now.
     return back == 0 || mark_behind(number) < back || mark_behind(number) - back + (pinned_ ? 0 : 2) < given;
 }
 
 std::vector<Streamer::Run> Streamer::runs(int nodes) const {
-    const size_t pieces = scan_.pieces.size();
+    const size_t pieces = scan_.segments.size();
     uint64_t total = 0;
     std::vector<uint64_t> to_load(pieces);
     std::vector<std::vector<size_t>> loads(pieces);
@@ -1062,8 +1062,8 @@ std::vector<Streamer::Run> Streamer::runs(int nodes) const {
     size_t segment = 0;  // the next one
     bool inside = false;
     for (size_t i = 0; i < pieces; ++i) {
-        const bool enters = segment < plan_.segments.size() && plan_.segments[segment].pieces.front() == i;
-        const bool leaves = inside && plan_.segments[segment - 1].pieces.back() < i;
+        const bool enters = segment < plan_.slots.size() && plan_.slots[segment].segments.front() == i;
+        const bool leaves = inside && plan_.slots[segment - 1].segments.back() < i;
         if (found.empty() || enters || leaves ||
             (!inside && loading > 0 && loading + to_load[i] > total / load_share)) {
             found.emplace_back();
@@ -1120,7 +1120,7 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
 
 ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()) {
     std::vector<Run> all = runs(graph->n_nodes);
-    const auto count = static_cast<uint64_t>(plan_.segments.size());
+    const auto count = static_cast<uint64_t>(plan_.slots.size());
     const bool loading = std::any_of(all.begin(), all.end(), [](const Run& run) { return !run.loads.empty(); });
     // The host waits in the one graph that is measured, in none of the others.
     const bool measuring = !loading && stall_seconds_ < 0.0 && count > 0;
@@ -1131,11 +1131,11 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         // Residents are copied in between, so that far ahead of them would be too early; and the next graph's compute
         // buffer is not there yet.
         return issued_ < (loading ? launched + 2 : end + count) && free_for(issued_, 2 * launched) &&
-               (issued_ < end || !plan_.segments[index(issued_)].borrows);
+               (issued_ < end || !plan_.slots[index(issued_)].borrows);
     };
     const auto look_ahead = [&](double most = HUGE_VAL) {
         for (double bytes = 0.0; count > 0 && can_issue(); issue_until(issued_ + 1)) {
-            bytes += static_cast<double>(plan_.segments[index(issued_)].bytes);
+            bytes += static_cast<double>(plan_.slots[index(issued_)].bytes);
             if (bytes > most) {
                 break;
             }
@@ -1187,7 +1187,7 @@ ggml_status Streamer::compute_overlapped(ggml_cgraph* graph, bool (*cancelled)()
         uint64_t bytes = 0;
         const double begin = now();
         for (; can_issue(); issue_until(issued_ + 1)) {
-            bytes += plan_.segments[index(issued_)].bytes;
+            bytes += plan_.slots[index(issued_)].bytes;
         }
         ggml_backend_synchronize(copy_);
         // Loading may have told more.
@@ -1230,7 +1230,7 @@ ggml_status Streamer::compute_in_turn(ggml_cgraph* graph, bool (*cancelled)()) {
         stall_seconds_ = copying;
         copy_rate_ = static_cast<double>(plan_.streamed_bytes) / copying;
     }
-    next_ += plan_.segments.size();
+    next_ += plan_.slots.size();
     return GGML_STATUS_SUCCESS;
 }
 
@@ -1269,14 +1269,14 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
     static thread_local std::string resident, streamed;
     resident.clear();
     streamed.clear();
-    for (size_t i = 0; i < scan_.pieces.size(); ++i) {
+    for (size_t i = 0; i < scan_.segments.size(); ++i) {
         std::string& list = plan_.resident[i] ? resident : streamed;
-        list += (list.empty() ? "" : ", ") + scan_.pieces[i].name;
+        list += (list.empty() ? "" : ", ") + scan_.segments[i].name;
     }
     *row = {owner_.module.c_str(),
             runner_.c_str(),
             ggml_backend_dev_name(dev()),
-            plan_.segments.empty() ? "resident" : copy_ != nullptr ? "overlapped" : "in turn",
+            plan_.slots.empty() ? "resident" : copy_ != nullptr ? "overlapped" : "in turn",
             reason_.c_str(),
             budget_,
             peak_,
@@ -1285,9 +1285,9 @@ bool Streamer::describe(sdcpp_stream_t* row) const {
             plan_.resident_bytes,
             plan_.streamed_bytes,
             plan_.slot_bytes,
-            static_cast<int>(plan_.segments.size()),
-            static_cast<int>(std::count_if(plan_.segments.begin(), plan_.segments.end(),
-                                           [](const StreamSegment& segment) { return segment.borrows; })),
+            static_cast<int>(plan_.slots.size()),
+            static_cast<int>(std::count_if(plan_.slots.begin(), plan_.slots.end(),
+                                           [](const Slot& segment) { return segment.borrows; })),
             passes_,
             timed_passes_ > 0 ? seconds_ / static_cast<double>(timed_passes_) : 0.0,
             copy_rate_ > 0.0 ? static_cast<double>(plan_.streamed_bytes) / copy_rate_ : -1.0,
