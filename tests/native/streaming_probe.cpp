@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "diffusion_model.hpp"
-#include "sdcpp/placement/placement_impl.h"
 #include "sdcpp/api/sdcpp.h"
+#include "sdcpp/placement/placement_impl.h"
 #include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/streamer.h"
+#include "sdcpp/streaming/test_hooks.h"
 
 namespace {
-
-constexpr double gib = 1024.0 * 1024.0 * 1024.0;
 
 struct Probe {
     std::shared_ptr<sdcpp::Placements> placements;
@@ -62,8 +62,8 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
         sd_ctx_params_init(&params);
         probe->placements = std::make_shared<sdcpp::Placements>(&params);
         const bool overlap = wanted == "overlapped";
-        const sdcpp_placement_t place = {"diffusion", device, wanted == "device" ? device : "CPU", pin,
-                                         overlap || wanted == "in turn", overlap};
+        const sdcpp_placement_t place = {
+            "diffusion", device, wanted == "device" ? device : "CPU", pin, overlap || wanted == "in turn", overlap};
         probe->placements->apply(&place, 1);
         sdcpp::PlacementScope scope(probe->placements);
         ModelLoader loader;
@@ -89,12 +89,12 @@ SD_API void sdcpp_probe_begin(void* handle, double max_vram) {
     auto* probe = static_cast<Probe*>(handle);
     sdcpp::guard([&] {
         probe->model->free_compute_buffer();
-        probe->placements->stream_budget.max_vram = static_cast<float>(max_vram);
-        probe->placements->stream_budget.begin();
-        for (sdcpp::Streamer* streamer : probe->placements->stream_budget.streamers) {
+        probe->placements->memory_budget.set_max_vram(static_cast<float>(max_vram));
+        probe->placements->memory_budget.begin_generation();
+        for (sdcpp::Streamer* streamer : probe->placements->memory_budget.streamers()) {
             streamer->release();
         }
-        probe->model->set_max_graph_vram_bytes(static_cast<size_t>(max_vram * gib));
+        probe->model->set_max_graph_vram_bytes(static_cast<size_t>(max_vram * sdcpp::gib));
         return true;
     });
 }
@@ -132,22 +132,24 @@ SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens) {
 // Describes how the model was streamed.
 SD_API bool sdcpp_probe_stream(void* handle, sdcpp_stream_t* stream) {
     auto* probe = static_cast<Probe*>(handle);
-    const auto& streamers = probe->placements->stream_budget.streamers;
+    const auto& streamers = probe->placements->memory_budget.streamers();
     return !streamers.empty() && streamers.front()->describe(stream);
 }
 
-// Tells the size and the estimated cost of a segment of the model, and what the compute buffer holds at least and at most
-// while it is computed; false when there are no more.
-SD_API bool sdcpp_probe_segment(void* handle, int index, uint64_t* bytes, double* cost, uint64_t* least, uint64_t* most) {
+// Tells the size and the estimated cost of a segment of the model, and what the compute buffer holds at least and at
+// most while it is computed; false when there are no more.
+SD_API bool sdcpp_probe_segment(void* handle, int index, uint64_t* bytes, double* cost, uint64_t* least,
+                                uint64_t* most) {
     auto* probe = static_cast<Probe*>(handle);
-    const sdcpp::Streamer& streamer = *probe->placements->stream_budget.streamers.front();
-    const auto& segments = streamer.segments();
-    if (index < 0 || index >= static_cast<int>(segments.size())) {
+    const sdcpp::Streamer& streamer = *probe->placements->memory_budget.streamers().front();
+    const sdcpp::Scan& scan = streamer.scan();
+    if (index < 0 || index >= static_cast<int>(scan.segments.size())) {
         return false;
     }
-    *bytes = segments[static_cast<size_t>(index)].bytes;
-    *cost = segments[static_cast<size_t>(index)].cost;
-    std::tie(*least, *most) = streamer.values(static_cast<size_t>(index));
+    const auto at = static_cast<size_t>(index);
+    *bytes = scan.segments[at].bytes;
+    *cost = scan.segments[at].cost;
+    std::tie(*least, *most) = scan.values(at);
     return true;
 }
 

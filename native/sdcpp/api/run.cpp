@@ -269,7 +269,7 @@ sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* pa
     *images = nullptr;
     sd_image_t* made = nullptr;
     const sdcpp_status_t status = run_guarded([&] {
-        sdcpp::placements_of(ctx)->stream_budget.begin();
+        sdcpp::placements_of(ctx)->memory_budget.begin_generation();
         made = generate_image(ctx, params);
         return made != nullptr;
     });

@@ -122,10 +122,9 @@ std::shared_ptr<Device> device_open(ggml_backend_dev_t dev) {
 
 // --- placements ------------------------------------------------------------------------------------------------------
 
-Placements::Placements(const sd_ctx_params_t* params) {
+Placements::Placements(const sd_ctx_params_t* params) : memory_budget(*this, params->max_vram) {
     const ggml_backend_dev_t cpu = cpu_device();
     default_dev = default_device();
-    stream_budget.max_vram = params->max_vram;
     for (const auto& name : module_names) {
         const bool keep = (name == "te" && params->keep_clip_on_cpu) || (name == "vae" && params->keep_vae_on_cpu) ||
                           (name == "controlnet" && params->keep_control_net_on_cpu);
@@ -309,8 +308,8 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     }
     placement.book->wanted(ggml_backend_buft_name(host != nullptr ? host : plain));
     if (host == nullptr) {
-        placement.placements->stream_budget.yield(placement.params->dev, *placement.placements,
-                                                  ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, plain));
+        placement.placements->memory_budget.make_room(placement.params->dev,
+                                                      ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, plain));
     }
 
     ggml_backend_buffer_t buffer = nullptr;
@@ -453,12 +452,12 @@ bool sdcpp_transfer_get(const sd_ctx_t* ctx, int index, sdcpp_transfer_t* transf
 }
 
 int sdcpp_stream_count(const sd_ctx_t* ctx) {
-    return ctx != nullptr ? static_cast<int>(placements_of(ctx)->stream_budget.streamers.size()) : 0;
+    return ctx != nullptr ? static_cast<int>(placements_of(ctx)->memory_budget.streamers().size()) : 0;
 }
 
 bool sdcpp_stream_get(const sd_ctx_t* ctx, int index, sdcpp_stream_t* stream) {
     if (stream == nullptr || index < 0 || index >= sdcpp_stream_count(ctx)) {
         return false;
     }
-    return placements_of(ctx)->stream_budget.streamers[static_cast<size_t>(index)]->describe(stream);
+    return placements_of(ctx)->memory_budget.streamers()[static_cast<size_t>(index)]->describe(stream);
 }

@@ -12,6 +12,7 @@
 #include "ggml-backend.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/api/sdcpp.h"
+#include "sdcpp/streaming/memory_budget.h"
 #include "sdcpp/streaming/streamer.h"
 
 namespace sdcpp {
@@ -76,7 +77,7 @@ public:
     // Logs the first of a context's weights that are not pinned as wanted.
     void say_pageable(const std::string& module, const std::string& reason);
 
-    StreamBudget stream_budget;
+    MemoryBudget memory_budget;
     bool survey = false;
     std::map<std::string, uint64_t> surveyed;  // module -> bytes
 

@@ -6,19 +6,20 @@
 #include <unordered_set>
 #include <utility>
 
-#include "ggml-backend-impl.h"
 #include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
 #include "ggml-alloc.h"
+#include "ggml-backend-impl.h"
 #include "sdcpp/placement/placement_impl.h"
-#include "sdcpp/streaming/streamer.h"
+#include "sdcpp/streaming/common.h"
+#include "sdcpp/streaming/test_hooks.h"
 
 namespace sdcpp {
 
 namespace {
 
 // Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
-// that are loaded when they are first needed, and cuBLAS's workspace, of which the driver counted up to 235 MB on an H100;
-// and what it adds to each part of an arena, up to 2 MiB.
+// that are loaded when they are first needed, and cuBLAS's workspace, of which the driver counted up to 235 MB on an
+// H100; and what it adds to each part of an arena, up to 2 MiB.
 const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
 constexpr uint64_t pool_base = 288ull << 20;
 
@@ -53,7 +54,8 @@ uint64_t pool_bytes(ggml_cgraph* graph) {
         uint64_t bytes = 0;
         if (node->op == GGML_OP_MUL_MAT) {
             bytes = 2 * static_cast<uint64_t>(ggml_nelements(node) + ggml_nelements(node->src[1]));
-            bytes += ggml_is_quantized(node->src[0]->type) ? 2 * static_cast<uint64_t>(ggml_nelements(node->src[0])) : 0;
+            bytes +=
+                ggml_is_quantized(node->src[0]->type) ? 2 * static_cast<uint64_t>(ggml_nelements(node->src[0])) : 0;
         } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
             bytes = 2 * static_cast<uint64_t>(ggml_nelements(node->src[1]) + ggml_nelements(node->src[2])) +
                     4 * static_cast<uint64_t>(ggml_nelements(node));
@@ -63,8 +65,8 @@ uint64_t pool_bytes(ggml_cgraph* graph) {
     return most;
 }
 
-// A buffer type that gives addresses but no memory, else like the device's, so that a graph can be laid out before there
-// is a compute buffer.
+// A buffer type that gives addresses but no memory, else like the device's, so that a graph can be laid out before
+// there is a compute buffer.
 class Mock {
 public:
     explicit Mock(ggml_backend_buffer_type_t real) : real_(real) {

@@ -23,8 +23,8 @@ struct ComputeUse {
 const ggml_tensor* root(const ggml_tensor* tensor);
 // Calls `visit` with each tensor of a graph.
 void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& visit);
-// Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer, which lasts as
-// long as the placement.
+// Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer, which lasts
+// as long as the placement.
 const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph);
 // Returns what computing takes of the device: the buffer, and what the device takes besides and keeps.
 uint64_t compute_bytes(const Placement& placement, const ComputeUse& use);

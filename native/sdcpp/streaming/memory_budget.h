@@ -1,0 +1,60 @@
+// Who of a context holds device memory, and how much there may be.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "ggml-backend.h"
+
+namespace sdcpp {
+
+class Placements;
+class Streamer;
+
+// Returns the device memory, in bytes, that stays free when no budget is given, of a device that has `total` bytes.
+uint64_t device_reserve(uint64_t total);
+
+class MemoryBudget {
+public:
+    MemoryBudget(const Placements& placements, float max_vram) : placements_(placements), max_vram_(max_vram) {}
+
+    // Sets the budget in GiB; negative: free memory minus that; 0: free memory minus a reserve.
+    void set_max_vram(float max_vram) { max_vram_ = max_vram; }
+    // Tells whether a budget was given and is all of these bytes, so that another number would help.
+    bool is_given(uint64_t budget) const;
+
+    // The context's streamers, who add and remove themselves.
+    const std::vector<Streamer*>& streamers() const { return streamers_; }
+    void add(Streamer* streamer) { streamers_.push_back(streamer); }
+    void remove(Streamer* streamer);
+    // Counts what a runner holds besides weights and what streamers know of: compute buffers and the like, in bytes.
+    void count(ggml_backend_dev_t dev, uint64_t bytes) { others_[dev] += bytes; }
+    void discount(ggml_backend_dev_t dev, uint64_t bytes) { others_[dev] -= bytes; }
+
+    // Returns the device memory that the context may use, in bytes.
+    uint64_t bytes(ggml_backend_dev_t dev) const;
+    // Returns what the context holds on a device but for what streamers hold, who can make room.
+    uint64_t fixed(ggml_backend_dev_t dev) const;
+    // Returns what the context holds on a device but for one streamer: weights that live there, and runners' memory.
+    uint64_t held(ggml_backend_dev_t dev, const Streamer* but = nullptr) const;
+    // Returns what of the budget is left.
+    uint64_t left(ggml_backend_dev_t dev) const;
+
+    // Evicts what idle streamers but one keep on a device, until `wanted` more bytes fit into the budget.
+    void make_room(ggml_backend_dev_t dev, uint64_t wanted, const Streamer* but = nullptr);
+    // Evicts all of it.
+    void make_all_room(ggml_backend_dev_t dev, const Streamer* but = nullptr);
+    // Lets active streamers but one keep less by that many bytes, or as much less as they can.
+    void shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer* but);
+    // Starts a generation: see Streamer::begin_generation.
+    void begin_generation();
+
+private:
+    const Placements& placements_;
+    float max_vram_;
+    std::vector<Streamer*> streamers_;
+    std::map<ggml_backend_dev_t, uint64_t> others_;
+};
+
+}  // namespace sdcpp

@@ -1,0 +1,218 @@
+#include "sdcpp/streaming/scan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <unordered_map>
+
+#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
+#include "ggml_graph_cut.h"
+#include "sdcpp/streaming/cost.h"
+
+namespace sdcpp {
+
+namespace {
+
+constexpr uint64_t small_share = 2048;      // a weight of less than this part of all is not worth a copy ...
+constexpr uint64_t small_most = 64 * 1024;  // ... when it is also smaller than this
+constexpr uint64_t segment_share = 2048;    // segments are this part of all weights, or one weight
+constexpr double lendable_share = 0.95;     // of the compute buffer: the next one may be a little smaller
+
+// The part of a cut's name that says which layer ended there.
+std::string cut_name(const ggml_tensor* node) {
+    std::string name = node->name + std::strlen(sd::ggml_graph_cut::GGML_RUNNER_CUT_PREFIX);
+    return name.substr(0, name.find('|'));
+}
+
+class Scanner {
+public:
+    Scanner(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
+            const ComputeUse& use)
+        : params_(params), graph_(graph), type_(type), layer_names_{runner} {
+        found_.use = &use;
+        if (!use.heights.empty()) {
+            found_.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(use.buffer));
+        }
+    }
+
+    Scan scan() {
+        find_uses();
+        divide();
+        name_segments();
+        return std::move(found_);
+    }
+
+private:
+    // A weight's nodes and bytes.
+    struct Use {
+        size_t first = 0;
+        size_t last = 0;
+        uint64_t bytes = 0;
+    };
+
+    size_t node_count() const { return static_cast<size_t>(graph_->n_nodes); }
+
+    // Finds the layers, and which nodes read each weight.
+    void find_uses() {
+        layer_.assign(node_count() + 1, 0);
+        for (size_t i = 0; i < node_count(); ++i) {
+            ggml_tensor* node = graph_->nodes[i];
+            layer_[i + 1] = layer_[i];
+            if (sd::ggml_graph_cut::is_graph_cut_tensor(node)) {
+                layer_names_.back() = cut_name(node);
+                layer_names_.push_back("final");
+                ++layer_[i + 1];
+            }
+            if (!computes(node)) {
+                continue;
+            }
+            for (ggml_tensor* source : node->src) {
+                if (source != nullptr) {
+                    add_use(source->view_src != nullptr ? source->view_src : source, i);
+                }
+            }
+        }
+        small_ = std::min(small_most, total_ / small_share);
+    }
+
+    void add_use(ggml_tensor* weight, size_t node) {
+        if (params_.count(weight) == 0) {
+            return;
+        }
+        const auto [use, added] = uses_.try_emplace(weight, Use{node, node, 0});
+        use->second.last = node;
+        if (added) {
+            use->second.bytes = padded_size(type_, weight);
+            total_ += use->second.bytes;
+            found_.weights.push_back(weight);
+        }
+    }
+
+    // Small weights and those that two layers read are resident in any case.
+    bool is_fixed(const Use& use) const { return use.bytes < small_ || layer_[use.first] != layer_[use.last]; }
+
+    void add_segment(size_t begin) {
+        found_.segments.emplace_back();
+        found_.segments.back().copies = 0;
+        found_.begin.push_back(static_cast<int>(begin));
+    }
+
+    // Divides the graph into segments, none of which begins where a weight is still in use.
+    void divide() {
+        std::vector<int> uses_begun(node_count() + 1);  // before each node, less those that have ended
+        std::vector<bool> starts(node_count());         // whether a weight's use begins with a node ...
+        std::vector<uint64_t> starting(node_count());   // ... and the bytes of such weights
+        for (const ggml_tensor* weight : found_.weights) {
+            const Use& use = uses_[weight];
+            if (is_fixed(use)) {
+                found_.fixed_bytes += use.bytes;
+            } else {
+                ++uses_begun[use.first + 1];
+                --uses_begun[use.last + 1];
+                starts[use.first] = true;
+                starting[use.first] += use.bytes;
+            }
+        }
+        const uint64_t enough = total_ / segment_share;
+        std::vector<int> segment_at(node_count());
+        int in_use = 0;
+        add_segment(0);
+        for (size_t i = 0; i < node_count(); ++i) {
+            in_use += uses_begun[i];
+            const uint64_t bytes = found_.segments.back().bytes;
+            const auto begin = static_cast<size_t>(found_.begin.back());
+            if (starts[i] && in_use == 0 && bytes > 0 && (bytes >= enough || layer_[i] != layer_[begin])) {
+                add_segment(i);
+            }
+            segment_at[i] = static_cast<int>(found_.segments.size()) - 1;
+            found_.segments.back().bytes += starting[i];
+            add_node(i);
+        }
+        for (const ggml_tensor* weight : found_.weights) {
+            const Use& use = uses_[weight];
+            found_.segment_of.push_back(is_fixed(use) ? -1 : segment_at[use.first]);
+            if (!is_fixed(use)) {
+                ++found_.segments[static_cast<size_t>(found_.segment_of.back())].copies;
+            }
+        }
+    }
+
+    // Adds what computing a node takes to the last segment.
+    void add_node(size_t node) {
+        Segment& segment = found_.segments.back();
+        if (computes(graph_->nodes[node])) {
+            segment.cost += cost_of(graph_->nodes[node]);
+        }
+        if (!found_.use->heights.empty()) {
+            const uint64_t height = found_.use->heights[node];
+            const bool first = static_cast<size_t>(found_.begin.back()) == node;
+            segment.height = first ? height : std::max(segment.height, height);
+        }
+    }
+
+    // Names each segment after its layer, with a number where there are several.
+    void name_segments() {
+        // The layer of the segment's first weight, which is what the segment is about.
+        const auto layer_of = [&](size_t segment) { return layer_[static_cast<size_t>(found_.begin[segment])]; };
+        int number = 0;
+        for (size_t i = 0; i < found_.segments.size(); ++i) {
+            number = i > 0 && layer_of(i) == layer_of(i - 1) ? number + 1 : 1;
+            const bool several = number > 1 || (i + 1 < found_.segments.size() && layer_of(i + 1) == layer_of(i));
+            found_.segments[i].name = layer_names_[layer_of(i)] + (several ? "/" + std::to_string(number) : "");
+        }
+    }
+
+    const WeightSet& params_;
+    ggml_cgraph* const graph_;
+    ggml_backend_buffer_type_t const type_;
+    std::vector<std::string> layer_names_;
+    std::vector<size_t> layer_;  // of each node: how many cuts are before it
+    std::unordered_map<const ggml_tensor*, Use> uses_;
+    uint64_t total_ = 0;
+    uint64_t small_ = 0;  // a weight of fewer bytes is fixed
+    Scan found_;
+};
+
+}  // namespace
+
+uint64_t Scan::weight_bytes() const {
+    return std::accumulate(segments.begin(), segments.end(), fixed_bytes,
+                           [](uint64_t bytes, const Segment& segment) { return bytes + segment.bytes; });
+}
+
+bool Scan::needs_more_buffer(const Scan& other) const {
+    for (size_t i = 0; i < segments.size(); ++i) {
+        if (segments[i].height > other.segments[i].height) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void Scan::lend_no_more_than(const Scan& other) {
+    lendable = std::min(lendable, other.lendable);
+    for (size_t i = 0; i < segments.size(); ++i) {
+        segments[i].height = std::max(segments[i].height, other.segments[i].height);
+    }
+}
+
+std::pair<uint64_t, uint64_t> Scan::values(size_t segment) const {
+    if (use->values.empty()) {
+        return {0, 0};
+    }
+    const auto first = use->values.begin() + begin[segment];
+    const auto end = segment + 1 < begin.size() ? use->values.begin() + begin[segment + 1] : use->values.end();
+    const auto [least, most] = std::minmax_element(first, end);
+    return {*least, *most};
+}
+
+uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor) {
+    return GGML_PAD(ggml_backend_buft_get_alloc_size(type, tensor), ggml_backend_buft_get_alignment(type));
+}
+
+Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
+                const ComputeUse& use) {
+    return Scanner(runner, params, graph, type, use).scan();
+}
+
+}  // namespace sdcpp

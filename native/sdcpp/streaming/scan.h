@@ -1,0 +1,47 @@
+// What a graph reads of a network's weights, in the order of computing, divided into segments.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "sdcpp/streaming/compute_use.h"
+#include "sdcpp/streaming/stream_plan.h"
+
+namespace sdcpp {
+
+using WeightSet = std::unordered_set<const ggml_tensor*>;
+
+struct Scan {
+    const ComputeUse* use = nullptr;
+    uint64_t lendable = 0;              // bytes of the compute buffer, from its begin, in which slots may lie
+    std::vector<ggml_tensor*> weights;  // in the order in which they are first read
+    std::vector<int> segment_of;        // for each weight; -1: fixed, resident in any case
+    std::vector<Segment> segments;
+    std::vector<int> begin;  // first node of each segment
+    uint64_t fixed_bytes = 0;
+
+    // Returns what all the weights take on the device.
+    uint64_t weight_bytes() const;
+    bool same_weights(const Scan& other) const { return weights == other.weights && segment_of == other.segment_of; }
+    // Tells whether a segment leaves less of the compute buffer free than in another scan of the same weights.
+    bool needs_more_buffer(const Scan& other) const;
+    // Lends no more of the compute buffer than another scan of the same weights does.
+    void lend_no_more_than(const Scan& other);
+    // Returns what the compute buffer holds at least and at most while a segment is computed, in bytes.
+    std::pair<uint64_t, uint64_t> values(size_t segment) const;
+};
+
+// Returns the bytes that a tensor takes in a buffer, with the padding to the next one.
+uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor);
+
+// Scans a graph of the network `runner`, whose weights are `params` and would lie in buffers of a type. The scan refers
+// to `use`, how the graph uses its compute buffer.
+Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
+                const ComputeUse& use);
+
+}  // namespace sdcpp

@@ -1,0 +1,31 @@
+#include "sdcpp/streaming/test_hooks.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+
+namespace sdcpp {
+
+#ifdef SDCPP_TEST_BACKEND
+double (*stream_clock)() = nullptr;
+
+bool keeps(const char* precaution) {
+    static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT");
+    return left_out == nullptr || std::strcmp(left_out, precaution) != 0;
+}
+#else
+bool keeps(const char*) {
+    return true;
+}
+#endif
+
+double now() {
+#ifdef SDCPP_TEST_BACKEND
+    if (stream_clock != nullptr) {
+        return stream_clock();
+    }
+#endif
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace sdcpp

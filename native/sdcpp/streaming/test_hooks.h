@@ -1,0 +1,16 @@
+// What tests can replace in a build for them: the clock, and the precautions that keep copies in order.
+#pragma once
+
+namespace sdcpp {
+
+// Returns the time in seconds, from any begin.
+double now();
+// Tells whether a precaution is to be taken. A test leaves one out to see that the mistake is found.
+bool keeps(const char* precaution);
+
+#ifdef SDCPP_TEST_BACKEND
+// The clock instead of the system's, in seconds; NULL: none.
+extern double (*stream_clock)();
+#endif
+
+}  // namespace sdcpp
