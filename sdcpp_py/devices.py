@@ -24,6 +24,7 @@ class Device:
         backend: name of the backend that serves it.
         module_path: file of the backend module, or None when it cannot be told.
         features: the backend's own features, name to value, such as ``{"AVX2": "1"}``.
+        memory_reserve: bytes that a model leaves free when ``max_vram`` is not given.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Device:
     backend: str
     module_path: str | None
     features: dict[str, str]
+    memory_reserve: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""

@@ -42,7 +42,6 @@ MLOCK_BACKENDS: frozenset[str] = frozenset()
 _DEFAULT = "*"
 _DEFAULTS = (_DEFAULT, "all", "default")
 _NO_LIMIT = 1 << 60  # bytes; cgroup v1 writes a number near 2**63 for "no limit"
-_RESERVE_SHARE = 10  # the part of a device's memory that stays free when no budget is given, as in the engine
 _CAP_IPC_LOCK = 14  # capabilities(7): locks memory without a limit
 
 
@@ -399,7 +398,7 @@ def device_budget(device: Device, max_vram: float | None, stream_layers: bool) -
             detail += f", more than the {show_bytes(free)} that are free now"
         return DeviceBudget(device.name, size, detail + turns)
     if max_vram is None:
-        reserve = min(total // _RESERVE_SHARE, GIB)
+        reserve = device.memory_reserve
         detail = f"{show_bytes(free)} free now - {show_bytes(reserve)} reserve"
     else:
         reserve = int(-max_vram * GIB)

@@ -20,6 +20,7 @@ def test_cpu_is_there() -> None:
     assert cpu.backend == "CPU"
     assert cpu.memory_total > 1 << 20
     assert 0 < cpu.memory_free <= cpu.memory_total
+    assert cpu.memory_reserve == min(cpu.memory_total // 10, 1 << 30)
     assert Path(cpu.module_path or "").parent.samefile(PACKAGE)
     assert cpu.to_dict()["name"] == "CPU"
 

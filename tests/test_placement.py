@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 
 def device(name: str, kind: str, host: str | None = None, backend: str = "", memory: int = 64 * GIB) -> Device:
-    return Device(name, name, kind, memory, memory, host, backend or name.rstrip("0123456789"), None, {})
+    return Device(name, name, kind, memory, memory, host, backend or name.rstrip("0123456789"), None, {}, GIB)
 
 
 CPU = device("CPU", "cpu")
@@ -242,7 +242,7 @@ def test_memory_without_proc() -> None:
     posix = device("CPU", "cpu", memory=32 * GIB)
     made = measure({}, devices=[CUDA0, posix])
     assert (made.binding.name, made.bytes) == ("free memory", 16 * GIB)
-    windows = Device("CPU", "CPU", "cpu", 32 * GIB, 3 * GIB, None, "CPU", None, {})
+    windows = Device("CPU", "CPU", "cpu", 32 * GIB, 3 * GIB, None, "CPU", None, {}, GIB)
     assert measure({}, devices=[windows]).bytes == 3 * GIB
     unknown = measure({}, devices=[device("CPU", "cpu", memory=0)])
     assert (unknown.bytes, unknown.binding.detail) == (0, "it cannot be told here, so nothing is pinned")
@@ -576,8 +576,9 @@ def test_max_vram_alone_says_that_nothing_overlaps() -> None:
     assert plan(max_vram=-6, **OFFLOAD).device_budgets[0].detail.endswith("stream_layers lets them overlap")
 
 
-def sized(total: float, free: float) -> Device:
-    return Device("CUDA0", "a GPU", "gpu", int(total * GIB), int(free * GIB), "CUDA_Host", "CUDA", None, {})
+def sized(total: float, free: float, reserve: float = 1.0) -> Device:
+    memory = int(total * GIB), int(free * GIB)
+    return Device("CUDA0", "a GPU", "gpu", *memory, "CUDA_Host", "CUDA", None, {}, int(reserve * GIB))
 
 
 @pytest.mark.parametrize(
@@ -589,12 +590,16 @@ def sized(total: float, free: float) -> Device:
         (8.0, 0, 0, 8, "given as max_vram"),
         (-2.5, 24, 20, 17.5, "20.00 GiB free now - 2.50 GiB given as max_vram"),
         (None, 24, 20, 19, "20.00 GiB free now - 1.00 GiB reserve"),
-        (None, 5, 2, 1.5, "2.00 GiB free now - 512.0 MiB reserve"),
     ],
 )
 def test_device_budget(max_vram: float | None, total: float, free: float, size: float, detail: str) -> None:
     made = placement.device_budget(sized(total, free), max_vram, True)
     assert made == DeviceBudget("CUDA0", int(size * GIB), detail)
+
+
+def test_the_reserve_is_the_devices_own() -> None:
+    made = placement.device_budget(sized(5, 2, reserve=0.5), None, True)
+    assert made == DeviceBudget("CUDA0", int(1.5 * GIB), "2.00 GiB free now - 512.0 MiB reserve")
 
 
 @pytest.mark.parametrize(("max_vram", "total", "free"), [(-20, 24, 20), (-30, 24, 20), (None, 24, 0.5), (None, 0, 0)])

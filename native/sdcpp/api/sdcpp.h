@@ -29,6 +29,7 @@ typedef struct {
     const char* module_path;       /* file of the backend module, or NULL when it cannot be told */
     uint64_t memory_free;          /* bytes */
     uint64_t memory_total;         /* bytes */
+    uint64_t memory_reserve;       /* bytes that stay free when no max_vram is given */
 } sdcpp_device_t;
 
 typedef struct {

@@ -14,6 +14,7 @@
 #include "ggml-backend.h"
 #include "sdcpp/api/sdcpp.h"
 #include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/memory_budget.h"
 #include "util.h"
 
 namespace {
@@ -181,7 +182,8 @@ bool sdcpp_device_get(int index, sdcpp_device_t* device) {
                    host != nullptr ? ggml_backend_buft_name(host) : nullptr,
                    module_path_of(reg),
                    free_bytes,
-                   total_bytes};
+                   total_bytes,
+                   sdcpp::device_reserve(total_bytes)};
         return true;
     });
 }
