@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.build_tree import probe
 
 import sdcpp_py
+from support.build_tree import probe
 
 Stretches = list[tuple[str, float]]
 ROUND, SQUARE = np.float32(1.1), np.float32(1) / np.float32(1.1)

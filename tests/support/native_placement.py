@@ -24,6 +24,7 @@ class NativePlacement:
         new, free, found = engine.context_new, engine.context_free, engine.device_list()
         gpu = {**found[0], "name": "Fake0", "kind": "gpu", "backend": "Fake", "host_buffer_type": "Fake_Host"}
         gpu["memory_total"] = gpu["memory_free"] = 8 << 30
+        gpu["memory_reserve"] = 1 << 30
 
         def context_new(options: Any, embeddings: Any, progress: Any, **more: Any) -> Any:
             assert set(more) == {"placements"}
