@@ -89,10 +89,10 @@ class Cell:
 def limit(sizes: Any, seconds: Any, values: Any, memory: float, rate: float) -> float:
     """Return a time below which no schedule computes a graph again and again.
 
-    A linear program, relaxed where a schedule has no choice (any part of a segment may stay, memory has no gaps, and what
-    of the compute buffer holds nothing may hold weights): for each segment the part of its weights that is streamed, the
-    time between its start and the next one's, and the bytes that arrive meanwhile. What a segment needs is there when it
-    starts and stays until it ends.
+    A linear program, relaxed where a schedule has no choice (any part of a segment may stay, memory has no gaps, and
+    what of the compute buffer holds nothing may hold weights): for each segment the part of its weights that is
+    streamed, the time between its start and the next one's, and the bytes that arrive meanwhile. What a segment needs
+    is there when it starts and stays until it ends.
 
     Args:
         sizes: bytes of each segment's weights, in the order of computing.
