@@ -8,7 +8,7 @@
 
 #include "diffusion_model.hpp"
 #include "sdcpp/api/sdcpp.h"
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/streamer.h"

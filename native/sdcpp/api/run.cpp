@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ggml_extend_backend.hpp"
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/api/sdcpp.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/streaming.h"

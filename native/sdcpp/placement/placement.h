@@ -1,18 +1,18 @@
-// Where each module of a context runs and where its weights live. Every runner asks here, while it is constructed and
-// when it allocates its weights.
+// Where each module of a context runs and where its weights live. Every runner asks here before it allocates its
+// weights.
 #pragma once
 
 #include <cstddef>
-#include <list>
+#include <functional>
 #include <memory>
-#include <vector>
+#include <string>
 
 #include "ggml-backend.h"
 #include "stable-diffusion.h"
 
 namespace sdcpp {
 
-// The placements, devices and books of one context.
+// The placements, devices and records of one context.
 class Placements;
 // What one runner was given.
 struct Placement;
@@ -29,24 +29,52 @@ private:
     std::shared_ptr<Placements> outer;
 };
 
-// Returns the placements of the scope, or, without one, new ones that say what the engine's flags say.
-std::shared_ptr<Placements> placements_open(const sd_ctx_params_t* params);
+// Makes a module the one whose LoRAs this thread loads, until the end of the scope; without one it is "diffusion".
+class LoraScope {
+public:
+    explicit LoraScope(const char* module);
+    ~LoraScope();
+    LoraScope(const LoraScope&) = delete;
+    LoraScope& operator=(const LoraScope&) = delete;
+
+private:
+    const char* outer;
+};
+
+// Returns the placements of the scope, or, without one, new ones that say what the engine's flags say. A context is
+// being loaded from here to params_alloc_waiting; its parameters become ones without these flags, which the placements
+// keep.
+std::shared_ptr<Placements> placements_open(const sd_ctx_params_t*& params);
 // Returns the placements that a context was made with.
 std::shared_ptr<Placements> placements_of(const sd_ctx_t* ctx);
 
 // Returns the runtime backend of a module in the scope; without a scope, the engine's default backend.
 ggml_backend_t module_backend(const char* module);
-// Returns the placement of a runner; without a scope it says what the two other arguments say.
-std::shared_ptr<Placement> placement_of(const char* module, ggml_backend_t backend, bool offload_params_to_cpu);
-// Returns the backend that computes the runner's graphs.
-ggml_backend_t runtime_backend(const Placement& placement);
-// Returns the backend that keeps the runner's weights; the same one when they live where they are used.
-ggml_backend_t params_backend(const Placement& placement);
 
-// Allocates a runner's weights where its placement wants them, or in plain memory where that is refused, and books
+// What a runner lets its placement decide.
+struct RunnerFields {
+    ggml_backend_t& runtime_backend;  // computes its graphs
+    ggml_backend_t& params_backend;   // keeps its weights; the same one when they live where they are used
+    ggml_context* params;             // its weights
+    ggml_context*& offload;           // their tensors on the runtime backend, made here when the two differ
+};
+
+// Returns the placement of a new runner, which has the backends that it was made with until it is placed.
+std::shared_ptr<Placement> placement_new();
+// Places a runner in the scope, the first time that it is called for it; network is the engine's description of it.
+// Returns true when its weights are not to be allocated now: while surveying, which notes their size, and while a
+// context is being loaded, which calls `allocate` when all of them are known to fit the checkpoint.
+bool place_runner(Placement& placement, const std::string& network, RunnerFields runner,
+                  std::function<void()> allocate);
+// Tells whether a runner was placed in a scope, so that its backends are the placements' and not its own.
+bool placed(const Placement& placement);
+
+// Allocates the weights of the runners of the scope that wait for it.
+void params_alloc_waiting();
+// Allocates a runner's weights where its placement wants them, or in plain memory where that is refused, and counts
 // them; returns NULL when there are none, and throws NoRoom when there is no memory at all.
 ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx);
-// Frees a runner's weights and takes them out of the books.
+// Frees a runner's weights.
 void params_free(Placement& placement, ggml_backend_buffer_t buffer);
 
 // Returns memory for the tensors of a runner's graphs, the same each time: a graph's is mostly empty, and finding fresh
@@ -55,27 +83,5 @@ void* graph_memory(Placement& placement, size_t bytes);
 
 // Tells whether this thread only wants to know how large the weights would be.
 bool surveying();
-// While surveying, notes the size of a runner's weights and returns true: nothing is to be allocated.
-bool survey_add(const Placement& placement, ggml_context* ctx);
-
-// Tells whether a graph on a backend needs its own copy of a weight.
-bool weights_elsewhere(const ggml_tensor* tensor, ggml_backend_t backend);
-// Copies a weight and books the copy on its module.
-void weights_copy(ggml_tensor* src, ggml_tensor* dst);
-// Sets a tensor and, when the tensor or the data is a weight, books the copy on its module.
-void weights_set(ggml_tensor* tensor, const void* data, size_t offset, size_t size);
-// Reads a tensor and, when it is a weight, books the copy on its module.
-void weights_get(const ggml_tensor* tensor, void* data, size_t offset, size_t size);
-
-// Host copies of weights that live in another device's memory, for as long as a graph needs them.
-class HostCopies {
-public:
-    // Returns the bytes of a weight: its own when the host can read them, else a copy's.
-    const void* data_of(const ggml_tensor* tensor);
-    void clear() { copies.clear(); }
-
-private:
-    std::list<std::vector<char>> copies;
-};
 
 }  // namespace sdcpp

@@ -9,6 +9,10 @@
 #include <utility>
 
 #include "ggml-backend.h"
+#include "sdcpp/architecture/architecture.h"
+#include "sdcpp/placement/placement.h"
+#include "sdcpp/placement/weights_copy.h"
+#include "sdcpp/streaming/streaming.h"
 
 namespace sdcpp {
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
 #include "ggml-backend.h"
-#include "sdcpp/placement/books.h"
+#include "ggml-impl.h"
+#include "sdcpp/placement/weights_record.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/compute_use.h"
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "ggml-backend-impl.h"
@@ -61,9 +60,9 @@ public:
     bool empty() const { return blocks_.empty(); }
     // Returns the device memory that it holds.
     uint64_t bytes() const;
-    // Allocates all that is missing. False when the device refuses that: what was there before stays.
+    // Allocates what is missing: everything, or the blocks that were evicted. False when the device refuses some of it.
     bool alloc();
-    // Tells whether residents were allocated since the last graph that was computed.
+    // Tells whether memory was allocated since the last graph that was computed, so that the next one loads residents.
     bool unloaded() const { return unloaded_; }
     void note_loaded() { unloaded_ = false; }
     // Frees residents of that many bytes, the graph's last ones first; returns the bytes that could not be freed.

@@ -6,10 +6,10 @@
 #include <unordered_set>
 #include <utility>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
 #include "ggml-alloc.h"
 #include "ggml-backend-impl.h"
-#include "sdcpp/placement/placement_impl.h"
+#include "ggml-impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/test_hooks.h"
 
@@ -19,7 +19,7 @@ namespace {
 
 // Backends that take device memory of their own while they compute, and what they take whatever they compute: kernels
 // that are loaded when they are first needed, and cuBLAS's workspace, of which the driver counted up to 235 MB on an
-// H100; and what it adds to each part of an arena, up to 2 MiB.
+// H100; and what it adds to each block of an arena, up to 2 MiB.
 const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
 constexpr uint64_t pool_base = 288ull << 20;
 

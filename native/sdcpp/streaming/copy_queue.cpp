@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/test_hooks.h"
 
 namespace sdcpp {
@@ -109,7 +109,7 @@ void CopyQueue::copy(ggml_tensor* target, const char* source, uint64_t offset, u
         ggml_backend_tensor_set(target, source, offset, bytes);
         seconds = now() - begin;
     }
-    owner_.book->copied(true, pinned_, bytes, seconds);
+    owner_.record->copied(true, pinned_, bytes, seconds);
 }
 
 void CopyQueue::load(const std::vector<Weight*>& residents) {
@@ -223,9 +223,9 @@ void CopyQueue::note_rate_of_fillings(uint64_t bytes, double seconds) {
     }
 }
 
-void CopyQueue::book_seconds() {
+void CopyQueue::record_seconds() {
     if (rate_ > 0.0) {
-        owner_.book->took(static_cast<double>(std::exchange(untimed_, 0)) / rate_);
+        owner_.record->took(static_cast<double>(std::exchange(untimed_, 0)) / rate_);
     }
 }
 

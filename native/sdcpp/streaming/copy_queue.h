@@ -69,8 +69,8 @@ public:
     void note_rate_of_fillings(uint64_t bytes, double seconds);
     // Returns the measured rate in bytes a second; 0: not measured.
     double rate() const { return rate_; }
-    // Books the seconds of the copies that overlapped, at that rate.
-    void book_seconds();
+    // Records the seconds of the copies that overlapped, at that rate.
+    void record_seconds();
 
 private:
     size_t index(uint64_t number) const { return static_cast<size_t>(number % plan_.slots.size()); }
@@ -96,7 +96,7 @@ private:
 
     double rate_ = 0.0;
     uint64_t timed_bytes_ = 0;  // that the rate was measured on
-    uint64_t untimed_ = 0;      // bytes that were copied meanwhile, whose seconds are not in the book yet
+    uint64_t untimed_ = 0;      // bytes that were copied meanwhile, whose seconds are not on the record yet
 };
 
 }  // namespace sdcpp

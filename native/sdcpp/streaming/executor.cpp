@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
+#include "ggml-impl.h"
 #include "sdcpp/streaming/test_hooks.h"
 
 namespace sdcpp {
@@ -144,7 +144,7 @@ ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<L
     look_ahead(queue_.pinned() ? std::min(gap_seconds_[0], gap_seconds_[1]) * queue_.rate() : HUGE_VAL);
     ggml_backend_synchronize(compute_);
     queue_.advance(count);
-    queue_.book_seconds();
+    queue_.record_seconds();
     end_ = now();
     return GGML_STATUS_SUCCESS;
 }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/streamer.h"
 

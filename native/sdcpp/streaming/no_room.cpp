@@ -1,6 +1,6 @@
 #include "sdcpp/streaming/no_room.h"
 
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
 

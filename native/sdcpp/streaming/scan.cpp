@@ -5,7 +5,7 @@
 #include <numeric>
 #include <unordered_map>
 
-#include "../stable-diffusion.cpp/ggml/src/ggml-impl.h"
+#include "ggml-impl.h"
 #include "ggml_graph_cut.h"
 #include "sdcpp/streaming/cost.h"
 

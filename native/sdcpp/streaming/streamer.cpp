@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/memory_budget.h"
@@ -113,7 +113,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
 }
 
 void Streamer::reload_changed_weights() {
-    const uint64_t changes = owner_.book->changes();
+    const uint64_t changes = owner_.record->changes();
     if (std::exchange(seen_changes_, changes) != changes) {
         queue_.drain();
         arena_.outdate();

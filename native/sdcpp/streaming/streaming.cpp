@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/compute_use.h"
 #include "sdcpp/streaming/memory_budget.h"

@@ -1,0 +1,151 @@
+// Resolving the placements of a context's modules.
+#include "sdcpp/placement/context_placements.h"
+
+#include <stdexcept>
+#include <utility>
+
+#include "model.h"
+#include "util.h"
+
+namespace sdcpp {
+
+Placements::Placements(const sd_ctx_params_t* params) : memory_budget(*this, params->max_vram) {
+    const ggml_backend_dev_t cpu = cpu_device();
+    default_dev = default_device();
+    for (const auto& name : module_names) {
+        const bool keep = (name == "te" && params->keep_clip_on_cpu) || (name == "vae" && params->keep_vae_on_cpu) ||
+                          (name == "controlnet" && params->keep_control_net_on_cpu);
+        ModulePlacement& place = modules[name];
+        place.runtime = keep ? cpu : default_dev;
+        place.params = params->offload_params_to_cpu ? cpu : place.runtime;
+    }
+}
+
+void Placements::apply(const sdcpp_placement_t* placements, int count) {
+    std::map<std::string, int> seen;
+    for (int i = 0; i < count; ++i) {
+        const sdcpp_placement_t& wanted = placements[i];
+        const std::string name = wanted.module != nullptr ? wanted.module : "";
+        const auto found = modules.find(name);
+        if (found == modules.end()) {
+            std::string known;
+            for (const auto& module : module_names) {
+                known += (known.empty() ? "" : ", ") + module;
+            }
+            throw std::runtime_error("there is no module " + name + ", only " + known);
+        }
+        if (++seen[name] > 1) {
+            throw std::runtime_error("module " + name + " is placed twice");
+        }
+        ModulePlacement& place = found->second;
+        place.named = wanted.runtime_device != nullptr;
+        place.runtime = place.named ? named_device(wanted.runtime_device, wanted.module) : default_dev;
+        place.params =
+            wanted.params_device != nullptr ? named_device(wanted.params_device, wanted.module) : place.runtime;
+        place.pin = wanted.pin;
+        place.stream = wanted.stream;
+        place.overlap = wanted.overlap;
+    }
+}
+
+void Placements::survey_begin() {
+    for (auto& [name, place] : modules) {
+        place = ModulePlacement{};
+        place.runtime = place.params = cpu_device();
+    }
+    survey = true;
+}
+
+const sd_ctx_params_t* Placements::load_begin(const sd_ctx_params_t* params) {
+    loading = true;
+    without_flags = *params;
+    without_flags.offload_params_to_cpu = without_flags.keep_clip_on_cpu = without_flags.keep_vae_on_cpu =
+        without_flags.keep_control_net_on_cpu = false;
+    return &without_flags;
+}
+
+void Placements::load_waiting() {
+    loading = false;
+    for (const auto& allocate : std::exchange(waiting, {})) {
+        allocate();
+    }
+}
+
+std::shared_ptr<Device> Placements::open(ggml_backend_dev_t dev) {
+    for (const auto& device : devices) {
+        if (device->dev == dev) {
+            return device;
+        }
+    }
+    auto device = device_open(dev);
+    if (!device) {
+        throw std::runtime_error(std::string("device ") + ggml_backend_dev_name(dev) + " cannot be opened");
+    }
+    devices.push_back(device);
+    return device;
+}
+
+std::shared_ptr<Device> Placements::open_runtime(const std::string& module) {
+    ModulePlacement& place = modules.at(module);
+    if (!place.named && !is_cpu(place.runtime) && !device_open(place.runtime)) {
+        LOG_WARN("device %s cannot be opened; module %s runs on the CPU", ggml_backend_dev_name(place.runtime),
+                 module.c_str());
+        place.runtime = place.params = cpu_device();
+    }
+    return open(place.runtime);
+}
+
+const ModulePlacement& Placements::wanted(const std::string& module) const {
+    return modules.at(module);
+}
+
+std::shared_ptr<WeightsRecord> Placements::record(const std::string& name, const Device& runtime,
+                                                  const Device& params) {
+    for (const auto& record : records) {
+        if (record->module == name) {
+            return record;
+        }
+    }
+    records.push_back(
+        std::make_shared<WeightsRecord>(name, ggml_backend_dev_name(runtime.dev), ggml_backend_dev_name(params.dev)));
+    return records.back();
+}
+
+std::vector<std::shared_ptr<WeightsRecord>> Placements::used_records(bool with_empty_loras) const {
+    std::vector<std::shared_ptr<WeightsRecord>> found;
+    for (const auto& record : records) {
+        if (record->used() && (!is_lora(record->module) || with_empty_loras || record->memory().bytes > 0)) {
+            found.push_back(record);
+        }
+    }
+    return found;
+}
+
+uint64_t Placements::weights_on(ggml_backend_dev_t dev) const {
+    uint64_t bytes = 0;
+    for (const auto& record : records) {
+        bytes += record->params_device == ggml_backend_dev_name(dev) ? record->memory().bytes : 0;
+    }
+    return bytes;
+}
+
+void Placements::say_pageable(const std::string& module, const std::string& reason) {
+    // The caller, who knows what was planned, warns; the engine's log says it once.
+    if (!said.exchange(true)) {
+        LOG_INFO("weights of module %s lie in pageable memory: %s; copies of them to the device are slower",
+                 module.c_str(), reason.c_str());
+    }
+}
+
+uint64_t file_bytes(const char* path, const std::string& prefix) {
+    ModelLoader loader;
+    uint64_t bytes = 0;
+    if (loader.init_from_file_and_convert_name(path, prefix)) {
+        for (const auto& [name, storage] : loader.get_tensor_storage_map()) {
+            bytes += name.compare(0, prefix.size(), prefix) == 0 ? static_cast<uint64_t>(storage.nbytes()) : 0;
+        }
+    }
+    return bytes;
+}
+
+}  // namespace sdcpp

@@ -1,0 +1,76 @@
+// Where the modules of one context are wanted, with the devices that they share and the records of their weights.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/placement/device.h"
+#include "sdcpp/placement/modules.h"
+#include "sdcpp/placement/weights_record.h"
+#include "sdcpp/streaming/memory_budget.h"
+
+namespace sdcpp {
+
+// Returns what a file's tensors whose names begin with a prefix, once converted, take.
+uint64_t file_bytes(const char* path, const std::string& prefix);
+
+// Where one module is wanted.
+struct ModulePlacement {
+    ggml_backend_dev_t runtime = nullptr;
+    ggml_backend_dev_t params = nullptr;
+    bool pin = false;
+    bool stream = false;
+    bool overlap = false;
+    bool named = false;  // the runtime device was asked for: no other one will do
+};
+
+class Placements {
+public:
+    // Places every module as the engine's flags say.
+    explicit Placements(const sd_ctx_params_t* params);
+    // Replaces the placements of some modules; throws std::runtime_error for an unknown module or device.
+    void apply(const sdcpp_placement_t* placements, int count);
+    // Places every module on the CPU and makes its runners only say how large their weights are.
+    void survey_begin();
+    // Makes runners wait with their weights; returns the engine's parameters without its own flags for placing modules.
+    const sd_ctx_params_t* load_begin(const sd_ctx_params_t* params);
+    // Allocates the weights of the runners that wait, and lets no more wait.
+    void load_waiting();
+
+    // Opens a device; throws std::runtime_error when that fails.
+    std::shared_ptr<Device> open(ggml_backend_dev_t dev);
+    // Opens a module's runtime device; the CPU replaces a default device that cannot be opened.
+    std::shared_ptr<Device> open_runtime(const std::string& module);
+    const ModulePlacement& wanted(const std::string& module) const;
+    // Returns the record of a module's or its LoRAs' weights, a new one the first time.
+    std::shared_ptr<WeightsRecord> record(const std::string& name, const Device& runtime, const Device& params);
+    // Returns the records of modules that have or had weights; those of LoRAs without weights only on demand.
+    std::vector<std::shared_ptr<WeightsRecord>> used_records(bool with_empty_loras) const;
+    // Returns what the weights that live on a device occupy.
+    uint64_t weights_on(ggml_backend_dev_t dev) const;
+    // Logs the first of a context's weights that are not pinned as wanted.
+    void say_pageable(const std::string& module, const std::string& reason);
+
+    MemoryBudget memory_budget;
+    bool survey = false;
+    std::map<std::string, uint64_t> surveyed;  // module -> bytes
+    bool loading = false;
+    std::vector<std::function<void()>> waiting;  // runners that allocate their weights once the checkpoint is compared
+
+private:
+    std::map<std::string, ModulePlacement> modules;
+    ggml_backend_dev_t default_dev = nullptr;
+    std::vector<std::shared_ptr<Device>> devices;
+    std::vector<std::shared_ptr<WeightsRecord>> records;
+    sd_ctx_params_t without_flags = {};
+    std::atomic<bool> said{false};
+};
+
+}  // namespace sdcpp

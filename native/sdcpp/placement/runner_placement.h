@@ -1,0 +1,37 @@
+// The inside of what one runner was given, for native/'s own files.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "ggml-backend.h"
+#include "sdcpp/placement/context_placements.h"
+#include "sdcpp/placement/device.h"
+#include "sdcpp/placement/placement.h"
+#include "sdcpp/placement/weights_record.h"
+#include "sdcpp/streaming/compute_use.h"
+#include "sdcpp/streaming/streamer.h"
+
+namespace sdcpp {
+
+struct Placement {
+    std::shared_ptr<Placements> placements;  // NULL before the runner is placed, and for one without a scope
+    std::shared_ptr<Device> runtime;
+    std::shared_ptr<Device> params;
+    ggml_backend_t runtime_backend = nullptr;
+    ggml_backend_t params_backend = nullptr;
+    bool pin = false;
+    bool overlap = false;  // of copies and computations, when the weights are streamed
+    std::string module;
+    std::shared_ptr<WeightsRecord> record;
+    AllocatedWeights weights;
+    std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
+    std::unique_ptr<char[]> graph_memory;
+    size_t graph_memory_bytes = 0;
+    std::map<uint64_t, ComputeUse> compute_uses;  // by the shape of a graph
+    uint64_t compute_bytes = 0;                   // its compute buffer, when it is not streamed but others are
+};
+
+}  // namespace sdcpp
