@@ -5,99 +5,20 @@ Every test runs in a process of its own with the loopback accelerator as a devic
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
-import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cffi
 import numpy as np
 import pytest
 
 import sdcpp_py
 from sdcpp_py import engine
-from support.checkpoints import write_safetensors
 from support.children import in_child
 from support.loopback import Loopback
 from support.memory import resident_bytes
-
-MODULES = ("diffusion", "te", "vae")
-
-
-def place(runtime: str, params: str | None = None, pin: bool = False, modules: Sequence[str] = MODULES) -> list[Any]:
-    """Return the same placement for several modules."""
-    return [{"module": name, "runtime_device": runtime, "params_device": params, "pin": pin} for name in modules]
-
-
-PINNED = place("Loopback0", "CPU", pin=True)
-PAGEABLE = place("Loopback0", "CPU")
-ON_DEVICE = place("Loopback0")
-ON_CPU = place("CPU")
-
-
-class Model:
-    """The tiny model, placed; a context manager."""
-
-    def __init__(self, checkpoint: Path, placements: Sequence[Any] = (), **options: object) -> None:
-        given = {"model_path": bytes(checkpoint), "n_threads": 1, "free_params_immediately": False, **options}
-        self.context = engine.context_new(given, {}, None, placements)
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        engine.context_free(self.context)
-
-    def draw(self, *loras: tuple[Path, float], progress: Any = None, control: Any = None, **more: object) -> str:
-        """Return the hash of a picture's pixels."""
-        options = {"prompt": "a cat", "width": 64, "height": 64, "seed": 1, "sample_params": {"sample_steps": 1}}
-        given = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
-        pixels, _ = engine.image_generate(
-            self.context, {**options, **more}, loras=given, progress=progress, control_image=control
-        )
-        return hashlib.sha256(pixels[0][2]).hexdigest()
-
-    def memory(self) -> dict[str, dict[str, Any]]:
-        return {row["module"]: row for row in engine.context_memory(self.context)}
-
-    def transfers(self) -> dict[str, dict[str, Any]]:
-        return {row["module"]: row for row in engine.context_transfers(self.context)}
-
-
-def draw(checkpoint: Path, placements: Sequence[Any] = (), *loras: tuple[Path, float], **options: object) -> str:
-    """Return the hash of one picture of a model that is loaded for it."""
-    with Model(checkpoint, placements, **options) as model:
-        return model.draw(*loras)
-
-
-class Pageable(logging.Handler):
-    """Collects what the engine's log says about pageable memory."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.lines: list[str] = []
-        logger = logging.getLogger("sdcpp_py.engine")
-        logger.addHandler(self)
-        logger.setLevel(logging.INFO)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "pageable" in record.getMessage():
-            self.lines.append(record.getMessage())
-
-
-def total(rows: dict[str, dict[str, Any]], field: str) -> Any:
-    return sum(row[field] for row in rows.values())
-
-
-def assert_empty(loopback: Loopback) -> None:
-    """Assert that nothing of any model is left on the devices."""
-    books = loopback.books()
-    left = {name: books[name] for name in ("device_bytes", "host_bytes", "streams_live", "events_live", "violations")}
-    assert not any(left.values()), left
+from support.placed_model import MODULES, ON_CPU, ON_DEVICE, PAGEABLE, PINNED, Model, assert_empty, draw, place, total
 
 
 @in_child
@@ -223,79 +144,7 @@ def test_memory_does_not_grow_without_placement(checkpoint: Path) -> None:
 
 
 @in_child
-def test_every_refused_host_allocation_falls_back(checkpoint: Path) -> None:
-    loopback = Loopback()
-    expected = draw(checkpoint, ON_CPU)
-    said = Pageable()
-    for silent, (first, count) in itertools.product((0, 1), ((1, 1), (2, 1), (3, 1), (1, -1))):
-        loopback.set(host_fallback=silent, refuse_host_alloc=first, refuse_host_alloc_count=count)
-        said.lines.clear()
-        with Model(checkpoint, PINNED) as model:
-            loopback.reset()
-            assert model.draw() == expected
-            memory, transfers = model.memory(), model.transfers()
-            missed = [row for row in memory.values() if not row["pinned"]]
-            assert len(missed) == (1 if count == 1 else 3), (silent, first, count)
-            for row in missed:
-                assert (row["wanted_buffer_type"], row["buffer_type"]) == ("Loopback_Host", "CPU")
-                assert ("silently gave memory of type CPU" if silent else "Loopback_Host refused ") in row["reason"]
-                assert row["pinned_bytes"] == 0
-                moved = transfers[row["module"]]
-                assert moved["to_device_bytes_pageable"] > moved["to_device_bytes_pinned"] == 0
-            pageable = total(transfers, "to_device_bytes_pageable")
-            assert loopback.books()["weight_upload_pageable_bytes"] == pageable
-            assert len(said.lines) == 1, said.lines
-            assert missed[0]["reason"] in said.lines[0] or count == -1
-    loopback.set(refuse_host_alloc=0)
-    assert_empty(loopback)
-
-
-@in_child
-def test_device_without_a_host_buffer_type(checkpoint: Path) -> None:
-    loopback = Loopback(host_buffer=0)
-    said = Pageable()
-    with Model(checkpoint, PINNED) as model:
-        for row in model.memory().values():
-            assert (row["wanted_buffer_type"], row["buffer_type"], row["pinned"]) == ("CPU", "CPU", False)
-            assert row["reason"] == "Loopback0 has no host buffer type"
-        assert model.draw() == draw(checkpoint, ON_CPU)
-    assert not said.lines
-    assert_empty(loopback)
-
-
-@in_child
-def test_refused_device_memory_is_an_error(checkpoint: Path) -> None:
-    """Each device allocation of a load and a picture in turn: an error that says so, and then it works on."""
-    loopback = Loopback()
-    for wanted in (ON_DEVICE, PINNED):
-        expected = draw(checkpoint, wanted)
-        refused = 0
-        for number in range(1, 100):
-            loopback.set(refuse_device_alloc=number, refuse_device_alloc_count=1)
-            before = loopback.books()["device_refusals"]
-            with contextlib.suppress(sdcpp_py.DeviceMemoryError), Model(checkpoint, wanted) as model:
-                with contextlib.suppress(sdcpp_py.DeviceMemoryError):
-                    assert model.draw() == expected
-                if loopback.books()["device_refusals"] > before:
-                    assert model.draw() == expected, number
-            assert_empty(loopback)
-            if loopback.books()["device_refusals"] == before:
-                break
-            refused += 1
-        assert refused >= 3
-        loopback.set(refuse_device_alloc=0)
-
-
-@in_child
-def test_weights_that_do_not_fit_say_so(checkpoint: Path) -> None:
-    loopback = Loopback(memory_total=1e6)
-    with pytest.raises(sdcpp_py.DeviceMemoryError, match=r"do not fit into the memory of Loopback0.*params_backend"):
-        Model(checkpoint, ON_DEVICE)
-    assert_empty(loopback)
-
-
-@in_child
-def test_weights_in_several_buffers_are_booked(checkpoint: Path) -> None:
+def test_weights_in_several_buffers_are_counted(checkpoint: Path) -> None:
     loopback = Loopback(max_buffer_size=8e6)
     with Model(checkpoint, ON_DEVICE) as model:
         books = loopback.books()
@@ -333,38 +182,6 @@ def test_flags_are_shorthand(checkpoint: Path) -> None:
 
 
 @in_child
-def test_unknown_names_are_errors(checkpoint: Path) -> None:
-    Loopback()
-    for wanted, words in (
-        (place("Loopback0", modules=["unet"]), "there is no module unet, only diffusion, te, clip_vision"),
-        (place("Loopback7", modules=["te"]), "module te: there is no device Loopback7, only "),
-        (place("Loopback0", "Loopback7", modules=["te"]), "module te: there is no device Loopback7, only "),
-        (place("CPU", modules=["te", "te"]), "module te is placed twice"),
-    ):
-        with pytest.raises(sdcpp_py.ModelError) as caught:
-            Model(checkpoint, wanted)
-        assert words in caught.value.engine_log[-1], caught.value.engine_log
-
-
-@in_child
-def test_stream_that_cannot_be_opened(checkpoint: Path) -> None:
-    """A device that was asked for is an error; the default one is replaced by the CPU."""
-    Loopback(max_streams=1)
-    with Model(checkpoint, ON_DEVICE) as first:
-        assert first.draw() == draw(checkpoint, ON_DEVICE), "contexts share the one stream"
-    # Somebody else's stream, which the cache does not know.
-    library = Path(str(engine.versions()["library"])).with_name("libggml.so")
-    ffi = cffi.FFI()
-    ffi.cdef("void* ggml_backend_init_by_name(const char* name, const char* parameters);")
-    assert ffi.dlopen(str(library)).ggml_backend_init_by_name(b"Loopback0", ffi.NULL)
-    with pytest.raises(sdcpp_py.ModelError) as caught:
-        Model(checkpoint, ON_DEVICE)
-    assert "device Loopback0 cannot be opened" in caught.value.engine_log[-1]
-    with Model(checkpoint) as model:
-        assert {row["runtime_device"] for row in model.memory().values()} == {"CPU"}
-
-
-@in_child
 def test_survey_says_what_loading_takes(checkpoint: Path) -> None:
     loopback = Loopback()
     options = {"model_path": bytes(checkpoint), "n_threads": 1}
@@ -386,83 +203,6 @@ def test_survey_says_what_loading_takes(checkpoint: Path) -> None:
     assert smaller["diffusion"] < surveyed["diffusion"]
     with pytest.raises(sdcpp_py.ModelError):
         engine.weights_survey({"model_path": b"/nonexistent.safetensors"})
-
-
-@in_child
-def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
-    loopback = Loopback(devices=2)
-    places = {
-        "cpu": ON_CPU,
-        "pinned": PINNED,
-        "pageable": PAGEABLE,
-        "on the device": ON_DEVICE,
-        "text encoder elsewhere": [
-            *place("Loopback1", modules=["te"]),
-            *place("Loopback0", "CPU", True, ["diffusion", "vae"]),
-        ],
-        "weights on a device the CPU computes for": [
-            *place("Loopback0", modules=["te"]),
-            *place("CPU", modules=["diffusion"]),
-        ],
-    }
-    for mode in ("immediately", "at_runtime"):
-        pictures = {}
-        for name, wanted in places.items():
-            with Model(checkpoint, wanted, lora_apply_mode=mode) as model:
-                pictures[name] = [model.draw((lora, multiplier)) for multiplier in (0.0, 0.8, 1.5)]
-                rows = model.memory()
-                assert ("diffusion.lora" in rows) == (mode == "at_runtime")
-                if mode == "at_runtime":
-                    assert rows["diffusion.lora"]["params_device"] == rows["diffusion"]["runtime_device"]
-                    assert rows["te.lora"]["runtime_device"] == rows["te"]["runtime_device"]
-                if name == "pinned" and mode == "immediately":
-                    assert model.transfers()["te"]["from_device_bytes"] > 0, "patched weights come back"
-                    assert (
-                        total(model.transfers(), "to_device_bytes_pageable")
-                        == (model.transfers()["diffusion.lora"]["to_device_bytes_pageable"])
-                    ), "only the LoRA's own file is read by way of plain memory"
-        assert len(set(pictures["cpu"])) == 3
-        assert pictures == dict.fromkeys(pictures, pictures["cpu"])
-        assert pictures["cpu"][0] == draw(checkpoint, ON_CPU)
-    assert_empty(loopback)
-
-
-@in_child
-def test_lora_is_applied_after_a_cancel(checkpoint: Path, lora: Path) -> None:
-    Loopback()
-
-    def stop(*_: object) -> None:
-        raise InterruptedError
-
-    for wanted in (ON_CPU, PINNED, ON_DEVICE):
-        expected = draw(checkpoint, wanted, (lora, 0.8), lora_apply_mode="immediately")
-        with Model(checkpoint, wanted, lora_apply_mode="immediately") as model:
-            plain = model.draw()
-            with pytest.raises(InterruptedError):
-                model.draw((lora, 0.8), progress=stop)  # while the LoRA's file is read
-            assert model.draw((lora, 0.8)) == expected != plain
-
-
-@in_child
-def test_lora_that_stays_is_not_merged_again(checkpoint: Path, lora: Path) -> None:
-    Loopback()
-    with Model(checkpoint, PINNED, lora_apply_mode="immediately") as model:
-        first = model.draw((lora, 0.8))
-        before = model.transfers()
-        assert model.draw((lora, 0.8)) == first
-        after = model.transfers()
-        assert after["diffusion.lora"] == before["diffusion.lora"]
-        assert after["diffusion"]["from_device_bytes"] == before["diffusion"]["from_device_bytes"] > 0
-
-
-@in_child
-def test_lora_that_fits_nothing_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    Loopback()
-    path = tmp_path / "other.safetensors"
-    shapes = {"lora_unet_no_such_layer.lora_down.weight": (4, 8), "lora_unet_no_such_layer.lora_up.weight": (8, 4)}
-    write_safetensors(path, shapes, dtype="f16", seed=0, metadata={"format": "pt"})
-    for mode in ("immediately", "at_runtime"):
-        assert draw(checkpoint, PINNED, (path, 1.0), lora_apply_mode=mode) == draw(checkpoint, ON_CPU)
 
 
 @in_child

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import sdcpp_py
-from streaming_support import DIFFUSION, PLENTY, PROMPTS, budget_bytes, draw_on_cpu, steps, stream, streams
 from support.checkpoints import write_checkpoint
 from support.children import in_child
 from support.loopback import Loopback
-from test_placement_native import Model, assert_empty, place
+from support.placed_model import Model, assert_empty, place
+from support.streaming import DIFFUSION, PLENTY, PROMPTS, budget_bytes, draw_on_cpu, steps, stream, streams
 
 
 @in_child

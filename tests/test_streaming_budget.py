@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
-from streaming_support import DIFFUSION, GIB, budget_bytes, draw_on_cpu, named_budget, steps, stream, streams
 from support.children import in_child
 from support.loopback import Loopback
-from test_placement_native import Model, assert_empty, place, total
+from support.placed_model import Model, assert_empty, place, total
+from support.streaming import DIFFUSION, GIB, budget_bytes, draw_on_cpu, named_budget, steps, stream, streams
 
 
 @in_child

@@ -19,7 +19,11 @@ import pytest
 
 import sdcpp_py
 from sdcpp_py import engine
-from streaming_support import (
+from support.checkpoints import FAMILIES, write_checkpoint
+from support.children import in_child
+from support.loopback import Loopback
+from support.placed_model import MODULES, Model, assert_empty, place, total
+from support.streaming import (
     DIFFUSION,
     GIB,
     PLENTY,
@@ -32,10 +36,6 @@ from streaming_support import (
     stream,
     streams,
 )
-from support.checkpoints import FAMILIES, write_checkpoint
-from support.children import in_child
-from support.loopback import Loopback
-from test_placement_native import MODULES, Model, assert_empty, place, total
 
 SOURCE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 

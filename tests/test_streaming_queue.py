@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from streaming_support import DIFFUSION, GIB, budget_bytes, draw_on_cpu, steps, streams
 from support.children import in_child
 from support.denoiser_probe import MODELS, Probe, header_only, probe_library
 from support.loopback import Loopback
-from test_placement_native import Model, assert_empty
+from support.placed_model import Model, assert_empty
+from support.streaming import DIFFUSION, GIB, budget_bytes, draw_on_cpu, steps, streams
 
 DEGRADED: dict[str, tuple[dict[str, float], str]] = {
     "no asynchronous copies": ({"async": 0}, "does not copy asynchronously"),

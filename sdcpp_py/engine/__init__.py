@@ -291,7 +291,9 @@ def device_list() -> list[dict[str, Any]]:
                 name: _text(getattr(device, name))
                 for name in ("name", "description", "kind", "backend", "host_buffer_type", "module_path")
             }
-            entry.update({name: int(getattr(device, name)) for name in ("memory_free", "memory_total", "memory_reserve")})
+            entry.update(
+                {name: int(getattr(device, name)) for name in ("memory_free", "memory_total", "memory_reserve")}
+            )
             entry["features"] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
             found.append(entry)
     return found

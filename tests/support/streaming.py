@@ -11,7 +11,8 @@ import numpy as np
 
 import sdcpp_py
 from sdcpp_py import engine
-from test_placement_native import MODULES, Model, place
+
+from .placed_model import MODULES, Model, place
 
 GIB = 1 << 30
 PLENTY = 1.0  # GiB, more than any tiny model takes

@@ -1,0 +1,92 @@
+"""LoRAs are placed with the modules that they change, and draw the same wherever these are.
+
+Every test runs in a process of its own with the loopback accelerator as a device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.checkpoints import write_safetensors
+from support.children import in_child
+from support.loopback import Loopback
+from support.placed_model import ON_CPU, ON_DEVICE, PAGEABLE, PINNED, Model, assert_empty, draw, place, total
+
+
+@in_child
+def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
+    loopback = Loopback(devices=2)
+    places = {
+        "cpu": ON_CPU,
+        "pinned": PINNED,
+        "pageable": PAGEABLE,
+        "on the device": ON_DEVICE,
+        "text encoder elsewhere": [
+            *place("Loopback1", modules=["te"]),
+            *place("Loopback0", "CPU", True, ["diffusion", "vae"]),
+        ],
+        "weights on a device the CPU computes for": [
+            *place("Loopback0", modules=["te"]),
+            *place("CPU", modules=["diffusion"]),
+        ],
+    }
+    for mode in ("immediately", "at_runtime"):
+        pictures = {}
+        for name, wanted in places.items():
+            with Model(checkpoint, wanted, lora_apply_mode=mode) as model:
+                pictures[name] = [model.draw((lora, multiplier)) for multiplier in (0.0, 0.8, 1.5)]
+                rows = model.memory()
+                assert ("diffusion.lora" in rows) == (mode == "at_runtime")
+                if mode == "at_runtime":
+                    assert rows["diffusion.lora"]["params_device"] == rows["diffusion"]["runtime_device"]
+                    assert rows["te.lora"]["runtime_device"] == rows["te"]["runtime_device"]
+                if name == "pinned" and mode == "immediately":
+                    assert model.transfers()["te"]["from_device_bytes"] > 0, "patched weights come back"
+                    assert (
+                        total(model.transfers(), "to_device_bytes_pageable")
+                        == (model.transfers()["diffusion.lora"]["to_device_bytes_pageable"])
+                    ), "only the LoRA's own file is read by way of plain memory"
+        assert len(set(pictures["cpu"])) == 3
+        assert pictures == dict.fromkeys(pictures, pictures["cpu"])
+        assert pictures["cpu"][0] == draw(checkpoint, ON_CPU)
+    assert_empty(loopback)
+
+
+@in_child
+def test_lora_is_applied_after_a_cancel(checkpoint: Path, lora: Path) -> None:
+    Loopback()
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    for wanted in (ON_CPU, PINNED, ON_DEVICE):
+        expected = draw(checkpoint, wanted, (lora, 0.8), lora_apply_mode="immediately")
+        with Model(checkpoint, wanted, lora_apply_mode="immediately") as model:
+            plain = model.draw()
+            with pytest.raises(InterruptedError):
+                model.draw((lora, 0.8), progress=stop)  # while the LoRA's file is read
+            assert model.draw((lora, 0.8)) == expected != plain
+
+
+@in_child
+def test_lora_that_stays_is_not_merged_again(checkpoint: Path, lora: Path) -> None:
+    Loopback()
+    with Model(checkpoint, PINNED, lora_apply_mode="immediately") as model:
+        first = model.draw((lora, 0.8))
+        before = model.transfers()
+        assert model.draw((lora, 0.8)) == first
+        after = model.transfers()
+        assert after["diffusion.lora"] == before["diffusion.lora"]
+        assert after["diffusion"]["from_device_bytes"] == before["diffusion"]["from_device_bytes"] > 0
+
+
+@in_child
+def test_lora_that_fits_nothing_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    Loopback()
+    path = tmp_path / "other.safetensors"
+    shapes = {"lora_unet_no_such_layer.lora_down.weight": (4, 8), "lora_unet_no_such_layer.lora_up.weight": (8, 4)}
+    write_safetensors(path, shapes, dtype="f16", seed=0, metadata={"format": "pt"})
+    for mode in ("immediately", "at_runtime"):
+        assert draw(checkpoint, PINNED, (path, 1.0), lora_apply_mode=mode) == draw(checkpoint, ON_CPU)
