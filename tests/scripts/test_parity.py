@@ -72,6 +72,7 @@ def test_schedule_runs_from_the_largest_sigma_to_nothing(scheduler: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)  # the first one installs torch
+@pytest.mark.xdist_group("parity")  # for all of them
 @pytest.mark.parametrize("model", ["embedded", "tiny f16", "tiny f32"])
 def test_parity_with_diffusers(model: str, tmp_path: Path) -> None:
     report, more = tmp_path / "parity.json", []
