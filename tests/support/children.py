@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from .build_tree import built
+from .build_tree import ROOT, built
 
 
 def in_child(test: Callable[..., None]) -> Callable[..., None]:
@@ -24,7 +24,7 @@ def in_child(test: Callable[..., None]) -> Callable[..., None]:
         given = {name: {"path": str(value)} if isinstance(value, Path) else value for name, value in fixtures.items()}
         code = "import sys, support.children; support.children.main(*sys.argv[1:])"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LOOPBACK_")}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(ROOT)])  # a test's module is tests.FOLDER.NAME
         command = [sys.executable, "-X", "faulthandler", "-c", code, test.__module__, test.__name__, json.dumps(given)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
