@@ -1,0 +1,65 @@
+"""What README and docs name is there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import sdcpp_py
+from support.build_tree import ROOT
+from support.checkpoints import FAMILIES
+
+PAGES = sorted([ROOT / "README.md", ROOT / "sdcpp_py" / "models" / "MODEL_CARD.md", *(ROOT / "docs").glob("*.md")])
+PATH = re.compile(r"(?<![\w/.:-])((?:\.github|cmake|cuda13|docs|native|scripts|sdcpp_py|tests|vendor)/[\w./-]*\w/?)")
+LINK = re.compile(r"\]\(([^):#]+)(?:#[^)]*)?\)")
+COMING = ["sdcpp_py/modes"]
+"""Named in docs/architecture.md before it is there."""
+
+ROWS = {
+    "sd1": "SD 1.x, its tiny and SDXS forms",
+    "sd2": "SD 2.x",
+    "sdxl": "SDXL, SSD-1B, Vega",
+    "sd3": "SD 3 medium, SD 3.5",
+    "flux": "FLUX.1 dev, schnell",
+    "zimage": "Z-Image, Z-Image-Turbo",
+    "qwen_image": "Qwen-Image",
+}
+"""Names in README's table of the families that the tests draw with."""
+
+
+def is_there(path: Path) -> bool:
+    """A module is named without its suffix, as it may become a package."""
+    return path.exists() or path.with_name(f"{path.name}.py").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_exist(page: Path) -> None:
+    text = page.read_text()
+    named = {ROOT / path for path in PATH.findall(text)} | {page.parent / path for path in LINK.findall(text)}
+    missing = [str(path.relative_to(ROOT)) for path in sorted(named) if not is_there(path)]
+    assert missing == (COMING if page.name == "architecture.md" else [])
+
+
+def test_paths_are_found() -> None:
+    """The expressions find what they are for."""
+    assert PATH.findall("`docs/a.md`, (scripts/b); python scripts/c.py x/docs/no build/docs/no") == [
+        "docs/a.md",
+        "scripts/b",
+        "scripts/c.py",
+    ]
+    assert LINK.findall("[a](b.md), [c](d.md#e), [f](https://g)") == ["b.md", "d.md"]
+    assert not is_there(ROOT / "docs" / "none.md")
+
+
+def test_families_are_those_of_the_tests() -> None:
+    section = (ROOT / "README.md").read_text().split("## Families it draws with")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line][2:]
+    assert set(ROWS) == set(FAMILIES)
+    tested = {name for name, _, how in rows if how != "no"}
+    assert tested == {*ROWS.values(), "the embedded model"}
+    known = inspect.signature(sdcpp_py.StableDiffusion).parameters
+    for _, files, _ in rows:
+        assert set(re.findall(r"`(\w+)`", files)) <= set(known)
