@@ -1,0 +1,37 @@
+"""tests/support/: importing it starts nothing, and it depends on neither tests nor scripts."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+
+from support.build_tree import ROOT
+
+SUPPORT = ROOT / "tests" / "support"
+LATE = {"cffi", "numpy", "pytest", "sdcpp_py"}
+"""What may be imported once something is used."""
+
+
+def test_importing_all_of_it_starts_nothing() -> None:
+    names = [
+        ".".join(path.relative_to(SUPPORT.parent).with_suffix("").parts)
+        for path in SUPPORT.rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    assert len(names) > 10
+    code = f"import {', '.join(sorted(names))}, sys; print({LATE!r} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_nothing_above_is_imported() -> None:
+    for path in SUPPORT.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        roots = {name.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        roots |= {
+            str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) if not node.level
+        }
+        assert roots <= LATE | sys.stdlib_module_names, path
