@@ -1,4 +1,4 @@
-"""Pillow and numpy to and from the engine's pixels, and the parameters that travel in a picture's file."""
+"""Pillow and numpy to and from the engine's pixels, and files of pictures."""
 
 from __future__ import annotations
 
@@ -11,82 +11,13 @@ from typing import IO, TYPE_CHECKING, Any, overload
 from PIL import Image
 
 from .errors import ArgumentError, OutputError
-from .model_files import show_path
-from .options import StrPath
+from .model_files import StrPath, show_path
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# The names that web UIs show and read back for the engine's samplers and schedulers.
-_SAMPLER_TITLES = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm++2s_a": "DPM++ 2S a",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2mv2": "DPM++ 2M v2",
-    "ipndm": "IPNDM",
-    "ipndm_v": "IPNDM_V",
-    "lcm": "LCM",
-    "ddim_trailing": "DDIM trailing",
-    "tcd": "TCD",
-    "res_multistep": "Res Multistep",
-    "res_2s": "Res 2S",
-    "er_sde": "ER SDE",
-}
-_SCHEDULER_TITLES = {
-    "discrete": "Automatic",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "ays": "Align Your Steps",
-    "gits": "GITS",
-    "sgm_uniform": "SGM Uniform",
-    "simple": "Simple",
-    "smoothstep": "Smoothstep",
-    "kl_optimal": "KL Optimal",
-    "lcm": "LCM",
-    "bong_tangent": "Bong Tangent",
-}
 _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
-
-
-def parameters_text(parameters: Mapping[str, Any]) -> str:
-    """Return generation parameters in the A1111 form: prompt, negative prompt, then ``Name: value`` pairs.
-
-    The form is the one that AUTOMATIC1111's web UI writes under the PNG key ``parameters`` and that other tools
-    read: https://github.com/AUTOMATIC1111/stable-diffusion-webui (modules/infotext_utils.py). Values that hold a
-    comma, colon or line break are quoted as JSON strings, as it does, and those that begin with a quotation mark.
-
-    Args:
-        parameters: ``prompt``, ``negative_prompt``, ``sampler``, ``scheduler`` and any further pairs, which are
-            written under their own name; None is left out.
-    """
-    import json
-
-    pairs = dict(parameters)
-    prompt, negative = pairs.pop("prompt", ""), pairs.pop("negative_prompt", "")
-    named = {
-        "Steps": pairs.pop("steps", None),
-        "Sampler": _SAMPLER_TITLES.get(name := pairs.pop("sampler", None) or "", name or None),
-        "Schedule type": _SCHEDULER_TITLES.get(name := pairs.pop("scheduler", None) or "", name or None),
-        "CFG scale": pairs.pop("cfg_scale", None),
-        "Seed": pairs.pop("seed", None),
-        "Size": pairs.pop("size", None),
-        **pairs,
-    }
-
-    def quote(value: Any) -> str:
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-        needed = text.startswith('"') or any(mark in text for mark in ",:\n")
-        return json.dumps(text, ensure_ascii=False) if needed else text
-
-    lines = [str(prompt)]
-    if negative:
-        lines.append(f"Negative prompt: {negative}")
-    lines.append(", ".join(f"{name}: {quote(value)}" for name, value in named.items() if value is not None))
-    return "\n".join(lines)
 
 
 class GeneratedImage(Image.Image):
@@ -137,6 +68,23 @@ def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> Gene
     return image
 
 
+def check_picture(image: Any, what: str) -> Any:
+    """Return a picture as it was given, unless it is none.
+
+    Args:
+        image: a Pillow image or a uint8 array of shape (height, width, 3).
+        what: name of the argument, for messages.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    if not isinstance(image, Image.Image) and not (
+        str(getattr(image, "dtype", "")) == "uint8" and len(shape := image.shape) == 3 and shape[2] == 3 and min(shape)
+    ):
+        raise ArgumentError(f"{what} must be a Pillow image or a uint8 array of shape (height, width, 3)")
+    return image
+
+
 def to_pixels(image: Image.Image | NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
     """Return a picture as a contiguous uint8 array of shape (height, width, 3).
 
@@ -145,11 +93,22 @@ def to_pixels(image: Image.Image | NDArray[np.uint8], what: str) -> NDArray[np.u
     """
     import numpy as np
 
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ArgumentError(f"{what} must be a Pillow image or a uint8 array of shape (height, width, 3)")
-    return np.ascontiguousarray(image)
+    checked = check_picture(image, what)
+    return np.ascontiguousarray(checked.convert("RGB") if isinstance(checked, Image.Image) else checked)
+
+
+def open_picture(path: str, what: str) -> Image.Image:
+    """Return the picture in a file.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ArgumentError(f"{what} {show_path(path)}: not a picture ({error})") from None
+    return image
 
 
 def check_output(path: StrPath, count: int = 1) -> list[Path]:
@@ -228,7 +187,7 @@ class Images(Sequence[GeneratedImage]):
         images: the pictures, RGB.
         seeds: the seed of each.
         timings: seconds of each phase.
-        parameters: what was asked for, with the engine's defaults filled in.
+        parameters: what was done, by option, the engine's own defaults among it; ``Model`` and ``Version`` besides.
     """
 
     def __init__(

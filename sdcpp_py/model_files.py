@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import IO
+from typing import IO, Union
 
 from .errors import ModelError
-from .options import StrPath
+
+StrPath = Union[str, "os.PathLike[str]", bytes]
 
 # First bytes of files that people pass by mistake.
 _NOT_MODELS = {

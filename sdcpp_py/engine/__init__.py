@@ -31,6 +31,7 @@ from ..errors import (
     ModelError,
     SdcppError,
 )
+from . import fields
 
 log = logging.getLogger("sdcpp_py.engine")
 log.addHandler(logging.NullHandler())
@@ -324,10 +325,12 @@ class _Filler:
         return value
 
     def fill(self, struct: Any, values: Mapping[str, Any]) -> None:
-        """Set the fields named by *values*; a nested mapping fills a nested struct."""
+        """Set the fields named by *values*; a nested mapping fills a nested struct, a sequence an array."""
         for name, value in values.items():
             if isinstance(value, Mapping):
                 self.fill(getattr(struct, name), value)
+            elif isinstance(value, (list, tuple)) or hasattr(value, "shape"):
+                fields.set_array(self, struct, name, value)
             else:
                 setattr(struct, name, self.value(name, value))
 
@@ -497,22 +500,6 @@ def context_supports_images(context: Any) -> bool:
     return bool(_engine()[1].sd_ctx_supports_image_generation(context))
 
 
-def image_defaults() -> dict[str, Any]:
-    """Return the engine's own defaults of the options that go into a picture's parameters."""
-    _, lib = _engine()
-    filler = _Filler()
-    params = filler.keep("sd_img_gen_params_t*")
-    lib.sd_img_gen_params_init(params)
-    sample = params.sample_params
-    return {
-        "width": params.width,
-        "height": params.height,
-        "steps": sample.sample_steps,
-        "cfg_scale": sample.guidance.txt_cfg,
-        "guidance": sample.guidance.distilled_guidance,
-    }
-
-
 class BrokenContextError(Exception):
     """An engine check failed inside a run: the context may only be freed. Carries the GenerationError."""
 
@@ -521,23 +508,14 @@ def image_generate(
     context: Any,
     options: Mapping[str, Any],
     *,
-    loras: Sequence[Mapping[str, Any]] = (),
-    sigmas: Sequence[float] = (),
-    skip_layers: Sequence[int] = (),
-    control_image: Any = None,
-    id_images: Sequence[Any] = (),
     progress: Progress | None = None,
 ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
     """Generate images.
 
     Args:
         context: a handle from context_new.
-        options: fields of the engine's image parameters, nested as they are there.
-        loras: path (bytes), multiplier and is_high_noise, each.
-        sigmas: the noise levels, instead of a scheduler's.
-        skip_layers: layers for skip layer guidance.
-        control_image: uint8 array of shape (height, width, 3).
-        id_images: such arrays, for PhotoMaker.
+        options: fields of the engine's image parameters, nested as they are there; sequences fill arrays, and uint8
+            arrays of shape (height, width, 3) are pictures.
         progress: called after each sampling step.
 
     Returns:
@@ -554,19 +532,6 @@ def image_generate(
     params = filler.keep("sd_img_gen_params_t*")
     lib.sd_img_gen_params_init(params)
     filler.fill(params, options)
-    params.loras = filler.array("sd_lora_t", loras)
-    params.lora_count = len(loras)
-    if sigmas:
-        params.sample_params.custom_sigmas = filler.array("float", sigmas)
-        params.sample_params.custom_sigmas_count = len(sigmas)
-    if skip_layers:
-        params.sample_params.guidance.slg.layers = filler.array("int", skip_layers)
-        params.sample_params.guidance.slg.layer_count = len(skip_layers)
-    if control_image is not None:
-        filler.fill(params.control_image, filler.image(control_image))
-    if id_images:
-        params.pm_params.id_images = filler.array("sd_image_t", [filler.image(image) for image in id_images])
-        params.pm_params.id_images_count = len(id_images)
     made = ffi.new("sd_image_t**")
     with _running(progress) as run:
         status = lib.sdcpp_image_generate(context, params, made)

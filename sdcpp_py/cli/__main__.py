@@ -1,0 +1,8 @@
+"""The ``sdcpp`` command, for ``python -m``."""
+
+from __future__ import annotations
+
+from .main import run
+
+if __name__ == "__main__":
+    run()

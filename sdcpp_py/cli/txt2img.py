@@ -1,0 +1,112 @@
+"""``sdcpp txt2img``: the flags of loading a model and of drawing from a text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .._version import __version__
+from ..devices import devices
+from ..errors import OutputError
+from ..images import Images, check_output, save_all
+from ..model_files import show_path
+from ..modes import LOADING, TXT2IMG, make_request
+from ..pipeline import StableDiffusion
+from .flags import Flag, flags, options_of, take_flags
+
+DRAWING_FLAGS = flags(TXT2IMG.declared)
+LOADING_FLAGS = flags(LOADING.declared)
+FLAGS = [*DRAWING_FLAGS, *LOADING_FLAGS]
+
+
+def _check_report(report: Path | None) -> None:
+    """Raise OutputError unless the report can be written."""
+    if report is None:
+        return
+    if not report.parent.is_dir():
+        raise OutputError(f"--report {show_path(report)}: the directory does not exist; make it first")
+    part = report.with_name(f".{report.name}.{os.getpid()}.part")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise OutputError(f"--report {show_path(report)} cannot be written ({error.strerror})") from None
+
+
+def _write_report(report: Path, content: dict[str, Any]) -> None:
+    """Write a report, whole or not at all."""
+    part = report.with_name(f".{report.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(report)
+
+
+def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[str, Any]:
+    """Return what ``--report`` writes."""
+    return {
+        "version": __version__,
+        "files": [show_path(file) for file in files],
+        "seeds": list(images.seeds),
+        "timings": images.timings.to_dict(),
+        "parameters": images.parameters,
+        "devices": [device.to_dict() for device in devices()],
+        "plan": sd.plan.to_dict(),
+        "memory": sd.memory_report().to_dict(),
+        "transfer": sd.transfer_report().to_dict(),
+    }
+
+
+def start_logging(verbose: bool) -> None:
+    """Send warnings to standard error, or all that the engine says."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    # An error carries the engine's lines already.
+    logging.getLogger("sdcpp_py.engine").propagate = verbose
+
+
+def _txt2img(
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", help="Picture to write; more than one gets _2, _3, ...", rich_help_panel="Output"
+        ),
+    ] = "output.png",
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write seeds, timings, plan and reports as JSON.", rich_help_panel="Output"),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the engine's log.", rich_help_panel="Output")
+    ] = False,
+    *,
+    given: Mapping[Flag, Any],
+) -> None:
+    """Draw pictures from a text."""
+    start_logging(verbose)
+    # What is cheap to find wrong is found first, and all of it before the model is loaded.
+    options = options_of({flag: given[flag] for flag in DRAWING_FLAGS if flag in given}, TXT2IMG.declared)
+    loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
+    checked = TXT2IMG.check(options)
+    LOADING.check(loading)
+    files = check_output(output, checked["batch_count"])
+    _check_report(report)
+    make_request(TXT2IMG, options)
+    with StableDiffusion(**loading) as sd:
+        images = sd.txt2img(**options)
+        save_all(images, files)
+        if report is not None:
+            _write_report(report, _report(sd, images, files))
+    for file, each in zip(files, images.seeds, strict=True):
+        typer.echo(f"{show_path(file)}  seed {each}")
+
+
+command = take_flags(_txt2img, FLAGS)

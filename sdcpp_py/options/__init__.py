@@ -1,0 +1,57 @@
+"""Every option of every mode, declared once: name, type, limits, help, flag, engine field, name in pictures, default.
+
+``declare`` says how; ``generation``, ``loading`` and ``groups`` hold the declarations; other files derive from them.
+"""
+
+from __future__ import annotations
+
+from ..model_files import StrPath
+from .checks import check_bool, check_choice, check_float, check_int, check_path, check_text, show
+from .declare import REQUIRED, Opt, Option, declared
+from .generation import MAX_BATCH, MAX_SEED, Progress
+from .group import Group
+from .groups import (
+    MAX_SIDE,
+    MAX_STEPS,
+    Cache,
+    Hires,
+    Lora,
+    PhotoMaker,
+    SkipLayerGuidance,
+    Tiling,
+    as_loras,
+)
+from .loading import LoadingOptions
+from .signature import with_arguments
+
+__all__ = [
+    "MAX_BATCH",
+    "MAX_SEED",
+    "MAX_SIDE",
+    "MAX_STEPS",
+    "REQUIRED",
+    "Cache",
+    "Group",
+    "Hires",
+    "LoadingOptions",
+    "Lora",
+    "Opt",
+    "Option",
+    "PhotoMaker",
+    "Progress",
+    "SkipLayerGuidance",
+    "StrPath",
+    "Tiling",
+    "as_loras",
+    "check_bool",
+    "check_choice",
+    "check_float",
+    "check_int",
+    "check_path",
+    "check_text",
+    "declared",
+    "show",
+]
+
+for _group in (Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling):
+    _group.__doc__ = with_arguments(_group.__doc__, declared(_group))

@@ -1,0 +1,28 @@
+"""``python -m sdcpp_py.options [FILE]``: write the table of every option."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..modes import LOADING, TXT2IMG
+from .declare import declared
+from .docs import page, table
+from .groups import Lora
+
+
+def text() -> str:
+    """Return docs/options.md."""
+    calls = {
+        "`StableDiffusion(...)`": LOADING.declared,
+        "`sd.txt2img(...)`, `sdcpp txt2img`": TXT2IMG.declared,
+    }
+    lora = f"### Lora\n\n{(Lora.__doc__ or '').splitlines()[0]}\n\n{table(declared(Lora), 'loras[].')}\n"
+    return f"{page(calls)}\n{lora}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(text(), encoding="utf-8")
+    else:
+        sys.stdout.write(text())

@@ -1,0 +1,248 @@
+"""The options of one generation, in sets that modes put together. None keeps the engine's own default."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypedDict
+
+from annotated_types import Interval, MultipleOf
+from PIL.Image import Image
+
+from ..model_files import StrPath
+from .declare import REQUIRED, Opt
+from .groups import MAX_SIDE, MAX_STEPS, Cache, Hires, Lora, Loras, PhotoMaker, SkipLayerGuidance, Tiling
+from .kinds import Callback, Picture
+
+MAX_BATCH = 1024
+MAX_SEED = 2**63 - 1
+
+Progress = Callable[[int, int, float], object]
+
+# The names that web UIs show and read back for the engine's samplers and schedulers.
+SAMPLER_TITLES = {
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm++2s_a": "DPM++ 2S a",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2mv2": "DPM++ 2M v2",
+    "ipndm": "IPNDM",
+    "ipndm_v": "IPNDM_V",
+    "lcm": "LCM",
+    "ddim_trailing": "DDIM trailing",
+    "tcd": "TCD",
+    "res_multistep": "Res Multistep",
+    "res_2s": "Res 2S",
+    "er_sde": "ER SDE",
+}
+SCHEDULER_TITLES = {
+    "discrete": "Automatic",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "ays": "Align Your Steps",
+    "gits": "GITS",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+    "smoothstep": "Smoothstep",
+    "kl_optimal": "KL Optimal",
+    "lcm": "LCM",
+    "bong_tangent": "Bong Tangent",
+}
+
+_prompt = functools.partial(Opt, panel="Prompt")
+_picture = functools.partial(Opt, panel="Picture")
+_sampling = functools.partial(Opt, panel="Sampling")
+_guidance = functools.partial(Opt, panel="Guidance")
+
+
+class Subject(TypedDict):
+    """What to draw: the one option that is not passed by keyword."""
+
+    prompt: Annotated[
+        str,
+        _prompt("what to draw; (word:1.3) weighs a word where the family supports it", field="prompt",
+                flags="--prompt -p", default=REQUIRED),
+    ]  # fmt: skip
+
+
+class Prompting(TypedDict, total=False):
+    """What else the text encoders are told."""
+
+    negative_prompt: Annotated[
+        str,
+        _prompt("what to avoid; used when cfg_scale is not 1", field="negative_prompt",
+                flags="--negative-prompt -n", default=""),
+    ]  # fmt: skip
+
+
+class Sampling(TypedDict, total=False):
+    """How noise becomes a picture."""
+
+    steps: Annotated[
+        int | None,
+        Interval(ge=1, le=MAX_STEPS),
+        _sampling("sampling steps", field="sample_params.sample_steps", flags="--steps", png="Steps", always=True,
+                  engine_default=20),
+    ]  # fmt: skip
+    sampler: Annotated[
+        str | None,
+        _sampling("sampling method", field="sample_params.sample_method", flags="--sampling-method --sampler",
+                  choices="sample_method", png="Sampler", titles=SAMPLER_TITLES, always=True,
+                  engine_default="euler for flow models, else euler_a"),
+    ]  # fmt: skip
+    scheduler: Annotated[
+        str | None,
+        _sampling("noise schedule", field="sample_params.scheduler", flags="--scheduler", choices="scheduler",
+                  png="Schedule type", titles=SCHEDULER_TITLES, always=True,
+                  engine_default="discrete, of some models and samplers another"),
+    ]  # fmt: skip
+    cfg_scale: Annotated[
+        float | None,
+        Interval(ge=-100.0, le=100.0),
+        _guidance("classifier-free guidance; 1 switches it off", field="sample_params.guidance.txt_cfg",
+                  flags="--cfg-scale", png="CFG scale", always=True, engine_default=7.0),
+    ]  # fmt: skip
+    seed: Annotated[
+        int,
+        Interval(ge=-1, le=MAX_SEED),
+        _sampling("seed of the first image, the others count up; -1 draws one", field="seed", flags="--seed -s",
+                  default=-1, png="Seed", always=True),
+    ]  # fmt: skip
+
+
+class Size(TypedDict, total=False):
+    """How large, and how many."""
+
+    width: Annotated[
+        int | None,
+        Interval(ge=8, le=MAX_SIDE),
+        MultipleOf(8),
+        _picture("pixels; a family that needs a coarser grid rounds up and logs a warning", field="width",
+                 flags="--width -W", png="Size", always=True, engine_default=512),
+    ]  # fmt: skip
+    height: Annotated[
+        int | None,
+        Interval(ge=8, le=MAX_SIDE),
+        MultipleOf(8),
+        _picture("pixels, likewise", field="height", flags="--height -H", png="Size", always=True,
+                 engine_default=512),
+    ]  # fmt: skip
+    batch_count: Annotated[
+        int,
+        Interval(ge=1, le=MAX_BATCH),
+        _picture("number of images", field="batch_count", flags="--batch-count -b", default=1),
+    ]
+
+
+class Conditioning(TypedDict, total=False):
+    """How strictly the picture follows the text, and how samplers and encoders do it."""
+
+    clip_skip: Annotated[
+        int | None,
+        Interval(ge=-1, le=256),
+        _guidance("layers of CLIP to leave out, counted from the end, of as many as it has; 1 is none, and what is "
+                  "less is the model's own", field="clip_skip", flags="--clip-skip", png="Clip skip",
+                  engine_default="1, of SD 2 and SDXL 2"),
+    ]  # fmt: skip
+    guidance: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1000.0),
+        _guidance("distilled guidance of families such as Flux", field="sample_params.guidance.distilled_guidance",
+                  flags="--guidance", png="Guidance", engine_default=3.5),
+    ]  # fmt: skip
+    eta: Annotated[
+        float | None,
+        Interval(ge=0.0, le=10.0),
+        _sampling("noise that ancestral samplers add, usually 0 to 1", field="sample_params.eta", flags="--eta",
+                  png="Eta", engine_default="1 for euler_a, er_sde and dpm++2s_a, else 0"),
+    ]  # fmt: skip
+    flow_shift: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1000.0),
+        _sampling("timestep shift of flow models", field="sample_params.flow_shift", flags="--flow-shift",
+                  png="Flow shift", engine_default="the model's own"),
+    ]  # fmt: skip
+    cache: Annotated[
+        str | Cache | None,
+        Opt("name of a caching mode, or a Cache: reuse parts of steps whose result changes little", field="cache"),
+    ]
+    loras: Annotated[
+        Sequence[Lora | StrPath] | Mapping[Any, float],
+        Opt("Lora objects or paths, or a mapping of path to multiplier", field="loras", flags="--lora", default=(),
+            png="Lora", panel="LoRA", kind=Loras(), flag_doc="LoRA; repeat it for more"),
+    ]  # fmt: skip
+    image_cfg_scale: Annotated[
+        float | None,
+        Interval(ge=-100.0, le=100.0),
+        _guidance("guidance by the image in edit and inpainting models", field="sample_params.guidance.img_cfg",
+                  flags="--img-cfg-scale", png="Image CFG scale", engine_default="cfg_scale"),
+    ]  # fmt: skip
+    skip_layer_guidance: Annotated[
+        SkipLayerGuidance | None,
+        Opt("steer away from the result without some layers: a SkipLayerGuidance",
+            field="sample_params.guidance.slg"),
+    ]  # fmt: skip
+    shifted_timestep: Annotated[
+        int | None,
+        Interval(ge=0, le=1000),
+        _sampling("timestep shift of distilled SDXL models", field="sample_params.shifted_timestep",
+                  flags="--timestep-shift", png="Timestep shift", engine_default=0),
+    ]  # fmt: skip
+    sigmas: Annotated[
+        Sequence[float] | None,
+        Interval(ge=0.0, le=1e9),
+        _sampling("noise levels, descending and usually ending in 0, instead of steps and scheduler",
+                  field="sample_params.custom_sigmas", flags="--sigmas", png="Sigmas"),
+    ]  # fmt: skip
+
+
+class Decoding(TypedDict, total=False):
+    """How latents become pixels."""
+
+    vae_tiling: Annotated[
+        bool | Tiling,
+        Opt("decode in tiles, True for the engine's sizes", field="vae_tiling_params", flags="--vae-tiling",
+            default=False, png="VAE tiling", panel="Decoding", flag_doc="decode in tiles"),
+    ]  # fmt: skip
+
+
+class SecondPass(TypedDict, total=False):
+    """What follows on a first, smaller picture."""
+
+    hires: Annotated[
+        Hires | None,
+        Opt("sample again at a larger size: a Hires", field="hires", flags="--hires", panel="Second pass",
+            metavar="[FACTOR]", flag_doc="sample again at a larger size"),
+    ]  # fmt: skip
+
+
+class Control(TypedDict, total=False):
+    """What a ControlNet is shown."""
+
+    control_image: Annotated[
+        Image | None,
+        Opt("picture for the ControlNet", field="control_image", flags="--control-image", panel="ControlNet",
+            kind=Picture()),
+    ]  # fmt: skip
+    control_strength: Annotated[
+        float | None,
+        Interval(ge=0.0, le=100.0),
+        Opt("strength of the ControlNet", field="control_strength", flags="--control-strength", panel="ControlNet",
+            png="Control strength", engine_default=0.9),
+    ]  # fmt: skip
+
+
+class Persons(TypedDict, total=False):
+    """Who is in the picture."""
+
+    photo_maker: Annotated[PhotoMaker | None, Opt("pictures of a person: a PhotoMaker", field="pm_params")]
+
+
+class Watching(TypedDict, total=False):
+    """Who hears of it meanwhile."""
+
+    progress: Annotated[
+        bool | Progress | None,
+        Opt("a callback (step, steps, seconds), True for a bar, False for none; by default the object's",
+            kind=Callback()),
+    ]  # fmt: skip

@@ -1,0 +1,455 @@
+"""The groups of options. A field that is None keeps the engine's own default."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Interval, MultipleOf
+from PIL.Image import Image
+
+from ..errors import ArgumentError
+from ..model_files import StrPath
+from .checks import check_bool, fold, show
+from .declare import Opt, Option, declared
+from .group import Group, Grouped
+from .kinds import Kind, Pictures, number_text
+
+MAX_SIDE = 16384
+MAX_STEPS = 10_000
+_INT_MAX = 2**31 - 1
+
+_file = functools.partial(Opt, metavar="FILE")
+_tiling = functools.partial(Opt, panel="Decoding")
+_cache = functools.partial(Opt, panel="Caching")
+_slg = functools.partial(Opt, panel="Guidance")
+_hires = functools.partial(Opt, panel="Second pass")
+_person = functools.partial(Opt, panel="Persons")
+
+
+@dataclass(frozen=True)
+class Lora(Group):
+    """A LoRA to apply during one generation."""
+
+    path: Annotated[StrPath, Opt("file of the LoRA, safetensors or GGUF", field="path", label="LoRA")]
+    multiplier: Annotated[
+        float,
+        Interval(ge=-100.0, le=100.0),
+        Opt("its strength; 0 has no effect, 1 is the strength it was trained at", field="multiplier"),
+    ] = 1.0
+    is_high_noise: Annotated[
+        bool, Opt("apply it to the high-noise diffusion model, for families that have two", field="is_high_noise")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Tiling(Group):
+    """Decode the latents in overlapping tiles, which needs less memory."""
+
+    enabled = "enabled"
+    expected = "True, False or a Tiling"
+
+    tile_size_x: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_SIDE),
+        _tiling(
+            "tile width in latent pixels, an eighth of image pixels for most families",
+            field="tile_size_x", flags="--vae-tile-size", metavar="N[xN]", png="VAE tile size",
+            engine_default=32,
+        ),
+    ] = None  # fmt: skip
+    tile_size_y: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_SIDE),
+        _tiling("tile height, likewise", field="tile_size_y", flags="--vae-tile-size", png="VAE tile size"),
+    ] = None
+    target_overlap: Annotated[
+        float | None,
+        Interval(ge=0.0, le=0.5),
+        _tiling(
+            "overlap of neighbouring tiles as a fraction of a tile",
+            field="target_overlap", flags="--vae-tile-overlap", png="VAE tile overlap", engine_default=0.5,
+        ),
+    ] = None  # fmt: skip
+    rel_size_x: Annotated[
+        float | None,
+        Interval(ge=0.0, le=float(MAX_SIDE)),
+        _tiling(
+            "tile width as a fraction of the image, or from 1 on the number of tiles, instead of tile_size_x",
+            field="rel_size_x", flags="--vae-relative-tile-size", metavar="N[xN]", png="VAE relative tile size",
+        ),
+    ] = None  # fmt: skip
+    rel_size_y: Annotated[
+        float | None,
+        Interval(ge=0.0, le=float(MAX_SIDE)),
+        _tiling("tile height, likewise", field="rel_size_y", flags="--vae-relative-tile-size",
+                png="VAE relative tile size"),
+    ] = None  # fmt: skip
+
+    @classmethod
+    def of(cls, value: Any) -> "Tiling | None":
+        """Return the engine's own tiles for True, None for False."""
+        try:
+            return cls() if check_bool("tiling", value) else None
+        except ArgumentError:
+            raise TypeError from None
+
+
+_EASY = ("easycache", "ucache")
+_BLOCKS = ("dbcache", "taylorseer", "cache_dit")
+_TAYLOR = ("taylorseer", "cache_dit")
+_SPECTRUM = ("spectrum",)
+_easy = functools.partial(_cache, flags="--cache-option", only=_EASY)
+_blocks = functools.partial(_cache, flags="--cache-option", only=_BLOCKS)
+_taylor = functools.partial(_cache, flags="--cache-option", only=_TAYLOR)
+_spectrum = functools.partial(_cache, flags="--cache-option", only=_SPECTRUM)
+
+
+@dataclass(frozen=True)
+class Cache(Group):
+    """Skip parts of sampling steps whose result changes little."""
+
+    expected = "a caching mode or a Cache"
+
+    mode: Annotated[str, _cache("what is cached", field="mode", flags="--cache-mode", choices="cache", png="Cache")]
+    reuse_threshold: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1e6),
+        _easy("largest change at which a result is used again", field="reuse_threshold", key="threshold",
+              png="Cache threshold", engine_default="1 for ucache, 0.2 for easycache"),
+    ] = None  # fmt: skip
+    start_percent: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _easy("fraction of the steps before caching starts", field="start_percent", key="start", png="Cache start",
+              engine_default=0.15),
+    ] = None  # fmt: skip
+    end_percent: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _easy("fraction of the steps after which caching ends", field="end_percent", key="end", png="Cache end",
+              engine_default=0.95),
+    ] = None  # fmt: skip
+    error_decay_rate: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _easy("how fast the accumulated error is forgotten", field="error_decay_rate", key="decay", only=("ucache",),
+              png="Cache decay", engine_default=1.0),
+    ] = None  # fmt: skip
+    use_relative_threshold: Annotated[
+        bool | None,
+        _easy("compare relative instead of absolute change", field="use_relative_threshold", key="relative",
+              only=("ucache",), png="Cache relative", engine_default=True),
+    ] = None  # fmt: skip
+    reset_error_on_compute: Annotated[
+        bool | None,
+        _easy("start the error anew after a computed step", field="reset_error_on_compute", key="reset",
+              only=("ucache",), png="Cache reset", engine_default=True),
+    ] = None  # fmt: skip
+    Fn_compute_blocks: Annotated[
+        int | None,
+        Interval(ge=0, le=10_000),
+        _blocks("first blocks that are always computed", field="Fn_compute_blocks", key="Fn", png="Cache Fn",
+                engine_default=8),
+    ] = None  # fmt: skip
+    Bn_compute_blocks: Annotated[
+        int | None,
+        Interval(ge=0, le=10_000),
+        _blocks("last blocks that are always computed", field="Bn_compute_blocks", key="Bn", png="Cache Bn",
+                engine_default=0),
+    ] = None  # fmt: skip
+    residual_diff_threshold: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1e6),
+        _blocks("largest residual change at which blocks are skipped", field="residual_diff_threshold",
+                key="threshold", png="Cache residual threshold", engine_default=0.08),
+    ] = None  # fmt: skip
+    max_warmup_steps: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_STEPS),
+        _blocks("first steps without caching", field="max_warmup_steps", key="warmup", png="Cache warmup",
+                engine_default=8),
+    ] = None  # fmt: skip
+    max_cached_steps: Annotated[
+        int | None,
+        Interval(ge=-1, le=MAX_STEPS),
+        _blocks("most cached steps, -1 for no limit", field="max_cached_steps", key="max_cached",
+                png="Cache most steps", engine_default=-1),
+    ] = None  # fmt: skip
+    max_continuous_cached_steps: Annotated[
+        int | None,
+        Interval(ge=-1, le=MAX_STEPS),
+        _blocks("most cached steps in a row, -1 for no limit", field="max_continuous_cached_steps",
+                key="max_continuous", png="Cache most steps in a row", engine_default=-1),
+    ] = None  # fmt: skip
+    taylorseer_n_derivatives: Annotated[
+        int | None,
+        Interval(ge=1, le=100),
+        _taylor("order of the Taylor prediction", field="taylorseer_n_derivatives", key="derivatives",
+                png="Cache derivatives", engine_default=1),
+    ] = None  # fmt: skip
+    taylorseer_skip_interval: Annotated[
+        int | None,
+        Interval(ge=1, le=MAX_STEPS),
+        _taylor("predicted steps between computed ones", field="taylorseer_skip_interval", key="interval",
+                png="Cache interval", engine_default=1),
+    ] = None  # fmt: skip
+    scm_mask: Annotated[
+        str | None,
+        _cache("a step each: 1 computes, 0 may cache", field="scm_mask", flags="--scm-mask", only=_BLOCKS,
+               pattern=r"[01](,[01])*", metavar="0,1,...", png="Cache mask"),
+    ] = None  # fmt: skip
+    scm_policy_dynamic: Annotated[
+        bool | None,
+        _cache("let thresholds overrule the mask", field="scm_policy_dynamic", flags="--scm-policy", only=_BLOCKS,
+               words=("static", "dynamic"), png="Cache mask is dynamic", engine_default=True),
+    ] = None  # fmt: skip
+    spectrum_w: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _spectrum("weight of the predictor", field="spectrum_w", key="w", png="Spectrum w", engine_default=0.4),
+    ] = None
+    spectrum_m: Annotated[
+        int | None,
+        Interval(ge=1, le=100),
+        _spectrum("number of basis functions", field="spectrum_m", key="m", png="Spectrum m", engine_default=3),
+    ] = None
+    spectrum_lam: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1e6),
+        _spectrum("ridge of the fit", field="spectrum_lam", key="lam", png="Spectrum lam", engine_default=1.0),
+    ] = None
+    spectrum_window_size: Annotated[
+        int | None,
+        Interval(ge=1, le=MAX_STEPS),
+        _spectrum("steps between computed ones", field="spectrum_window_size", key="window", png="Spectrum window",
+                  engine_default=2),
+    ] = None  # fmt: skip
+    spectrum_flex_window: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1000.0),
+        _spectrum("growth of that window", field="spectrum_flex_window", key="flex", png="Spectrum flex",
+                  engine_default=0.5),
+    ] = None  # fmt: skip
+    spectrum_warmup_steps: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_STEPS),
+        _spectrum("first steps without prediction", field="spectrum_warmup_steps", key="warmup",
+                  png="Spectrum warmup", engine_default=4),
+    ] = None  # fmt: skip
+    spectrum_stop_percent: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _spectrum("fraction of the steps after which prediction ends", field="spectrum_stop_percent", key="stop",
+                  png="Spectrum stop", engine_default=0.9),
+    ] = None  # fmt: skip
+
+    @classmethod
+    def of(cls, value: Any) -> "Cache":
+        """Return the mode with the engine's own settings."""
+        if not isinstance(value, str):
+            raise TypeError
+        return cls(value)
+
+    def _check_together(self) -> None:
+        fields = declared(Cache)
+        for name in self.given():
+            only = fields[name].opt.only
+            if only and fold(self.mode) not in only:
+                raise ArgumentError(f"Cache.{name} has no effect with mode {show(self.mode)}: {', '.join(only)}")
+        start, end = (
+            fields[name].opt.engine_default if (value := getattr(self, name)) is None else value
+            for name in ("start_percent", "end_percent")
+        )
+        if fold(self.mode) in _EASY and start >= end:
+            raise ArgumentError(f"Cache.start_percent {start:g} must be less than end_percent {end:g}")
+
+
+@dataclass(frozen=True)
+class SkipLayerGuidance(Group):
+    """Steer away from the result of a diffusion transformer without some of its layers."""
+
+    layers: Annotated[
+        Sequence[int],
+        Interval(ge=0, le=10_000),
+        _slg("indices of the layers that are left out", field="layers", flags="--skip-layers", png="Skip layers"),
+    ]
+    scale: Annotated[
+        float,
+        Interval(ge=-1000.0, le=1000.0),
+        _slg("strength; 0 switches it off", field="scale", flags="--slg-scale", png="SLG scale"),
+    ]
+    layer_start: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _slg("fraction of the steps at which it starts", field="layer_start", flags="--skip-layer-start",
+             png="SLG start", always=True, engine_default=0.01),
+    ] = None  # fmt: skip
+    layer_end: Annotated[
+        float | None,
+        Interval(ge=0.0, le=1.0),
+        _slg("fraction of the steps at which it ends", field="layer_end", flags="--skip-layer-end", png="SLG end",
+             always=True, engine_default=0.2),
+    ] = None  # fmt: skip
+
+    def _check_together(self) -> None:
+        if not self.layers:
+            raise ArgumentError("SkipLayerGuidance.layers needs at least one layer")
+
+
+@dataclass(frozen=True)
+class Hires(Group):
+    """Generate small, enlarge, and sample again at the larger size."""
+
+    enabled = "enabled"
+    by_flag = "scale"
+
+    upscaler: Annotated[
+        str | None,
+        _hires("how to enlarge: in latent space, or with the VAE's encoder (load with vae_decode_only=False)",
+               field="upscaler", flags="--hires-upscaler", choices="upscaler", without=("None",),
+               png="Hires upscaler", always=True, engine_default="Latent, or Model where one is given"),
+    ] = None  # fmt: skip
+    model: Annotated[
+        StrPath | None,
+        _hires("file of an upscaler's model", field="model_path", flags="--hires-model", metavar="FILE",
+               png="Hires model", label="hires model"),
+    ] = None  # fmt: skip
+    scale: Annotated[
+        float | None,
+        Interval(ge=0.01, le=16.0),
+        _hires("factor of enlargement", field="scale", flags="--hires-scale", png="Hires upscale", always=True,
+               engine_default=2.0),
+    ] = None  # fmt: skip
+    target_width: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_SIDE),
+        MultipleOf(8),
+        _hires("width in pixels instead of the scale; 0 for none", field="target_width", flags="--hires-width",
+               png="Hires resize"),
+    ] = None  # fmt: skip
+    target_height: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_SIDE),
+        MultipleOf(8),
+        _hires("height, likewise", field="target_height", flags="--hires-height", png="Hires resize"),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Interval(ge=0, le=MAX_STEPS),
+        _hires("sampling steps at the larger size; 0 for those of the first pass", field="steps",
+               flags="--hires-steps", png="Hires steps", always=True, engine_default=0),
+    ] = None  # fmt: skip
+    denoising_strength: Annotated[
+        float | None,
+        Interval(ge=0.0001, le=1.0),
+        _hires("how much of the first pass is drawn anew", field="denoising_strength",
+               flags="--hires-denoising-strength", png="Denoising strength", always=True, engine_default=0.7),
+    ] = None  # fmt: skip
+    upscale_tile_size: Annotated[
+        int | None,
+        Interval(ge=16, le=MAX_SIDE),
+        _hires("side of the upscaler model's tiles in pixels", field="upscale_tile_size",
+               flags="--hires-upscale-tile-size", png="Hires tile size", engine_default=128),
+    ] = None  # fmt: skip
+
+    def _check_together(self) -> None:
+        named = "" if self.upscaler is None else fold(self.upscaler)
+        if self.model is not None and not named:
+            object.__setattr__(self, "upscaler", "Model")
+        elif self.model is not None and named != "model":
+            raise ArgumentError(f"Hires.model has no effect with upscaler {show(self.upscaler)}; use Model")
+        elif named == "model" and self.model is None:
+            raise ArgumentError("Hires.upscaler Model needs a model")
+        if self.scale is not None and (self.target_width or self.target_height):
+            raise ArgumentError("Hires.scale has no effect with target_width or target_height; give one of them")
+
+    def settle(self, used: dict[str, Any], around: Mapping[str, Any]) -> None:
+        """Note one of size and scale, and the steps that are taken."""
+        if self.target_width or self.target_height:
+            del used["scale"]
+            # One side given means a square.
+            used["target_width"] = self.target_width or self.target_height
+            used["target_height"] = self.target_height or self.target_width
+        else:
+            used.pop("target_width", None)
+            used.pop("target_height", None)
+        used["steps"] = used["steps"] or around["steps"]
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the VAE must encode: whatever does not enlarge in latent space."""
+        return self.upscaler is not None and not fold(self.upscaler).startswith("latent")
+
+
+@dataclass(frozen=True)
+class PhotoMaker(Group):
+    """Pictures of the person to draw, for a model loaded with ``photo_maker``."""
+
+    id_images: Annotated[
+        Sequence[Image],
+        _person("pictures of the person", field="id_images", flags="--pm-id-images-dir", kind=Pictures()),
+    ]
+    id_embed: Annotated[
+        StrPath | None,
+        _person("file of the embedding that PhotoMaker v2 needs", field="id_embed_path", flags="--pm-id-embed-path",
+                metavar="FILE", label="id_embed"),
+    ] = None  # fmt: skip
+    style_strength: Annotated[
+        float | None,
+        Interval(ge=0.0, le=100.0),
+        _person("strength of the style; more is less likeness", field="style_strength", flags="--pm-style-strength",
+                png="PhotoMaker style strength", always=True, engine_default=20.0),
+    ] = None  # fmt: skip
+
+
+def as_loras(loras: Any, name: str = "loras") -> tuple[Lora, ...]:
+    """Return LoRAs given as Lora objects, paths, or a mapping of path to multiplier."""
+    wanted = "Lora objects, paths or a mapping of path to multiplier"
+    pairs: list[Any]
+    if isinstance(loras, Mapping):
+        pairs = list(loras.items())
+    else:
+        if isinstance(loras, (str, bytes, os.PathLike, Lora)):
+            loras = [loras]
+        if not isinstance(loras, Sequence):
+            raise ArgumentError(f"{name} must be {wanted}, not {show(loras)}")
+        pairs = [each if isinstance(each, Lora) else (each,) for each in loras]
+    try:
+        return tuple(each if isinstance(each, Lora) else Lora(*each) for each in pairs)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name} must be {wanted}: {error}") from None
+
+
+class Loras(Kind):
+    """LoRAs, in any of the forms that as_loras takes."""
+
+    metavar = "FILE[:MULTIPLIER]"
+    several = True
+    schema = {"type": "array", "items": {"type": "string"}}  # noqa: RUF012 (as the base class has it)
+    _each = Grouped(Lora)
+
+    def check(self, name: str, value: Any, option: Option) -> tuple[Lora, ...]:
+        """Return Lora objects."""
+        return as_loras(value, name)
+
+    def engine_value(self, name: str, value: Any, option: Option) -> list[dict[str, Any]]:
+        """Return the engine's structs after a look at the files."""
+        return [self._each.engine_value("LoRA", lora, option) for lora in value]
+
+    def plain(self, value: Any) -> list[dict[str, Any]]:
+        """Return names and strengths."""
+        return [self._each.plain(lora) for lora in value]
+
+    def text(self, value: Any, option: Option) -> str:
+        """Return names and strengths."""
+        return ", ".join(f"{lora['path']}: {number_text(lora['multiplier'])}" for lora in value)
+
+    def read(self, text: str, option: Option) -> list[Lora]:
+        """Return what ``PATH`` or ``PATH:MULTIPLIER`` means."""
+        path, separator, number = text.rpartition(":")
+        try:
+            return [Lora(path, float(number)) if separator else Lora(text)]
+        except ValueError:
+            return [Lora(text)]
