@@ -6,7 +6,6 @@ import ctypes
 import functools
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from .._version import __version__
@@ -62,6 +61,8 @@ def find(engine: Path) -> Backend:
     Args:
         engine: the folder of the engine library.
     """
+    from importlib.metadata import PackageNotFoundError, distribution  # a fifth of what importing this package takes
+
     module = engine / MODULE
     if not module.is_file():
         try:
@@ -95,6 +96,8 @@ def find(engine: Path) -> Backend:
 
 def _load_from(owner: str, library: str) -> None:
     """Load a library of an installed package; without the package the system may have its own."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         path = Path(str(distribution(owner).locate_file(library)))
     except PackageNotFoundError:

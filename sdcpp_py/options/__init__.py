@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..model_files import StrPath
 from .checks import check_bool, check_choice, check_float, check_int, check_path, check_text, show
-from .declare import REQUIRED, Opt, Option, declared
+from .declare import REQUIRED, Opt, Option, Range, declared
 from .generation import MAX_BATCH, MAX_SEED, Progress
 from .group import Group
 from .groups import (
@@ -39,6 +39,7 @@ __all__ = [
     "Option",
     "PhotoMaker",
     "Progress",
+    "Range",
     "SkipLayerGuidance",
     "StrPath",
     "Tiling",

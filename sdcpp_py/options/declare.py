@@ -3,12 +3,12 @@
 A set of options is a ``TypedDict``, a group of options that are passed as one object a frozen dataclass derived from
 :class:`sdcpp_py.options.group.Group`. In both an option is a field::
 
-    steps: Annotated[int | None, Interval(ge=1, le=10_000), Opt("sampling steps", field="sample_params.sample_steps",
+    steps: Annotated[int | None, Range(1, 10_000), Opt("sampling steps", field="sample_params.sample_steps",
                                                                 flags="--steps", png="Steps", engine_default=20)]
 
 Type checkers and IDEs read the type, and :func:`declared` all of it: for signatures and help (``signature``), checks
 and engine fields (``kinds``), the command's flags (``sdcpp_py.cli``), the text in pictures (``sdcpp_py.metadata``), the
-JSON schema (``schema``) and ``docs/options.md`` (``docs``). The limits are annotated-types', which others read, too.
+JSON schema (``schema``) and ``docs/options.md`` (``docs``).
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ForwardRef, Union, get_args, get_origin
-
-from annotated_types import Interval, MultipleOf
+from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from .kinds import Kind
 
 REQUIRED = dataclasses.MISSING
 """The default of an option that must be given."""
+
+
+class Range(NamedTuple):
+    """The limits of a number, or of each of several.
+
+    Not annotated-types, which says the same: importing it takes a tenth of what importing this package may take.
+    """
+
+    low: float
+    high: float = math.inf
+    multiple: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,21 +199,18 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
     return Union[kept], True  # noqa: UP007 (made of what is known at run time)
 
 
-def _option(name: str, annotation: Any, default: Any) -> Option | None:
-    """Return the option that a field declares, or None when it declares none."""
+def _option(name: str, annotation: Any, default: Any) -> Option:
+    """Return the option that a field declares."""
     from .kinds import kind_of
 
     hint, metadata = _split(annotation)
     opt = next((each for each in metadata if isinstance(each, Opt)), None)
     if opt is None:
-        return None
-    limits = next((each for each in metadata if isinstance(each, Interval)), Interval())
-    multiple: Any = next((each.multiple_of for each in metadata if isinstance(each, MultipleOf)), 1)
+        raise TypeError(f"{name} declares no option: annotate it with Opt(...)")
+    limits = next((each for each in metadata if isinstance(each, Range)), Range(-math.inf))
     bare, optional = _without_none(hint)
-    low: Any = -math.inf if limits.ge is None else limits.ge
-    high: Any = math.inf if limits.le is None else limits.le
     kind = opt.kind or kind_of(name, bare, opt)
-    return Option(name, bare, optional, opt.default if default is None else default, opt, low, high, multiple, kind)
+    return Option(name, bare, optional, opt.default if default is None else default, opt, *limits, kind)
 
 
 _DECLARED: dict[type, Mapping[str, Option]] = {}
@@ -214,11 +220,13 @@ def declared(owner: type) -> Mapping[str, Option]:
     """Return the options that a TypedDict or a group declares, in order: name -> option."""
     if owner in _DECLARED:
         return _DECLARED[owner]
+    annotations = dict(owner.__annotations__)
+    if any(isinstance(annotation, (str, ForwardRef)) for annotation in annotations.values()):
+        annotations = get_type_hints(owner, include_extras=True)  # of a module that postpones them
+    defaults: dict[str, Any] = {}
     if dataclasses.is_dataclass(owner):
-        fields = [(field.name, field.type, field.default) for field in dataclasses.fields(owner)]
-    else:
-        fields = [(name, annotation, None) for name, annotation in owner.__annotations__.items()]
-    options = (_option(*field) for field in fields)
-    found = types.MappingProxyType({option.name: option for option in options if option is not None})
+        defaults = {field.name: field.default for field in dataclasses.fields(owner)}
+    options = [_option(name, annotation, defaults.get(name)) for name, annotation in annotations.items()]
+    found = types.MappingProxyType({option.name: option for option in options})
     _DECLARED[owner] = found
     return found

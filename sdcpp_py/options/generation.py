@@ -4,11 +4,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
-from annotated_types import Interval, MultipleOf
 from PIL.Image import Image
 
 from ..model_files import StrPath
-from .declare import REQUIRED, Opt
+from .declare import REQUIRED, Opt, Range
 from .groups import MAX_SIDE, MAX_STEPS, Cache, Hires, Lora, Loras, PhotoMaker, SkipLayerGuidance, Tiling
 from .kinds import Callback, Picture
 
@@ -80,7 +79,7 @@ class Sampling(TypedDict, total=False):
 
     steps: Annotated[
         int | None,
-        Interval(ge=1, le=MAX_STEPS),
+        Range(1, MAX_STEPS),
         _sampling("sampling steps", field="sample_params.sample_steps", flags="--steps", png="Steps", always=True,
                   engine_default=20),
     ]  # fmt: skip
@@ -98,13 +97,13 @@ class Sampling(TypedDict, total=False):
     ]  # fmt: skip
     cfg_scale: Annotated[
         float | None,
-        Interval(ge=-100.0, le=100.0),
+        Range(-100.0, 100.0),
         _guidance("classifier-free guidance; 1 switches it off", field="sample_params.guidance.txt_cfg",
                   flags="--cfg-scale", png="CFG scale", always=True, engine_default=7.0),
     ]  # fmt: skip
     seed: Annotated[
         int,
-        Interval(ge=-1, le=MAX_SEED),
+        Range(-1, MAX_SEED),
         _sampling("seed of the first image, the others count up; -1 draws one", field="seed", flags="--seed -s",
                   default=-1, png="Seed", always=True),
     ]  # fmt: skip
@@ -115,21 +114,19 @@ class Size(TypedDict, total=False):
 
     width: Annotated[
         int | None,
-        Interval(ge=8, le=MAX_SIDE),
-        MultipleOf(8),
+        Range(8, MAX_SIDE, 8),
         _picture("pixels; a family that needs a coarser grid rounds up and logs a warning", field="width",
                  flags="--width -W", png="Size", always=True, engine_default=512),
     ]  # fmt: skip
     height: Annotated[
         int | None,
-        Interval(ge=8, le=MAX_SIDE),
-        MultipleOf(8),
+        Range(8, MAX_SIDE, 8),
         _picture("pixels, likewise", field="height", flags="--height -H", png="Size", always=True,
                  engine_default=512),
     ]  # fmt: skip
     batch_count: Annotated[
         int,
-        Interval(ge=1, le=MAX_BATCH),
+        Range(1, MAX_BATCH),
         _picture("number of images", field="batch_count", flags="--batch-count -b", default=1),
     ]
 
@@ -139,26 +136,26 @@ class Conditioning(TypedDict, total=False):
 
     clip_skip: Annotated[
         int | None,
-        Interval(ge=-1, le=256),
+        Range(-1, 256),
         _guidance("layers of CLIP to leave out, counted from the end, of as many as it has; 1 is none, and what is "
                   "less is the model's own", field="clip_skip", flags="--clip-skip", png="Clip skip",
                   engine_default="1, of SD 2 and SDXL 2"),
     ]  # fmt: skip
     guidance: Annotated[
         float | None,
-        Interval(ge=0.0, le=1000.0),
+        Range(0.0, 1000.0),
         _guidance("distilled guidance of families such as Flux", field="sample_params.guidance.distilled_guidance",
                   flags="--guidance", png="Guidance", engine_default=3.5),
     ]  # fmt: skip
     eta: Annotated[
         float | None,
-        Interval(ge=0.0, le=10.0),
+        Range(0.0, 10.0),
         _sampling("noise that ancestral samplers add, usually 0 to 1", field="sample_params.eta", flags="--eta",
                   png="Eta", engine_default="1 for euler_a, er_sde and dpm++2s_a, else 0"),
     ]  # fmt: skip
     flow_shift: Annotated[
         float | None,
-        Interval(ge=0.0, le=1000.0),
+        Range(0.0, 1000.0),
         _sampling("timestep shift of flow models", field="sample_params.flow_shift", flags="--flow-shift",
                   png="Flow shift", engine_default="the model's own"),
     ]  # fmt: skip
@@ -173,7 +170,7 @@ class Conditioning(TypedDict, total=False):
     ]  # fmt: skip
     image_cfg_scale: Annotated[
         float | None,
-        Interval(ge=-100.0, le=100.0),
+        Range(-100.0, 100.0),
         _guidance("guidance by the image in edit and inpainting models", field="sample_params.guidance.img_cfg",
                   flags="--img-cfg-scale", png="Image CFG scale", engine_default="cfg_scale"),
     ]  # fmt: skip
@@ -184,13 +181,13 @@ class Conditioning(TypedDict, total=False):
     ]  # fmt: skip
     shifted_timestep: Annotated[
         int | None,
-        Interval(ge=0, le=1000),
+        Range(0, 1000),
         _sampling("timestep shift of distilled SDXL models", field="sample_params.shifted_timestep",
                   flags="--timestep-shift", png="Timestep shift", engine_default=0),
     ]  # fmt: skip
     sigmas: Annotated[
         Sequence[float] | None,
-        Interval(ge=0.0, le=1e9),
+        Range(0.0, 1e9),
         _sampling("noise levels, descending and usually ending in 0, instead of steps and scheduler",
                   field="sample_params.custom_sigmas", flags="--sigmas", png="Sigmas"),
     ]  # fmt: skip
@@ -226,7 +223,7 @@ class Control(TypedDict, total=False):
     ]  # fmt: skip
     control_strength: Annotated[
         float | None,
-        Interval(ge=0.0, le=100.0),
+        Range(0.0, 100.0),
         Opt("strength of the ControlNet", field="control_strength", flags="--control-strength", panel="ControlNet",
             png="Control strength", engine_default=0.9),
     ]  # fmt: skip

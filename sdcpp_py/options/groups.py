@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Interval, MultipleOf
 from PIL.Image import Image
 
 from ..errors import ArgumentError
 from ..model_files import StrPath
 from .checks import check_bool, fold, show
-from .declare import Opt, Option, declared
+from .declare import Opt, Option, Range, declared
 from .group import Group, Grouped
 from .kinds import Kind, Pictures, number_text
 
@@ -35,7 +34,7 @@ class Lora(Group):
     path: Annotated[StrPath, Opt("file of the LoRA, safetensors or GGUF", field="path", label="LoRA")]
     multiplier: Annotated[
         float,
-        Interval(ge=-100.0, le=100.0),
+        Range(-100.0, 100.0),
         Opt("its strength; 0 has no effect, 1 is the strength it was trained at", field="multiplier"),
     ] = 1.0
     is_high_noise: Annotated[
@@ -52,7 +51,7 @@ class Tiling(Group):
 
     tile_size_x: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_SIDE),
+        Range(0, MAX_SIDE),
         _tiling(
             "tile width in latent pixels, an eighth of image pixels for most families",
             field="tile_size_x", flags="--vae-tile-size", metavar="N[xN]", png="VAE tile size",
@@ -61,12 +60,12 @@ class Tiling(Group):
     ] = None  # fmt: skip
     tile_size_y: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_SIDE),
+        Range(0, MAX_SIDE),
         _tiling("tile height, likewise", field="tile_size_y", flags="--vae-tile-size", png="VAE tile size"),
     ] = None
     target_overlap: Annotated[
         float | None,
-        Interval(ge=0.0, le=0.5),
+        Range(0.0, 0.5),
         _tiling(
             "overlap of neighbouring tiles as a fraction of a tile",
             field="target_overlap", flags="--vae-tile-overlap", png="VAE tile overlap", engine_default=0.5,
@@ -74,7 +73,7 @@ class Tiling(Group):
     ] = None  # fmt: skip
     rel_size_x: Annotated[
         float | None,
-        Interval(ge=0.0, le=float(MAX_SIDE)),
+        Range(0.0, float(MAX_SIDE)),
         _tiling(
             "tile width as a fraction of the image, or from 1 on the number of tiles, instead of tile_size_x",
             field="rel_size_x", flags="--vae-relative-tile-size", metavar="N[xN]", png="VAE relative tile size",
@@ -82,7 +81,7 @@ class Tiling(Group):
     ] = None  # fmt: skip
     rel_size_y: Annotated[
         float | None,
-        Interval(ge=0.0, le=float(MAX_SIDE)),
+        Range(0.0, float(MAX_SIDE)),
         _tiling("tile height, likewise", field="rel_size_y", flags="--vae-relative-tile-size",
                 png="VAE relative tile size"),
     ] = None  # fmt: skip
@@ -115,25 +114,25 @@ class Cache(Group):
     mode: Annotated[str, _cache("what is cached", field="mode", flags="--cache-mode", choices="cache", png="Cache")]
     reuse_threshold: Annotated[
         float | None,
-        Interval(ge=0.0, le=1e6),
+        Range(0.0, 1e6),
         _easy("largest change at which a result is used again", field="reuse_threshold", key="threshold",
               png="Cache threshold", engine_default="1 for ucache, 0.2 for easycache"),
     ] = None  # fmt: skip
     start_percent: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _easy("fraction of the steps before caching starts", field="start_percent", key="start", png="Cache start",
               engine_default=0.15),
     ] = None  # fmt: skip
     end_percent: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _easy("fraction of the steps after which caching ends", field="end_percent", key="end", png="Cache end",
               engine_default=0.95),
     ] = None  # fmt: skip
     error_decay_rate: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _easy("how fast the accumulated error is forgotten", field="error_decay_rate", key="decay", only=("ucache",),
               png="Cache decay", engine_default=1.0),
     ] = None  # fmt: skip
@@ -149,49 +148,49 @@ class Cache(Group):
     ] = None  # fmt: skip
     Fn_compute_blocks: Annotated[
         int | None,
-        Interval(ge=0, le=10_000),
+        Range(0, 10_000),
         _blocks("first blocks that are always computed", field="Fn_compute_blocks", key="Fn", png="Cache Fn",
                 engine_default=8),
     ] = None  # fmt: skip
     Bn_compute_blocks: Annotated[
         int | None,
-        Interval(ge=0, le=10_000),
+        Range(0, 10_000),
         _blocks("last blocks that are always computed", field="Bn_compute_blocks", key="Bn", png="Cache Bn",
                 engine_default=0),
     ] = None  # fmt: skip
     residual_diff_threshold: Annotated[
         float | None,
-        Interval(ge=0.0, le=1e6),
+        Range(0.0, 1e6),
         _blocks("largest residual change at which blocks are skipped", field="residual_diff_threshold",
                 key="threshold", png="Cache residual threshold", engine_default=0.08),
     ] = None  # fmt: skip
     max_warmup_steps: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_STEPS),
+        Range(0, MAX_STEPS),
         _blocks("first steps without caching", field="max_warmup_steps", key="warmup", png="Cache warmup",
                 engine_default=8),
     ] = None  # fmt: skip
     max_cached_steps: Annotated[
         int | None,
-        Interval(ge=-1, le=MAX_STEPS),
+        Range(-1, MAX_STEPS),
         _blocks("most cached steps, -1 for no limit", field="max_cached_steps", key="max_cached",
                 png="Cache most steps", engine_default=-1),
     ] = None  # fmt: skip
     max_continuous_cached_steps: Annotated[
         int | None,
-        Interval(ge=-1, le=MAX_STEPS),
+        Range(-1, MAX_STEPS),
         _blocks("most cached steps in a row, -1 for no limit", field="max_continuous_cached_steps",
                 key="max_continuous", png="Cache most steps in a row", engine_default=-1),
     ] = None  # fmt: skip
     taylorseer_n_derivatives: Annotated[
         int | None,
-        Interval(ge=1, le=100),
+        Range(1, 100),
         _taylor("order of the Taylor prediction", field="taylorseer_n_derivatives", key="derivatives",
                 png="Cache derivatives", engine_default=1),
     ] = None  # fmt: skip
     taylorseer_skip_interval: Annotated[
         int | None,
-        Interval(ge=1, le=MAX_STEPS),
+        Range(1, MAX_STEPS),
         _taylor("predicted steps between computed ones", field="taylorseer_skip_interval", key="interval",
                 png="Cache interval", engine_default=1),
     ] = None  # fmt: skip
@@ -207,40 +206,40 @@ class Cache(Group):
     ] = None  # fmt: skip
     spectrum_w: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _spectrum("weight of the predictor", field="spectrum_w", key="w", png="Spectrum w", engine_default=0.4),
     ] = None
     spectrum_m: Annotated[
         int | None,
-        Interval(ge=1, le=100),
+        Range(1, 100),
         _spectrum("number of basis functions", field="spectrum_m", key="m", png="Spectrum m", engine_default=3),
     ] = None
     spectrum_lam: Annotated[
         float | None,
-        Interval(ge=0.0, le=1e6),
+        Range(0.0, 1e6),
         _spectrum("ridge of the fit", field="spectrum_lam", key="lam", png="Spectrum lam", engine_default=1.0),
     ] = None
     spectrum_window_size: Annotated[
         int | None,
-        Interval(ge=1, le=MAX_STEPS),
+        Range(1, MAX_STEPS),
         _spectrum("steps between computed ones", field="spectrum_window_size", key="window", png="Spectrum window",
                   engine_default=2),
     ] = None  # fmt: skip
     spectrum_flex_window: Annotated[
         float | None,
-        Interval(ge=0.0, le=1000.0),
+        Range(0.0, 1000.0),
         _spectrum("growth of that window", field="spectrum_flex_window", key="flex", png="Spectrum flex",
                   engine_default=0.5),
     ] = None  # fmt: skip
     spectrum_warmup_steps: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_STEPS),
+        Range(0, MAX_STEPS),
         _spectrum("first steps without prediction", field="spectrum_warmup_steps", key="warmup",
                   png="Spectrum warmup", engine_default=4),
     ] = None  # fmt: skip
     spectrum_stop_percent: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _spectrum("fraction of the steps after which prediction ends", field="spectrum_stop_percent", key="stop",
                   png="Spectrum stop", engine_default=0.9),
     ] = None  # fmt: skip
@@ -272,23 +271,23 @@ class SkipLayerGuidance(Group):
 
     layers: Annotated[
         Sequence[int],
-        Interval(ge=0, le=10_000),
+        Range(0, 10_000),
         _slg("indices of the layers that are left out", field="layers", flags="--skip-layers", png="Skip layers"),
     ]
     scale: Annotated[
         float,
-        Interval(ge=-1000.0, le=1000.0),
+        Range(-1000.0, 1000.0),
         _slg("strength; 0 switches it off", field="scale", flags="--slg-scale", png="SLG scale"),
     ]
     layer_start: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _slg("fraction of the steps at which it starts", field="layer_start", flags="--skip-layer-start",
              png="SLG start", always=True, engine_default=0.01),
     ] = None  # fmt: skip
     layer_end: Annotated[
         float | None,
-        Interval(ge=0.0, le=1.0),
+        Range(0.0, 1.0),
         _slg("fraction of the steps at which it ends", field="layer_end", flags="--skip-layer-end", png="SLG end",
              always=True, engine_default=0.2),
     ] = None  # fmt: skip
@@ -318,38 +317,36 @@ class Hires(Group):
     ] = None  # fmt: skip
     scale: Annotated[
         float | None,
-        Interval(ge=0.01, le=16.0),
+        Range(0.01, 16.0),
         _hires("factor of enlargement", field="scale", flags="--hires-scale", png="Hires upscale", always=True,
                engine_default=2.0),
     ] = None  # fmt: skip
     target_width: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_SIDE),
-        MultipleOf(8),
+        Range(0, MAX_SIDE, 8),
         _hires("width in pixels instead of the scale; 0 for none", field="target_width", flags="--hires-width",
                png="Hires resize"),
     ] = None  # fmt: skip
     target_height: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_SIDE),
-        MultipleOf(8),
+        Range(0, MAX_SIDE, 8),
         _hires("height, likewise", field="target_height", flags="--hires-height", png="Hires resize"),
     ] = None
     steps: Annotated[
         int | None,
-        Interval(ge=0, le=MAX_STEPS),
+        Range(0, MAX_STEPS),
         _hires("sampling steps at the larger size; 0 for those of the first pass", field="steps",
                flags="--hires-steps", png="Hires steps", always=True, engine_default=0),
     ] = None  # fmt: skip
     denoising_strength: Annotated[
         float | None,
-        Interval(ge=0.0001, le=1.0),
+        Range(0.0001, 1.0),
         _hires("how much of the first pass is drawn anew", field="denoising_strength",
                flags="--hires-denoising-strength", png="Denoising strength", always=True, engine_default=0.7),
     ] = None  # fmt: skip
     upscale_tile_size: Annotated[
         int | None,
-        Interval(ge=16, le=MAX_SIDE),
+        Range(16, MAX_SIDE),
         _hires("side of the upscaler model's tiles in pixels", field="upscale_tile_size",
                flags="--hires-upscale-tile-size", png="Hires tile size", engine_default=128),
     ] = None  # fmt: skip
@@ -398,7 +395,7 @@ class PhotoMaker(Group):
     ] = None  # fmt: skip
     style_strength: Annotated[
         float | None,
-        Interval(ge=0.0, le=100.0),
+        Range(0.0, 100.0),
         _person("strength of the style; more is less likeness", field="style_strength", flags="--pm-style-strength",
                 png="PhotoMaker style strength", always=True, engine_default=20.0),
     ] = None  # fmt: skip

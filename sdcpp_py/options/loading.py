@@ -5,13 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
-from annotated_types import Interval
-
 from .. import engine
 from ..errors import ArgumentError
 from ..model_files import StrPath
 from .checks import check_choice, show
-from .declare import Opt, Option
+from .declare import Opt, Option, Range
 from .generation import Progress
 from .kinds import Callback, Embeddings, Kind, Place
 
@@ -124,7 +122,7 @@ class Placing(TypedDict, total=False):
     ]  # fmt: skip
     pin_budget: Annotated[
         float | None,
-        Interval(ge=0.0),
+        Range(0.0),
         _placement("most to pin, in GiB", flags="--pin-budget", metavar="GIB",
                    engine_default="what the system affords"),
     ]  # fmt: skip
@@ -158,7 +156,7 @@ class Running(TypedDict, total=False):
     ]  # fmt: skip
     threads: Annotated[
         int | None,
-        Interval(ge=1, le=4096),
+        Range(1, 4096),
         _engine("CPU threads", field="n_threads", flags="--threads -t",
                 engine_default="the number of physical cores"),
     ]  # fmt: skip
@@ -246,7 +244,7 @@ class OfFamilies(TypedDict, total=False):
     ]  # fmt: skip
     chroma_t5_mask_pad: Annotated[
         int | None,
-        Interval(ge=0, le=10_000),
+        Range(0, 10_000),
         _family("padding tokens that stay unmasked", field="chroma_t5_mask_pad", flags="--chroma-t5-mask-pad",
                 engine_default=1),
     ]  # fmt: skip

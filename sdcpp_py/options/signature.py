@@ -6,7 +6,6 @@ Type checkers read ``Unpack[...]`` of the set of options instead; both come from
 from __future__ import annotations
 
 import inspect
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +18,14 @@ def arguments(options: Mapping[str, Option]) -> str:
     """Return the ``Args:`` section of a docstring, not indented."""
     lines = ["Args:"]
     for name, option in options.items():
-        text = f"{name}: {option.summary('see choices()')}."
-        lines += textwrap.wrap(
-            text, _WIDTH, initial_indent="    ", subsequent_indent="        ", break_long_words=False
-        )
+        line = "   "
+        # Not textwrap: this is done for every option whenever the package is imported.
+        for word in f"{name}: {option.summary('see choices()')}.".split():
+            if len(line) + len(word) >= _WIDTH:
+                lines.append(line)
+                line = "       "
+            line += f" {word}"
+        lines.append(line)
     return "\n".join(lines)
 
 
