@@ -224,7 +224,7 @@ class StableDiffusion:
         request = make_request(TXT2IMG, {"prompt": prompt, **options}, self._defaults)
         if not engine.context_supports_images(context):
             raise ArgumentError("this model draws video only; txt2img needs a model for images")
-        self._check_request(request)
+        self._check_request(request, engine.context_clip_layers(context))
         wanted = request.values["progress"]
         try:
             with _progress(self._progress if wanted is None else wanted, "sampling") as callback:
@@ -252,8 +252,13 @@ class StableDiffusion:
         timings = Timings(load=self._load_seconds, **phases, total=time.perf_counter() - start)
         return Images(images, request.seeds, timings, {**used, "size": made})
 
-    def _check_request(self, request: Request) -> None:
-        """Raise ArgumentError for what the model was not loaded for."""
+    def _check_request(self, request: Request, clip_layers: int) -> None:
+        """Raise ArgumentError for what the model has not, or was not loaded for."""
+        clip_skip = request.values["clip_skip"] or 0
+        if clip_skip > 0 and not clip_layers:
+            raise ArgumentError("clip_skip has no effect: this model has no CLIP text encoder")
+        if clip_skip > clip_layers:
+            raise ArgumentError(f"clip_skip must be at most {clip_layers}, the layers of this CLIP, not {clip_skip}")
         if request.values["control_image"] is not None and not self._uses_control:
             raise ArgumentError("control_image needs control_net=... when loading the model")
         if request.values["photo_maker"] is not None and not self._uses_photo_maker:

@@ -495,6 +495,11 @@ def context_defaults(context: Any, sampler: str | None) -> tuple[str, str]:
     return str(_text(lib.sd_sample_method_name(method))), str(_text(lib.sd_scheduler_name(scheduler)))
 
 
+def context_clip_layers(context: Any) -> int:
+    """Return how many layers the model's CLIP text encoders have, the least of them; 0 without one."""
+    return int(_engine()[1].sdcpp_clip_layers(context))
+
+
 def context_supports_images(context: Any) -> bool:
     """Tell whether the model draws images, not only video."""
     return bool(_engine()[1].sd_ctx_supports_image_generation(context))

@@ -139,6 +139,8 @@ SD_API enum sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, const sd
                                          sd_ctx_t** ctx);
 /* Frees a context; memory of one that is SDCPP_BROKEN is freed as far as that is safe. */
 SD_API void sdcpp_ctx_free(sd_ctx_t* ctx);
+/* Returns how many layers the context's CLIP text encoders have, the least of them; 0 without one. */
+SD_API int sdcpp_clip_layers(const sd_ctx_t* ctx);
 /* Returns the number of modules that have or had weights. */
 SD_API int sdcpp_memory_count(const sd_ctx_t* ctx);
 /* Fills in where one module's weights are; the strings live until this thread's next call. */

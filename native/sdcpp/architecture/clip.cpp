@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "sdcpp/architecture/checkpoint.h"
+#include "sdcpp/placement/placement.h"
 
 namespace sdcpp {
 
@@ -51,6 +52,7 @@ void architecture_clip(ClipSizes sizes) {
     if (!last_stripped) {
         sizes.n_layer = static_cast<int32_t>(found);
     }
+    clip_layers_note(sizes.n_layer);
 }
 
 bool clip_gelu(bool otherwise) {

@@ -59,6 +59,7 @@ public:
     void say_pageable(const std::string& module, const std::string& reason);
 
     MemoryBudget memory_budget;
+    int clip_layers = 0;  // the least number that a CLIP text encoder has; 0 without one
     bool survey = false;
     std::map<std::string, uint64_t> surveyed;  // module -> bytes
     bool loading = false;

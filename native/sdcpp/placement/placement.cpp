@@ -1,6 +1,7 @@
 // What the patches ask of the placements of this thread, and allocating weights where they are wanted.
 #include "sdcpp/placement/placement.h"
 
+#include <algorithm>
 #include <sstream>
 #include <utility>
 
@@ -80,6 +81,12 @@ std::shared_ptr<Placements> placements_open(const sd_ctx_params_t*& params) {
 
 ggml_backend_t module_backend(const char* module) {
     return current ? current->open_runtime(module)->backend : sd_get_default_backend();
+}
+
+void clip_layers_note(int layers) {
+    if (current) {
+        current->clip_layers = current->clip_layers == 0 ? layers : std::min(current->clip_layers, layers);
+    }
 }
 
 bool surveying() {

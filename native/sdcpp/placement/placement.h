@@ -81,6 +81,9 @@ void params_free(Placement& placement, ggml_backend_buffer_t buffer);
 // pages for the rest takes the host as long as building the graph does.
 void* graph_memory(Placement& placement, size_t bytes);
 
+// Notes how many layers a CLIP text encoder of the context that is being made has.
+void clip_layers_note(int layers);
+
 // Tells whether this thread only wants to know how large the weights would be.
 bool surveying();
 

@@ -62,6 +62,10 @@ bool sdcpp_transfer_get(const sd_ctx_t* ctx, int index, sdcpp_transfer_t* transf
     return true;
 }
 
+int sdcpp_clip_layers(const sd_ctx_t* ctx) {
+    return ctx != nullptr ? placements_of(ctx)->clip_layers : 0;
+}
+
 int sdcpp_stream_count(const sd_ctx_t* ctx) {
     return ctx != nullptr ? static_cast<int>(placements_of(ctx)->memory_budget.streamers().size()) : 0;
 }
