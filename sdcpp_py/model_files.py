@@ -97,8 +97,3 @@ def _check_safetensors(start: bytes, file: IO[bytes], size: int, where: str) -> 
         raise ModelError(f"{where} has a damaged header; fetch it again") from None
     if end > size:
         raise ModelError(f"{where} has {size} bytes of {end}; it is cut off, fetch it again")
-
-
-def model_path(path: StrPath | None, what: str) -> bytes | None:
-    """Return check_model_file's result, or None for None."""
-    return None if path is None else check_model_file(path, what)

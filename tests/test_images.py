@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from sdcpp_py import ArgumentError, GeneratedImage, OutputError, Timings, images
@@ -58,55 +56,24 @@ def test_save_to_file_object_and_own_pnginfo() -> None:
         assert "parameters" not in read.info
 
 
-def test_parameters_text_is_the_a1111_form() -> None:
-    text = images.parameters_text(
-        {
-            "prompt": "a cat",
-            "negative_prompt": "a dog",
-            "steps": 20,
-            "sampler": "dpm++2m",
-            "scheduler": "karras",
-            "cfg_scale": 7.0,
-            "seed": 42,
-            "size": "512x768",
-            "Model": "sd1",
-            "Lora": "a: 0.8, b: 1",
-            "Eta": None,
-        }
-    )
-    assert text == (
-        "a cat\nNegative prompt: a dog\n"
-        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 42, Size: 512x768, Model: sd1, "
-        'Lora: "a: 0.8, b: 1"'
-    )
-
-
-@given(
-    st.integers(0, 2**63 - 1),
-    st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), max_size=30).map(str.strip),
-)
-def test_parameters_text_can_be_read_back(seed: int, model: str) -> None:
-    """With the pattern that readers of the form use: name, colon, quoted string or text without a comma."""
-    import json
-    import re
-
-    text = images.parameters_text({"prompt": "p", "steps": 3, "seed": seed, "Model": model})
-    last = text.split("\n")[-1]
-    pairs = re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
-    found = {name: json.loads(value) if value.startswith('"') else value for name, value in pairs}
-    assert found["Seed"] == str(seed)
-    assert found["Model"] == model
-
-
 def test_to_pixels() -> None:
     array = images.to_pixels(Image.new("RGBA", (3, 2), (1, 2, 3, 4)), "control_image")
     assert array.shape == (2, 3, 3)
     assert array.dtype == np.uint8
     assert array.flags.c_contiguous
     assert tuple(array[0, 0]) == (1, 2, 3)
-    for bad in ("no", np.zeros((2, 2)), np.zeros((2, 2, 4), np.uint8)):
+    for bad in ("no", 5, None, np.zeros((2, 2)), np.zeros((2, 2, 3)), np.zeros((2, 2, 4), np.uint8), np.uint8(3)):
         with pytest.raises(ArgumentError, match="control_image must be"):
             images.to_pixels(bad, "control_image")  # type: ignore[arg-type]
+
+
+def test_open_picture(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    assert images.open_picture(str(tmp_path / "a.png"), "--x").size == (4, 4)
+    (tmp_path / "b.png").write_bytes(b"no")
+    for name in ("b.png", "none.png", "."):
+        with pytest.raises(ArgumentError, match=rf"^--x .*{name}: not a picture"):
+            images.open_picture(str(tmp_path / name), "--x")
 
 
 def test_check_output(tmp_path: Path) -> None:

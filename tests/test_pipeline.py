@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 from PIL import Image
 
 import sdcpp_py
@@ -119,6 +120,65 @@ def test_caching(sd: StableDiffusion) -> None:
 def test_hires(sd: StableDiffusion) -> None:
     images = sd.txt2img("a", **SMALL, hires=Hires(scale=2.0, steps=1))  # type: ignore[arg-type]
     assert images[0].size == (128, 128)
+    assert images.parameters["hires"] == {
+        "upscaler": "Latent",
+        "scale": 2.0,
+        "steps": 1,
+        "denoising_strength": 0.7,
+    }
+    assert (
+        "Size: 64x64, Hires upscaler: Latent, Hires upscale: 2, Hires steps: 1, Denoising strength: 0.7, "
+        in images[0].info["parameters"]
+    )
+
+
+def test_hires_with_the_encoder(sd: StableDiffusion, checkpoint: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"^hires: Lanczos needs vae_decode_only=False when loading"):
+        draw(sd, hires=Hires(upscaler="lanczos"))
+    with StableDiffusion(checkpoint, vae_decode_only=False) as both:
+        drawn = both.txt2img("a", **SMALL, hires=Hires(upscaler="lanczos", target_width=128))  # type: ignore[arg-type]
+    assert drawn[0].size == (128, 128)
+    assert "Hires upscaler: Lanczos, Hires resize: 128x128, Hires steps: 2" in drawn[0].info["parameters"]
+
+
+def test_clip_skip_is_limited_by_the_models_layers(sd: StableDiffusion, checkpoint: Path) -> None:
+    names = safetensors.safe_open(checkpoint, "np").keys()
+    layers = len({name.split(".layers.")[1].split(".")[0] for name in names if ".text_model.encoder.layers." in name})
+    assert layers > 1
+    assert draw(sd, clip_skip=layers) != draw(sd)
+    assert draw(sd, clip_skip=-1) == draw(sd, clip_skip=0) == draw(sd)
+    with pytest.raises(ArgumentError, match=f"^clip_skip must be at most {layers}, .* not {layers + 1}$"):
+        draw(sd, clip_skip=layers + 1)
+    with StableDiffusion() as embedded, pytest.raises(ArgumentError, match="^clip_skip must be at most"):
+        draw(embedded, clip_skip=50)
+
+
+def test_what_was_done_is_in_the_picture(sd: StableDiffusion) -> None:
+    text = sd.txt2img(
+        "a",
+        **SMALL,  # type: ignore[arg-type]
+        sigmas=[10.0, 2.5, 0.0],
+        cache=Cache("ucache", reuse_threshold=2.0),
+        vae_tiling=True,
+        eta=0.5,
+    )[0].info["parameters"]
+    assert text.startswith(
+        "a\nSteps: 2, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64, Eta: 0.5, Cache: ucache, "
+    )
+    assert 'Cache threshold: 2, Sigmas: "10, 2.5, 0", VAE tiling: True, Version: sdcpp-py ' in text
+
+
+def test_tensor_type_rules(sd: StableDiffusion, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint, tensor_type_rules="model.diffusion_model=Q8_0,") as changed:
+        assert draw(changed) != draw(sd)
+    for rules, message in {
+        "f16": "'f16' is no PATTERN=TYPE",
+        "vae=": "'vae=' is no PATTERN=TYPE",
+        "vae=q8_1": "type 'q8_1' is unknown; valid: f32",
+        "[=f16": r"'\[' is no regular expression",
+    }.items():
+        with pytest.raises(ArgumentError, match=f"^tensor_type_rules: {message}"):
+            StableDiffusion(checkpoint, tensor_type_rules=rules)
 
 
 def test_lora(checkpoint: Path, tmp_path: Path) -> None:

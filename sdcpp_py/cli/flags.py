@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Annotated, Any, Protocol
 
 import typer
@@ -156,10 +156,9 @@ class PanelCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, after a flag that stands alone was given an empty value."""
-        following = [*args[1:], "-"]
         told = [
             f"{word}=" if word in self.alone and not re.match(r"[\d.]", after) else word
-            for word, after in zip(args, following, strict=True)
+            for word, after in itertools.zip_longest(args, args[1:], fillvalue="")
         ]
         return list(super().parse_args(ctx, told))
 
@@ -174,7 +173,10 @@ def take_flags(command: Callable[..., None], found: list[Flag]) -> Callable[...,
 
     def run(**values: Any) -> None:
         given = {flag: values.pop(flag.name) for flag in found}
-        command(**values, given={flag: value for flag, value in given.items() if value not in (None, False, [])})
+        # Not by equality: 0 is given.
+        nothing = (None, False)
+        asked = {flag: value for flag, value in given.items() if not any(value is each for each in nothing)}
+        command(**values, given={flag: value for flag, value in asked.items() if value != []})
 
     own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "given"]
     added = []
@@ -235,7 +237,7 @@ def _read(flag: Flag, value: Any, mode: str) -> Iterator[tuple[Target, Any]]:
             first,
             {k: v for each in read for k, v in each.items()}
             if isinstance(read[0], dict)
-            else list(chain.from_iterable(read)),
+            else list(itertools.chain.from_iterable(read)),
         )
     else:
         yield first, first.option.kind.read(value, first.option) if isinstance(value, str) else value

@@ -13,6 +13,7 @@ from PIL import Image
 
 import sdcpp_py
 from sdcpp_py import cli
+from sdcpp_py.cli import txt2img
 from support.native_placement import NativePlacement
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "1", "--seed", "1"]
@@ -127,7 +128,17 @@ BAD = {
     "scheduler": (["--scheduler", "kar"], "valid: discrete"),
     "batch": (["-b", "0"], "batch_count must be from 1"),
     "seed": (["-s", "99999999999999999999"], "seed must be from -1"),
-    "sigmas": (["--sigmas", "1,x"], "numbers separated by commas"),
+    "sigmas": (["--sigmas", "1,2"], "sigmas must descend"),
+    "batch huge": (["-b", "3000000"], "batch_count must be from 1 to 1024, not 3000000"),
+    "tile overlap": (["--vae-tile-overlap", "0.9"], "Tiling.target_overlap must be a finite number from 0 to 0.5"),
+    "skipped layer": (["--skip-layers", "-1", "--slg-scale", "2"], "SkipLayerGuidance.layers[0] must be from 0"),
+    "cache mode": (["--cache-mode", "x"], "cache.mode 'x' is unknown; valid: easycache"),
+    "type rules": (["--tensor-type-rules", "vae"], "tensor_type_rules: 'vae' is no PATTERN=TYPE"),
+    "type rule's type": (["--tensor-type-rules", "vae=q9"], "tensor_type_rules: type 'q9' is unknown; valid: f32"),
+    "type rule's pattern": (["--tensor-type-rules", "(=f16"], "tensor_type_rules: '(' is no regular expression"),
+    "encoder": (["--hires-upscaler", "lanczos"], "hires: Lanczos needs vae_decode_only=False"),
+    "person": (["--pm-id-images-dir", "none"], "--pm-id-images-dir 'none' is not a directory of pictures"),
+    "embedding": (["--embedding", "x=none.safetensors"], "embedding x: none.safetensors does not exist"),
     "output directory": (["-o", "none/out.png"], "does not exist"),
     "output suffix": (["-o", "out.txt"], "is no picture format"),
     "output not writable": (["-o", "/proc/out.png"], "cannot be written"),
@@ -174,17 +185,77 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run("txt2img", capsys=capsys)
     assert status == 2
     assert "--prompt" in err
+    assert "Usage: " in err
     status, _, err = run("nonsense", capsys=capsys)
     assert status == 2
     status, out, _ = run("--version", capsys=capsys)
     assert (status, out) == (0, f"sdcpp {sdcpp_py.__version__}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sigmas", "1,x"], "--sigmas: needs numbers separated by commas: 'x' is not a number"),
+        (["--skip-layers", "1,x", "--slg-scale", "2"], "--skip-layers: needs numbers separated by commas"),
+        (["--skip-layers", "1.5", "--slg-scale", "2"], "'1.5' is not a whole number"),
+        (["--skip-layers", "nan", "--slg-scale", "2"], "'nan' is not a whole number"),
+        (["--skip-layers", "1"], "--skip-layers: needs --slg-scale too"),
+        (["--slg-scale", "2"], "--slg-scale: needs --skip-layers too"),
+        (["--cache-option", "threshold=1"], "--cache-option: needs --cache-mode too"),
+        (["--cache-mode", "ucache", "--cache-option", "x=1"], "'x=1' is none of threshold=, start=, end="),
+        (["--cache-mode", "ucache", "--cache-option", "start"], "'start' is none of"),
+        (["--scm-policy", "x", "--cache-mode", "dbcache"], "--scm-policy: 'x' is neither static nor dynamic"),
+        (["--vae-tile-size", "8x8x8"], "'8x8x8' is not N[xN]"),
+        (["--hires", "2x"], "--hires: '2x' is not a number"),
+        (["--steps", "x"], "--steps"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_read_is_a_usage_error(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run("txt2img", "-p", "a", *arguments, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("Usage: ")
+
+
 def test_help_names_every_option_of_txt2img(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("txt2img", "--help", capsys=capsys)
     assert status == 0
-    for option in ("--prompt", "--model", "--width", "--steps", "--sampler", "--lora", "--report", "--vae-tiling"):
+    for flag in txt2img.FLAGS:
+        assert all(name in out for name in flag.names), flag.names
+    for option in ("--output", "--report", "--verbose"):
         assert option in out
+
+
+def test_help_has_headings_ranges_and_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = run("txt2img", "--help", capsys=capsys)
+    headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [
+        "Prompt:", "Sampling:", "Guidance:", "Picture:", "Caching:", "LoRA:", "Decoding:", "Second pass:",
+        "ControlNet:", "Persons:", "Model files:", "Placement:", "Engine:", "Families:", "Output:", "Options:",
+    ]  # fmt: skip
+    said = " ".join(out.split())
+    assert "--steps INT Sampling steps (1 to 10000; default: 20)." in said
+    assert "Strength of the ControlNet (0 to 100; default: 0.9)." in said
+    assert "[default: output.png]" in said
+    assert out.isascii()
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_does_not_load_the_engine() -> None:
+    code = (
+        "import sys; from sdcpp_py import cli; status = cli.main(['txt2img', '--help']); "
+        "sys.exit(status or ('sdcpp_py._engine' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--cfg-scale" in done.stdout
 
 
 def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,5 +279,6 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_console_script() -> None:
     script = Path(sys.executable).with_name("sdcpp")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"sdcpp {sdcpp_py.__version__}\n"
+    for command in ([script], [sys.executable, "-m", "sdcpp_py"], [sys.executable, "-m", "sdcpp_py.cli"]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"sdcpp {sdcpp_py.__version__}\n"

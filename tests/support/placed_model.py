@@ -41,11 +41,12 @@ class Model:
 
     def draw(self, *loras: tuple[Path, float], progress: Any = None, control: Any = None, **more: object) -> str:
         """Return the hash of a picture's pixels."""
-        options = {"prompt": "a cat", "width": 64, "height": 64, "seed": 1, "sample_params": {"sample_steps": 1}}
-        given = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
-        pixels, _ = engine.image_generate(
-            self.context, {**options, **more}, loras=given, progress=progress, control_image=control
-        )
+        options: dict[str, Any] = {"prompt": "a cat", "width": 64, "height": 64, "seed": 1}
+        options["sample_params"] = {"sample_steps": 1}
+        options["loras"] = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
+        if control is not None:
+            options["control_image"] = control
+        pixels, _ = engine.image_generate(self.context, {**options, **more}, progress=progress)
         return hashlib.sha256(pixels[0][2]).hexdigest()
 
     def memory(self) -> dict[str, dict[str, Any]]:
