@@ -220,12 +220,11 @@ def declared(owner: type) -> Mapping[str, Option]:
     """Return the options that a TypedDict or a group declares, in order: name -> option."""
     if owner in _DECLARED:
         return _DECLARED[owner]
-    annotations = dict(owner.__annotations__)
+    fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    annotations = {field.name: field.type for field in fields} or dict(owner.__annotations__)
     if any(isinstance(annotation, (str, ForwardRef)) for annotation in annotations.values()):
         annotations = get_type_hints(owner, include_extras=True)  # of a module that postpones them
-    defaults: dict[str, Any] = {}
-    if dataclasses.is_dataclass(owner):
-        defaults = {field.name: field.default for field in dataclasses.fields(owner)}
+    defaults = {field.name: field.default for field in fields}
     options = [_option(name, annotation, defaults.get(name)) for name, annotation in annotations.items()]
     found = types.MappingProxyType({option.name: option for option in options})
     _DECLARED[owner] = found
