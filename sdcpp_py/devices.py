@@ -25,6 +25,7 @@ class Device:
         module_path: file of the backend module, or None when it cannot be told.
         features: the backend's own features, name to value, such as ``{"AVX2": "1"}``.
         memory_reserve: bytes that a model leaves free when ``max_vram`` is not given.
+        problem: why the memory of the device is not known, or None; the device cannot be used then.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Device:
     module_path: str | None
     features: dict[str, str]
     memory_reserve: int
+    problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -93,6 +95,12 @@ def doctor() -> dict[str, Any]:
     report["threads"] = engine.physical_cores()
     if not any(device.kind == "cpu" for device in found):
         report["problems"].append("no CPU backend was found beside the engine library: reinstall sdcpp-py")
+    report["problems"] += [
+        f"{device.name} does not answer: {device.problem}; start a new process, and if that fails as well look at its "
+        "driver"
+        for device in found
+        if device.problem
+    ]
     backend = engine.cuda_backend()
     if backend.problem:
         report["problems"].append(backend.problem)

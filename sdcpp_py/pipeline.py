@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import engine, models, placement
 from ._version import __version__
@@ -62,8 +62,10 @@ def _progress(wanted: bool | Progress | None, label: str) -> Iterator[Progress |
 class StableDiffusion:
     """A loaded model. Use it as a context manager, or call :meth:`close`.
 
-    The engine runs one call at a time in a process: calls from other threads wait for their turn, and the
-    interpreter's lock is free while the engine works.
+    Objects may be used from any thread. Calls that compute on the same device take turns, first come first served;
+    objects on different devices work at the same time. The interpreter's lock is free while the engine works. When
+    the interpreter exits, calls of daemon threads are cancelled and waited for; in a forked process nothing works that
+    was loaded before.
 
     Raises:
         ArgumentError: an option is unknown or out of range, or would do nothing.
@@ -74,9 +76,8 @@ class StableDiffusion:
     """
 
     def __init__(self, model: StrPath | None = None, **options: Unpack[LoadingOptions]) -> None:
-        self._context: Any = None
+        self._context: engine.Context | None = None
         self._name = "not loaded"
-        self._closed_reason = "it was closed"
         self._defaults: dict[str, Any] = {}
         values = LOADING.check({"model": model, **options})
         if values["model"] is None and values["diffusion_model"] is None:
@@ -102,7 +103,7 @@ class StableDiffusion:
             self._plan = self._make_plan(placing)
         places = () if self._plan is None else self._plan.placements()
         with _progress(self._progress, "loading") as callback:
-            self._context = engine.context_new(self._given, terms, callback, placements=places)
+            self._context = engine.Context(self._given, terms, callback, placements=places)
         if self._plan is not None:
             try:
                 self._check_pins(self._plan)
@@ -153,7 +154,7 @@ class StableDiffusion:
         Raises:
             ClosedError: the object is closed.
         """
-        return MemoryReport.from_rows(engine.context_memory(self._open_context()))
+        return MemoryReport.from_rows(self._open_context().memory())
 
     def transfer_report(self) -> TransferReport:
         """Return what was copied of the weights since the model began to load, and how the last pictures streamed them.
@@ -162,15 +163,19 @@ class StableDiffusion:
             ClosedError: the object is closed.
         """
         context = self._open_context()
-        return TransferReport.from_rows(engine.context_transfers(context), engine.context_streams(context))
+        return TransferReport.from_rows(context.transfers(), context.streams())
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free the model; calling it again does nothing."""
-        context, self._context = self._context, None
-        if context is not None:
-            engine.context_free(context)
+        """Free the model; calling it again does nothing.
+
+        Calls that wait for their turn raise ClosedError, and one under way is waited for. In a callback of a call, or
+        in a signal handler during one, this returns at once: the object counts as closed, and its memory is freed when
+        that call has ended.
+        """
+        if self._context is not None:
+            self._context.close()
 
     def __enter__(self) -> StableDiffusion:
         """Return the object itself."""
@@ -184,22 +189,38 @@ class StableDiffusion:
 
     def __del__(self) -> None:
         """Free a model that nobody closed, and say so as Python does for files."""
-        if getattr(self, "_context", None) is not None:
-            warnings.warn(f"unclosed {self!r}; use it as a context manager", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+        context = getattr(self, "_context", None)
+        if context is not None and not context.closed:
+            try:
+                warnings.warn(
+                    f"unclosed {self!r}; use it as a context manager", ResourceWarning, source=self, stacklevel=2
+                )
+            finally:
+                context.discard()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: a model has one owner."""
+        raise ArgumentError(
+            "a StableDiffusion object cannot be copied or pickled, for it owns its model; load the model again, or in "
+            "each process"
+        )
 
     def __repr__(self) -> str:
         """Return the model's name and whether it is closed."""
-        return f"<StableDiffusion {self._name}{' closed' if self._context is None else ''}>"
+        return f"<StableDiffusion {self._name}{' closed' if self.closed else ''}>"
 
     @property
     def closed(self) -> bool:
-        """Whether the model was freed."""
-        return self._context is None
+        """Whether the object can be used no more."""
+        return self._context is None or self._context.closed
 
     def cancel(self) -> None:
-        """Stop the generation that another thread runs; it raises CancelledError there within a sampling step."""
-        engine.cancel()
+        """Stop this object's calls in other threads, also those that wait for their turn: they raise CancelledError.
+
+        A call under way ends within a sampling step. Other objects draw on. May be called in a signal handler.
+        """
+        if self._context is not None:
+            self._context.cancel()
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -222,24 +243,19 @@ class StableDiffusion:
         start = time.perf_counter()
         context = self._open_context()
         request = make_request(TXT2IMG, {"prompt": prompt, **options}, self._defaults)
-        if not engine.context_supports_images(context):
+        if not context.supports_images():
             raise ArgumentError("this model draws video only; txt2img needs a model for images")
-        self._check_request(request, engine.context_clip_layers(context))
+        self._check_request(request, context.clip_layers())
         wanted = request.values["progress"]
-        try:
-            with _progress(self._progress if wanted is None else wanted, "sampling") as callback:
-                pixels, seconds = engine.image_generate(context, request.settings, progress=callback)
-        except engine.BrokenContextError as broken:
-            self._closed_reason = "an engine check failed in it; make a new one"
-            self.close()
-            raise broken.__cause__ or broken from None
+        with _progress(self._progress if wanted is None else wanted, "sampling") as callback:
+            pixels, seconds = context.image_generate(request.settings, progress=callback)
         made = f"{pixels[0][0]}x{pixels[0][1]}"
         used = dict(request.used)
         if "hires" not in used:
             if made != request.size:
                 log.warning("%s is no size for this model; the engine drew %s", request.size, made)
             used["width"], used["height"], _ = pixels[0]
-        sampler, scheduler = engine.context_defaults(context, used.get("sampler"))
+        sampler, scheduler = context.defaults(used.get("sampler"))
         used.setdefault("sampler", sampler)
         if not request.values["sigmas"]:
             used.setdefault("scheduler", scheduler)
@@ -267,10 +283,11 @@ class StableDiffusion:
         if hires is not None and hires.needs_encoder and not self._encodes:
             raise ArgumentError(f"hires: {hires.upscaler} needs vae_decode_only=False when loading the model")
 
-    def _open_context(self) -> Any:
-        """Return the handle, or raise ClosedError."""
+    def _open_context(self) -> engine.Context:
+        """Return the engine's side of the object, or raise ClosedError."""
         if self._context is None:
-            raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
+            raise ClosedError("this StableDiffusion object cannot be used: its model was not loaded")
+        self._context.check_open()
         return self._context
 
 

@@ -25,6 +25,11 @@ def draw(sd: sdcpp_py.StableDiffusion, **more: object) -> bytes:
     return sd.txt2img("a cat", **{**SMALL, **more})[0].tobytes()  # type: ignore[arg-type]
 
 
+def context(sd: sdcpp_py.StableDiffusion) -> engine.Context:
+    assert sd._context is not None
+    return sd._context
+
+
 def test_progress_counts_the_steps(sd: sdcpp_py.StableDiffusion) -> None:
     seen: list[tuple[int, int]] = []
     sd.txt2img("a", width=64, height=64, steps=3, seed=1, progress=lambda *args: seen.append(args[:2]))
@@ -191,20 +196,21 @@ def test_failed_engine_check_is_an_error(checkpoint: Path, capfd: pytest.Capture
     """A size of 0, which the Python layer refuses, fails a GGML_ASSERT: by itself the engine ends the process."""
     sd = sdcpp_py.StableDiffusion(checkpoint)
     try:
-        with pytest.raises(engine.BrokenContextError) as caught:
-            engine.image_generate(sd._context, {"prompt": "a", "width": 0, "height": 0})
+        with pytest.raises(sdcpp_py.GenerationError) as caught:
+            context(sd).image_generate({"prompt": "a", "width": 0, "height": 0})
+        assert sd.closed
+        with pytest.raises(sdcpp_py.ClosedError, match="an engine check failed in it"):
+            draw(sd)
     finally:
         sd.close()
-    error = caught.value.__cause__
-    assert isinstance(error, sdcpp_py.GenerationError)
-    assert "GGML_ASSERT" in error.engine_log[-1]
+    assert "GGML_ASSERT" in caught.value.engine_log[-1]
     assert capfd.readouterr().err == ""
 
 
 def test_cpp_exception_is_an_error_and_the_object_works_on(sd: sdcpp_py.StableDiffusion) -> None:
     before = draw(sd)
     with pytest.raises(sdcpp_py.GenerationError, match="non-negative"):
-        engine.image_generate(sd._context, {"prompt": "a", "width": -64, "height": 64})
+        context(sd).image_generate({"prompt": "a", "width": -64, "height": 64})
     assert draw(sd) == before
 
 

@@ -23,7 +23,6 @@ from sdcpp_py import (
     PlacementError,
     StableDiffusion,
     Tiling,
-    engine,
 )
 from support.checkpoints import write_checkpoint, write_lora
 from support.native_placement import NativePlacement
@@ -372,7 +371,7 @@ def test_context_is_freed_when_its_report_fails(
     def interrupted(context: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "context_memory", interrupted, raising=False)
+    monkeypatch.setattr(native_placement, "context_memory", interrupted)
     with pytest.raises(KeyboardInterrupt):
         StableDiffusion(checkpoint, **OFFLOAD)  # type: ignore[arg-type]
     assert native_placement.calls[-1] == "free"

@@ -7,6 +7,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .library import library, text
+from .names import ENUMS
+
 IMAGE = "sd_img_gen_params_t"
 """What one generation of images is asked with."""
 CONTEXT = "sd_ctx_params_t"
@@ -30,9 +33,7 @@ def _count_of(name: str, names: Sequence[str]) -> str | None:
 @functools.cache
 def paths(kind: str) -> tuple[str, ...]:
     """Return the paths of a struct's fields, such as ``sample_params.eta``; lengths of arrays are not among them."""
-    from . import _engine
-
-    ffi, _ = _engine()
+    ffi, _ = library()
     found = [path for path, _ in _walk(ffi.typeof(kind))]
     lengths = set()
     for path in found:
@@ -49,9 +50,7 @@ def defaults(kind: str) -> Mapping[str, Any]:
 
     Numbers and bools are Python's, names of an enum are text; fields that point somewhere are left out.
     """
-    from . import _ENUMS, _engine, _text
-
-    ffi, lib = _engine()
+    ffi, lib = library()
     params = ffi.new(f"{kind}*")
     getattr(lib, f"{kind.removesuffix('_t')}_init")(params)
     found: dict[str, Any] = {}
@@ -59,9 +58,9 @@ def defaults(kind: str) -> Mapping[str, Any]:
         value = functools.reduce(getattr, path.split("."), params)
         name = path.rpartition(".")[2]
         if cdata.kind == "enum":
-            known = _ENUMS.get(name)
+            known = ENUMS.get(name)
             end = known and int(getattr(lib, known[1]))
-            found[path] = _text(getattr(lib, known[2])(value)) if known and value != end else None
+            found[path] = text(getattr(lib, known[2])(value)) if known and value != end else None
         elif cdata.kind == "primitive" and cdata.cname == "float":
             # As it was written: six digits come back unchanged from single precision.
             found[path] = float(f"{value:.6g}") if math.isfinite(value) else None
@@ -80,8 +79,8 @@ def set_array(filler: Any, struct: Any, name: str, values: Any) -> None:
         values: a sequence of plain values, of mappings of a struct's fields, or of pictures; or one picture as an array
             of shape (height, width, channels).
     """
-    fields = dict(filler.ffi.typeof(struct).item.fields if filler.ffi.typeof(struct).kind == "pointer" else
-                  filler.ffi.typeof(struct).fields)  # fmt: skip
+    kind = filler.ffi.typeof(struct)
+    fields = dict((kind.item if kind.kind == "pointer" else kind).fields)
     if hasattr(values, "shape"):
         filler.fill(getattr(struct, name), filler.image(values))
         return

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "diffusion_model.hpp"
-#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/api/run.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
@@ -20,8 +20,18 @@ struct Probe {
     std::shared_ptr<sdcpp::Placements> placements;
     std::shared_ptr<DiffusionModel> model;
     SDVersion version = VERSION_COUNT;
-    std::string error;
 };
+
+std::string last_error;
+
+// Runs a function as a call of the engine that nobody listens to.
+template <typename F>
+bool run(F&& function) {
+    sdcpp::Run one;
+    const bool done = sdcpp::run_guarded(one, function) == SDCPP_OK;
+    last_error = one.error;
+    return done;
+}
 
 sd::Tensor<float> tensor(std::vector<int64_t> shape) {
     sd::Tensor<float> made(std::move(shape));
@@ -55,7 +65,7 @@ extern "C" {
 // when that fails.
 SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin) {
     auto probe = std::make_unique<Probe>();
-    const bool made = sdcpp::guard([&] {
+    const bool made = run([&] {
         sdcpp::backends_load();
         const std::string wanted = mode;
         sd_ctx_params_t params;
@@ -79,6 +89,11 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
     return made ? probe.release() : nullptr;
 }
 
+// Returns why the last call failed.
+SD_API const char* sdcpp_probe_error(void) {
+    return last_error.c_str();
+}
+
 // Lets streaming measure with a clock, in seconds, instead of the system's.
 SD_API void sdcpp_probe_clock(double (*now)()) {
     sdcpp::stream_clock = now;
@@ -87,7 +102,7 @@ SD_API void sdcpp_probe_clock(double (*now)()) {
 // Sets the budget of device memory and starts a generation, with nothing on the device.
 SD_API void sdcpp_probe_begin(void* handle, double max_vram) {
     auto* probe = static_cast<Probe*>(handle);
-    sdcpp::guard([&] {
+    run([&] {
         probe->model->free_compute_buffer();
         probe->placements->memory_budget.set_max_vram(static_cast<float>(max_vram));
         probe->placements->memory_budget.begin_generation();
@@ -102,7 +117,7 @@ SD_API void sdcpp_probe_begin(void* handle, double max_vram) {
 // Computes the model once for a picture of a size, and a prompt of a number of tokens where the model takes any.
 SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens) {
     auto* probe = static_cast<Probe*>(handle);
-    return sdcpp::guard([&] {
+    return run([&] {
         sdcpp::PlacementScope scope(probe->placements);
         const SDVersion version = probe->version;
         const bool unet = sd_version_is_unet(version);
@@ -155,7 +170,7 @@ SD_API bool sdcpp_probe_segment(void* handle, int index, uint64_t* bytes, double
 
 SD_API void sdcpp_probe_free(void* handle) {
     auto* probe = static_cast<Probe*>(handle);
-    sdcpp::guard([&] {
+    run([&] {
         sdcpp::PlacementScope scope(probe->placements);
         probe->model.reset();
         return true;

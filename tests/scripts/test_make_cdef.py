@@ -21,9 +21,9 @@ def struct_fields(cdef: str, name: str) -> list[str]:
 
 
 def test_real_headers_give_what_the_compiled_module_has() -> None:
-    from sdcpp_py.engine import _engine
+    from sdcpp_py.engine import library
 
-    compiled, _ = _engine()
+    compiled, _ = library()
     cdef = make_cdef.make_cdef(HEADERS)
     for name in ("sd_ctx_params_t", "sd_img_gen_params_t", "sd_sample_params_t", "sd_cache_params_t", "sdcpp_device_t"):
         assert struct_fields(cdef, name) == [field for field, _ in compiled.typeof(name).fields]

@@ -44,7 +44,7 @@ class Probe:
         self.loopback, self.lib, self.ffi, self.model = loopback, lib, ffi, model
         self.handle = lib.sdcpp_probe_new(bytes(path), b"Loopback0", mode.encode(), pin)
         if self.handle == ffi.NULL:
-            why = ffi.string(lib.sdcpp_last_error()).decode()
+            why = ffi.string(lib.sdcpp_probe_error()).decode()
             raise RuntimeError(f"{path.name} cannot be made on the loopback accelerator: {why}")
 
     def begin(self, budget: int) -> None:
@@ -57,7 +57,7 @@ class Probe:
         before = self.loopback.clock()["host_seconds"]
         for _ in range(count):
             if not self.lib.sdcpp_probe_step(self.handle, self.model.width, self.model.height, self.model.tokens):
-                raise RuntimeError(self.ffi.string(self.lib.sdcpp_last_error()).decode() or "the engine gave up")
+                raise RuntimeError(self.ffi.string(self.lib.sdcpp_probe_error()).decode() or "the engine gave up")
         return (self.loopback.clock()["host_seconds"] - before) / count
 
     def stream(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Probe:
 
 
 DECLARATIONS = """
-const char* sdcpp_last_error(void);
+const char* sdcpp_probe_error(void);
 void sdcpp_probe_clock(double (*now)(void));
 void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
 void sdcpp_probe_begin(void* probe, double max_vram);

@@ -21,26 +21,35 @@ class NativePlacement:
         self.surveyed: Mapping[str, Any] = {}
         self.options: Mapping[str, Any] = {}
         self.placements: Sequence[Mapping[str, Any]] = ()
-        new, free, found = engine.context_new, engine.context_free, engine.device_list()
+        native, found = self, engine.device_list()
         gpu = {**found[0], "name": "Fake0", "kind": "gpu", "backend": "Fake", "host_buffer_type": "Fake_Host"}
         gpu["memory_total"] = gpu["memory_free"] = 8 << 30
         gpu["memory_reserve"] = 1 << 30
 
-        def context_new(options: Any, embeddings: Any, progress: Any, **more: Any) -> Any:
-            assert set(more) == {"placements"}
-            self.options, self.placements = options, more["placements"]
-            self.calls.append("new placements" if self.placements else "new")
-            return new(options, embeddings, progress)
+        class Context(engine.Context):
+            def __init__(self, options: Any, embeddings: Any, progress: Any, **more: Any) -> None:
+                assert set(more) == {"placements"}
+                native.options, native.placements = options, more["placements"]
+                native.calls.append("new placements" if native.placements else "new")
+                super().__init__(options, embeddings, progress)
 
-        def context_free(context: Any) -> None:
-            self.calls.append("free")
-            free(context)
+            def close(self) -> None:
+                if not self.closed:
+                    native.calls.append("free")
+                super().close()
 
-        monkeypatch.setattr(engine, "context_new", context_new)
-        monkeypatch.setattr(engine, "context_free", context_free)
+            def memory(self) -> list[dict[str, Any]]:
+                return native.context_memory(self)
+
+            def transfers(self) -> list[dict[str, Any]]:
+                return native.context_transfers(self)
+
+            def streams(self) -> list[dict[str, Any]]:
+                return native.context_streams(self)
+
+        monkeypatch.setattr(engine, "Context", Context)
         monkeypatch.setattr(engine, "device_list", lambda: [*found, gpu])
-        for name in ("weights_survey", "context_memory", "context_transfers", "context_streams"):
-            monkeypatch.setattr(engine, name, getattr(self, name), raising=False)
+        monkeypatch.setattr(engine, "weights_survey", self.weights_survey)
 
     def weights_survey(self, options: Mapping[str, Any]) -> dict[str, int]:
         self.calls.append("survey")

@@ -31,13 +31,13 @@ class Model:
 
     def __init__(self, checkpoint: Path, placements: Sequence[Any] = (), **options: object) -> None:
         given = {"model_path": bytes(checkpoint), "n_threads": 1, "free_params_immediately": False, **options}
-        self.context = engine.context_new(given, {}, None, placements)
+        self.context = engine.Context(given, {}, None, placements)
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
-        engine.context_free(self.context)
+        self.context.close()
 
     def draw(self, *loras: tuple[Path, float], progress: Any = None, control: Any = None, **more: object) -> str:
         """Return the hash of a picture's pixels."""
@@ -46,14 +46,14 @@ class Model:
         options["loras"] = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
         if control is not None:
             options["control_image"] = control
-        pixels, _ = engine.image_generate(self.context, {**options, **more}, progress=progress)
+        pixels, _ = self.context.image_generate({**options, **more}, progress=progress)
         return hashlib.sha256(pixels[0][2]).hexdigest()
 
     def memory(self) -> dict[str, dict[str, Any]]:
-        return {row["module"]: row for row in engine.context_memory(self.context)}
+        return {row["module"]: row for row in self.context.memory()}
 
     def transfers(self) -> dict[str, dict[str, Any]]:
-        return {row["module"]: row for row in engine.context_transfers(self.context)}
+        return {row["module"]: row for row in self.context.transfers()}
 
 
 def draw(checkpoint: Path, placements: Sequence[Any] = (), *loras: tuple[Path, float], **options: object) -> str:

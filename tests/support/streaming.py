@@ -46,7 +46,7 @@ def budget_bytes(max_vram: float) -> int:
 
 
 def streams(model: Model) -> dict[str, dict[str, Any]]:
-    return {row["runner"]: row for row in engine.context_streams(model.context)}
+    return {row["runner"]: row for row in model.context.streams()}
 
 
 def named_budget(error: sdcpp_py.DeviceMemoryError) -> float:
@@ -73,7 +73,7 @@ def smallest_budget(draw: Callable[[float], object]) -> float:
 
 def picture(array: np.ndarray) -> dict[str, Any]:
     """Return the fields of an sd_image_t; the array must outlive it."""
-    ffi = engine._engine()[0]
+    ffi = engine.library()[0]
     height, width, channels = array.shape
     return {"width": width, "height": height, "channel": channels, "data": ffi.from_buffer("uint8_t[]", array)}
 

@@ -15,10 +15,19 @@ extern "C" {
 enum sdcpp_status_t {
     SDCPP_OK,
     SDCPP_FAILED,     /* the engine refused; its log lines say why */
-    SDCPP_CANCELLED,  /* the poll callback or sdcpp_cancel stopped the run */
-    SDCPP_BROKEN,     /* an engine check failed halfway: the context must only be freed */
-    SDCPP_NO_ROOM,    /* device memory or its budget is too small; sdcpp_last_error says what would do */
+    SDCPP_CANCELLED,  /* the poll callback, sdcpp_run_cancel or sdcpp_ctx_cancel stopped the run */
+    SDCPP_BROKEN,     /* an engine check failed halfway, or weights are half changed: the context closes itself */
+    SDCPP_NO_ROOM,    /* device memory or its budget is too small; sdcpp_run_error says what would do */
+    SDCPP_CLOSED,     /* the context is closed, or was while the run waited for its turn */
+    SDCPP_INSIDE,     /* called from a callback of a run on the same device, or on one that is busy: it would wait for ever */
+    SDCPP_FORKED,     /* the process was forked after the engine was used */
+    SDCPP_EXITING,    /* sdcpp_exit was called */
 };
+
+/* One call of the engine: made before it, handed to it, and asked about it afterwards. */
+typedef struct sdcpp_run sdcpp_run_t;
+/* A model: empty, loaded or closed. */
+typedef struct sdcpp_ctx sdcpp_ctx_t;
 
 typedef struct {
     const char* name;              /* "CPU", "CUDA0", ... */
@@ -27,6 +36,8 @@ typedef struct {
     const char* backend;           /* name of the backend that serves it */
     const char* host_buffer_type;  /* name of its host buffer type, or NULL when it has none */
     const char* module_path;       /* file of the backend module, or NULL when it cannot be told */
+    const char* features;          /* features of the backend as "NAME=VALUE,..." */
+    const char* problem;           /* why its memory is not known, or NULL */
     uint64_t memory_free;          /* bytes */
     uint64_t memory_total;         /* bytes */
     uint64_t memory_reserve;       /* bytes that stay free when no max_vram is given */
@@ -96,10 +107,25 @@ typedef struct {
     const char* streamed;      /* names of the streamed segments, separated by ", " */
 } sdcpp_stream_t;
 
-/* Returns true to cancel the run; called on the thread that runs the engine, at most every 50 ms. */
+/* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
 typedef void (*sdcpp_tap_cb_t)(const char* phase, const int64_t* ne, const float* values, void* data);
+
+/* Who listens to one run; NULL: nobody, for log lines whom sdcpp_log_set names. Those may come from any thread, everything
+   else comes from the calling one. */
+typedef struct {
+    sd_log_cb_t log;
+    sd_progress_cb_t progress;
+    sdcpp_poll_cb_t poll;
+    sdcpp_tap_cb_t tap;
+    sd_preview_cb_t preview;
+    enum preview_t preview_mode; /* how previews are made */
+    int preview_interval;        /* steps between two of them */
+    void* data;                  /* given to each of these functions */
+} sdcpp_callbacks_t;
+
+/* --- the process --- */
 
 /* Returns the upstream commit of the engine, from the lock file. */
 SD_API const char* sdcpp_engine_commit(void);
@@ -109,58 +135,78 @@ SD_API const char* sdcpp_ggml_version(void);
 SD_API const char* sdcpp_ggml_commit(void);
 /* Returns the path of the engine library, or NULL when it cannot be told. */
 SD_API const char* sdcpp_library_path(void);
+/* Sets who receives log lines that belong to no run; NULL: nobody. */
+SD_API void sdcpp_log_set(sd_log_cb_t log, void* data);
+/* Says, in a forked child, that it is one: calls fail there from now on and free nothing, if the engine was used before. */
+SD_API void sdcpp_forked(void);
+/* Refuses new runs, cancels those there are and waits for them, for some milliseconds at most; then frees all contexts.
+   Returns false when runs are left. */
+SD_API bool sdcpp_exit(int milliseconds);
 
-/* Loads every backend module beside the engine library, once, and returns the number of devices. */
-SD_API int sdcpp_backends_load(void);
-/* Loads one backend module from a file; false when it is none, or made for another ggml. */
-SD_API bool sdcpp_backend_load(const char* path);
-/* Returns the number of devices. */
-SD_API int sdcpp_device_count(void);
-/* Fills in one device; the strings live as long as the process. */
-SD_API bool sdcpp_device_get(int index, sdcpp_device_t* device);
-/* Writes a device's backend features as "NAME=VALUE,..." and returns the length that is needed. */
-SD_API size_t sdcpp_device_features(int index, char* text, size_t size);
+/* --- runs --- */
 
-/* Sets the function that is polled while the engine works; NULL removes it. */
-SD_API void sdcpp_set_poll_callback(sdcpp_poll_cb_t poll, void* data);
-/* Sets the function that sees the f32 output of every graph the engine computes; NULL removes it. */
-SD_API void sdcpp_set_tap_callback(sdcpp_tap_cb_t tap, void* data);
-/* Cancels the run that is under way; safe from any thread. */
-SD_API void sdcpp_cancel(void);
-/* Returns the text of the last C++ exception or failed engine check of this thread's last run, or "". */
-SD_API const char* sdcpp_last_error(void);
+/* Makes a run, for one call; sdcpp_run_free frees it. */
+SD_API sdcpp_run_t* sdcpp_run_new(const sdcpp_callbacks_t* callbacks);
+/* Cancels a run, before or during its call; safe from any thread and in its callbacks. */
+SD_API void sdcpp_run_cancel(sdcpp_run_t* run);
+/* Returns the text of the first failed engine check of a run, else of its last C++ exception, or "". */
+SD_API const char* sdcpp_run_error(const sdcpp_run_t* run);
+/* Returns the number of phases that a run went through. */
+SD_API int sdcpp_run_phase_count(const sdcpp_run_t* run);
+/* Fills in one phase of a run. */
+SD_API bool sdcpp_run_phase_get(const sdcpp_run_t* run, int index, sdcpp_phase_t* phase);
+/* Frees a run whose call has returned, with the images and the strings that it gave. */
+SD_API void sdcpp_run_free(sdcpp_run_t* run);
+
+/* --- devices --- */
+
+/* Loads every backend module beside the engine library, once. */
+SD_API enum sdcpp_status_t sdcpp_backends_load(sdcpp_run_t* run);
+/* Loads one backend module from a file; fails when it is none, or made for another ggml. */
+SD_API enum sdcpp_status_t sdcpp_backend_load(sdcpp_run_t* run, const char* path);
+/* Fills in the devices, capacity at most, and how many there are; the strings live as long as the run. */
+SD_API enum sdcpp_status_t sdcpp_devices(sdcpp_run_t* run, sdcpp_device_t* devices, int capacity, int* count);
+
+/* --- models --- */
 
 /* Reads the headers of a model's files and fills in what the weights of each module will take. */
-SD_API enum sdcpp_status_t sdcpp_weights_survey(const sd_ctx_params_t* params, sdcpp_weights_t* weights, int capacity,
-                                                int* count);
-/* Loads a model with its modules placed, those not named as the flags in params say; *ctx is set only with SDCPP_OK,
-   and sdcpp_ctx_free frees it. */
-SD_API enum sdcpp_status_t sdcpp_ctx_new(const sd_ctx_params_t* params, const sdcpp_placement_t* placements, int count,
-                                         sd_ctx_t** ctx);
-/* Frees a context; memory of one that is SDCPP_BROKEN is freed as far as that is safe. */
-SD_API void sdcpp_ctx_free(sd_ctx_t* ctx);
-/* Returns how many layers the context's CLIP text encoders have, the least of them; 0 without one. */
-SD_API int sdcpp_clip_layers(const sd_ctx_t* ctx);
-/* Returns the number of modules that have or had weights. */
-SD_API int sdcpp_memory_count(const sd_ctx_t* ctx);
-/* Fills in where one module's weights are; the strings live until this thread's next call. */
-SD_API bool sdcpp_memory_get(const sd_ctx_t* ctx, int index, sdcpp_memory_t* memory);
-/* Returns the number of modules whose copies are counted. */
-SD_API int sdcpp_transfer_count(const sd_ctx_t* ctx);
-/* Fills in what was copied for one module since the context was made. */
-SD_API bool sdcpp_transfer_get(const sd_ctx_t* ctx, int index, sdcpp_transfer_t* transfer);
-/* Returns how many of the context's networks can be streamed. */
-SD_API int sdcpp_stream_count(const sd_ctx_t* ctx);
-/* Describes how one of them was last computed; false when it was not, or the index is wrong. The text lasts until the next call. */
-SD_API bool sdcpp_stream_get(const sd_ctx_t* ctx, int index, sdcpp_stream_t* stream);
-/* Generates params->batch_count images; *images is set only with SDCPP_OK, and sdcpp_images_free frees it. */
-SD_API enum sdcpp_status_t sdcpp_image_generate(sd_ctx_t* ctx, const sd_img_gen_params_t* params, sd_image_t** images);
-/* Frees images and their pixels. */
-SD_API void sdcpp_images_free(sd_image_t* images, int count);
-/* Returns the number of phases that the last run on this thread went through. */
-SD_API int sdcpp_phase_count(void);
-/* Fills in one phase of the last run on this thread. */
-SD_API bool sdcpp_phase_get(int index, sdcpp_phase_t* phase);
+SD_API enum sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* params,
+                                                sdcpp_weights_t* weights, int capacity, int* count);
+/* Makes an empty context; sdcpp_ctx_free frees it. */
+SD_API sdcpp_ctx_t* sdcpp_ctx_new(void);
+/* Loads a model into an empty context with its modules placed, those not named as the flags in params say. */
+SD_API enum sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params,
+                                          const sdcpp_placement_t* placements, int count);
+/* Generates params->batch_count images; they belong to the run. */
+SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
+                                                sd_image_t** images);
+/* Fills in where the weights of the modules are, capacity rows at most, and how many there are. As in the next two, the
+   strings live as long as the run. */
+SD_API enum sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory_t* rows, int capacity,
+                                            int* count);
+/* Fills in what was copied for each module since the context was loaded. */
+SD_API enum sdcpp_status_t sdcpp_ctx_transfers(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_transfer_t* rows, int capacity,
+                                               int* count);
+/* Describes how the networks that can be streamed were last computed. */
+SD_API enum sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_stream_t* rows, int capacity,
+                                             int* count);
+/* Returns how many layers the loaded model's CLIP text encoders have, the least of them; 0 without one. */
+SD_API int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx);
+/* Tells whether the loaded model draws images, not only video. */
+SD_API bool sdcpp_ctx_supports_images(const sdcpp_ctx_t* ctx);
+/* Returns the sampler that the engine takes for the loaded model. */
+SD_API enum sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx);
+/* Returns the scheduler that the engine takes for the loaded model and a sampler. */
+SD_API enum scheduler_t sdcpp_ctx_scheduler(const sdcpp_ctx_t* ctx, enum sample_method_t sampler);
+/* Cancels the runs of a context, those that wait for their turn too. */
+SD_API void sdcpp_ctx_cancel(sdcpp_ctx_t* ctx);
+/* Closes a context: calls fail from now on, those that wait as well. Its memory is freed when its device is free; with a
+   run, that is waited for. Called in a callback of a run it never waits. */
+SD_API enum sdcpp_status_t sdcpp_ctx_close(sdcpp_run_t* run, sdcpp_ctx_t* ctx);
+/* Tells whether a context is closed, even if its memory is not free yet. */
+SD_API bool sdcpp_ctx_closed(const sdcpp_ctx_t* ctx);
+/* Closes a context without waiting and forgets it. */
+SD_API void sdcpp_ctx_free(sdcpp_ctx_t* ctx);
 
 #ifdef __cplusplus
 }

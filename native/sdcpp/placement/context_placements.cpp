@@ -1,6 +1,7 @@
 // Resolving the placements of a context's modules.
 #include "sdcpp/placement/context_placements.h"
 
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -38,6 +39,7 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
             throw std::runtime_error("module " + name + " is placed twice");
         }
         ModulePlacement& place = found->second;
+        place.placed = true;
         place.named = wanted.runtime_device != nullptr;
         place.runtime = place.named ? named_device(wanted.runtime_device, wanted.module) : default_dev;
         place.params =
@@ -45,6 +47,28 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
         place.pin = wanted.pin;
         place.stream = wanted.stream;
         place.overlap = wanted.overlap;
+    }
+}
+
+std::vector<ggml_backend_dev_t> Placements::runtime_devices() const {
+    std::set<ggml_backend_dev_t> found;
+    for (const auto& record : records) {
+        found.insert(ggml_backend_dev_by_name(record->runtime_device.c_str()));
+    }
+    for (const auto& [name, place] : modules) {
+        if (records.empty() && place.placed) {
+            found.insert(place.runtime);
+        }
+    }
+    if (found.empty()) {
+        found = {default_dev, cpu_device()};
+    }
+    return {found.begin(), found.end()};
+}
+
+void Placements::synchronize() const {
+    for (const auto& device : devices) {
+        ggml_backend_synchronize(device->backend);
     }
 }
 

@@ -28,6 +28,7 @@ struct ModulePlacement {
     bool pin = false;
     bool stream = false;
     bool overlap = false;
+    bool placed = false;  // asked for, by name or as the default
     bool named = false;  // the runtime device was asked for: no other one will do
 };
 
@@ -37,6 +38,11 @@ public:
     explicit Placements(const sd_ctx_params_t* params);
     // Replaces the placements of some modules; throws std::runtime_error for an unknown module or device.
     void apply(const sdcpp_placement_t* placements, int count);
+    // Returns the devices that compute: those of the runners there are, before that those of the modules placed by
+    // apply(), or without any the default device and the CPU, which replaces it.
+    std::vector<ggml_backend_dev_t> runtime_devices() const;
+    // Waits for the opened devices.
+    void synchronize() const;
     // Places every module on the CPU and makes its runners only say how large their weights are.
     void survey_begin();
     // Makes runners wait with their weights; returns the engine's parameters without its own flags for placing modules.

@@ -9,7 +9,7 @@
 namespace sdcpp {
 
 // A device with the one backend instance that all modules and contexts share while any of them uses it. It needs no
-// lock: the engine's callbacks belong to the process, so that its calls run one at a time.
+// lock: runs that share a device take turns.
 struct Device {
     Device(ggml_backend_dev_t dev, ggml_backend_t backend) : dev(dev), backend(backend) {}
     ~Device();

@@ -12,7 +12,8 @@
 #endif
 
 #include "ggml-backend.h"
-#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/api/run.h"
+#include "sdcpp/api/turns.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/memory_budget.h"
 #include "util.h"
@@ -66,19 +67,6 @@ const char* kind_name(enum ggml_backend_dev_type type) {
     }
 }
 
-void log_line(ggml_log_level level, const char* text, void*) {
-    log_printf(level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT ? SD_LOG_ERROR
-               : level == GGML_LOG_LEVEL_WARN                                ? SD_LOG_WARN
-                                                                             : SD_LOG_DEBUG,
-               "ggml", 0, "%s", text);
-}
-
-// ggml writes to standard error until somebody takes its lines; a model that is loaded later takes them as well.
-void take_log() {
-    static std::once_flag once;
-    std::call_once(once, [] { ggml_log_set(log_line, nullptr); });
-}
-
 // Any function of the module will do; most modules answer to at least one of these names.
 const char* module_path_of(ggml_backend_reg_t reg) {
     static std::mutex mutex;
@@ -99,6 +87,34 @@ const char* module_path_of(ggml_backend_reg_t reg) {
     return known->second.empty() ? nullptr : known->second.c_str();
 }
 
+// A device whose memory cannot be asked for is sick, which is no reason to say nothing of the others.
+sdcpp_device_t describe(sdcpp::Run& run, ggml_backend_dev_t dev) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
+    std::string features;
+    for (auto* feature = features_of(reg); feature != nullptr && feature->name != nullptr; ++feature) {
+        features += (features.empty() ? "" : ",") + std::string(feature->name) + "=" + feature->value;
+    }
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    sdcpp::Run question(run.callbacks);
+    const sdcpp_status_t answer = sdcpp::run_guarded(question, [&] {
+        ggml_backend_dev_memory(dev, &free_bytes, &total_bytes);
+        return true;
+    });
+    ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(dev);
+    return {run.keep(ggml_backend_dev_name(dev)),
+            run.keep(ggml_backend_dev_description(dev)),
+            kind_name(ggml_backend_dev_type(dev)),
+            run.keep(ggml_backend_reg_name(reg)),
+            host != nullptr ? run.keep(ggml_backend_buft_name(host)) : nullptr,
+            module_path_of(reg),
+            run.keep(features.c_str()),
+            answer == SDCPP_OK ? nullptr : run.keep(question.error.c_str()),
+            answer == SDCPP_OK ? free_bytes : 0,
+            answer == SDCPP_OK ? total_bytes : 0,
+            answer == SDCPP_OK ? sdcpp::device_reserve(total_bytes) : 0};
+}
+
 }  // namespace
 
 namespace sdcpp {
@@ -106,7 +122,7 @@ namespace sdcpp {
 void backends_load() {
     static std::once_flag once;
     std::call_once(once, [] {
-        take_log();
+        routes_install();
         // Without a directory ggml would search the executable's and the current one, which may hold foreign code.
         const size_t slash = library_path().find_last_of("/\\");
         const std::string directory = slash == std::string::npos ? "." : library_path().substr(0, slash);
@@ -145,60 +161,32 @@ const char* sdcpp_library_path(void) {
     return library_path().empty() ? nullptr : library_path().c_str();
 }
 
-int sdcpp_backends_load(void) {
-    sdcpp::guard([] {
+sdcpp_status_t sdcpp_backends_load(sdcpp_run_t* run) {
+    const sdcpp::Turn turn(*run, {{}, true});
+    return turn.status() != SDCPP_OK ? turn.status() : sdcpp::run_guarded(*run, [] {
         sdcpp::backends_load();
         return true;
     });
-    return sdcpp_device_count();
 }
 
-bool sdcpp_backend_load(const char* path) {
-    return path != nullptr && sdcpp::guard([&] {
-        take_log();
-        return ggml_backend_load(path) != nullptr;
-    });
+sdcpp_status_t sdcpp_backend_load(sdcpp_run_t* run, const char* path) {
+    const sdcpp::Turn turn(*run, {{}, true});
+    return turn.status() != SDCPP_OK
+               ? turn.status()
+               : sdcpp::run_guarded(*run, [&] { return path != nullptr && ggml_backend_load(path) != nullptr; });
 }
 
-int sdcpp_device_count(void) {
-    return static_cast<int>(ggml_backend_dev_count());
-}
-
-bool sdcpp_device_get(int index, sdcpp_device_t* device) {
-    if (device == nullptr || index < 0 || index >= sdcpp_device_count()) {
-        return false;
+sdcpp_status_t sdcpp_devices(sdcpp_run_t* run, sdcpp_device_t* devices, int capacity, int* count) {
+    *count = 0;
+    const sdcpp::Turn turn(*run, {});
+    if (turn.status() != SDCPP_OK) {
+        return turn.status();
     }
-    return sdcpp::guard([&] {
-        ggml_backend_dev_t dev = ggml_backend_dev_get(static_cast<size_t>(index));
-        ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
-        size_t free_bytes = 0;
-        size_t total_bytes = 0;
-        ggml_backend_dev_memory(dev, &free_bytes, &total_bytes);
-        ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(dev);
-        *device = {ggml_backend_dev_name(dev),
-                   ggml_backend_dev_description(dev),
-                   kind_name(ggml_backend_dev_type(dev)),
-                   ggml_backend_reg_name(reg),
-                   host != nullptr ? ggml_backend_buft_name(host) : nullptr,
-                   module_path_of(reg),
-                   free_bytes,
-                   total_bytes,
-                   sdcpp::device_reserve(total_bytes)};
+    return sdcpp::run_guarded(*run, [&] {
+        sdcpp::backends_load();
+        for (size_t i = 0; i < ggml_backend_dev_count() && *count < capacity; ++i) {
+            devices[(*count)++] = describe(*run, ggml_backend_dev_get(i));
+        }
         return true;
     });
-}
-
-size_t sdcpp_device_features(int index, char* text, size_t size) {
-    std::string joined;
-    if (index >= 0 && index < sdcpp_device_count()) {
-        ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_dev_get(static_cast<size_t>(index)));
-        for (auto* feature = features_of(reg); feature != nullptr && feature->name != nullptr; ++feature) {
-            joined += (joined.empty() ? "" : ",") + std::string(feature->name) + "=" + feature->value;
-        }
-    }
-    if (text != nullptr && size > 0) {
-        const size_t length = joined.copy(text, size - 1);
-        text[length] = '\0';
-    }
-    return joined.size() + 1;
 }

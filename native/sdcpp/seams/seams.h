@@ -14,6 +14,8 @@
 #include "sdcpp/placement/weights_copy.h"
 #include "sdcpp/streaming/streaming.h"
 
+struct sdcpp_run;
+
 namespace sdcpp {
 
 // Loads every backend module beside the engine library, once; never from the current directory.
@@ -30,6 +32,21 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
 // Tells whether the run is cancelled, so that what was read may be only half of it.
 bool run_cancelled();
 
+// The run that this thread works for; NULL: none.
+::sdcpp_run* run_current();
+
+// Makes a run the one that this thread works for, until the end of the scope.
+class RunScope {
+public:
+    explicit RunScope(::sdcpp_run* run);
+    ~RunScope();
+    RunScope(const RunScope&) = delete;
+    RunScope& operator=(const RunScope&) = delete;
+
+private:
+    ::sdcpp_run* const outer;
+};
+
 // While one lives on a thread, its graphs are all computed once the first one has begun: a cancel takes effect before
 // that. For graphs that change weights in place.
 class WholeGraphs {
@@ -38,6 +55,9 @@ public:
     ~WholeGraphs();
     WholeGraphs(const WholeGraphs&) = delete;
     WholeGraphs& operator=(const WholeGraphs&) = delete;
+
+private:
+    ::sdcpp_run* const run;
 };
 
 // Names the part of a generation that begins now; the time since the last one is booked on that one.
@@ -70,14 +90,17 @@ bool guard(F&& function) noexcept {
     return false;
 }
 
-// Calls a function when its scope is left by an exception.
+// Calls a function when its scope is left by an exception; one that it throws itself is recorded.
 template <typename F>
 class OnException {
 public:
     explicit OnException(F function) : function(std::move(function)) {}
     ~OnException() {
         if (std::uncaught_exceptions() > before) {
-            function();
+            guard([&] {
+                function();
+                return true;
+            });
         }
     }
     OnException(const OnException&) = delete;
@@ -91,10 +114,12 @@ private:
 // Says that a context can draw no more: what failed left its weights half changed.
 void context_broken();
 
-// Wraps a worker thread's function: an exception sets failed instead of ending the process.
+// Wraps the function of a thread that is started for this thread's run: it works for the same run, and an exception sets
+// failed instead of ending the process.
 template <typename F>
 std::function<void()> guard_worker(std::atomic<bool>& failed, F function) {
-    return [&failed, function]() mutable {
+    return [&failed, function, run = run_current()]() mutable {
+        const RunScope scope(run);
         if (!guard([&] { function(); return true; })) {
             failed = true;
         }

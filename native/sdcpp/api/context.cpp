@@ -1,0 +1,248 @@
+// The entry points: each is one run, which waits for its turn, looks its context up, and reports how it ended.
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "sdcpp/api/run.h"
+#include "sdcpp/api/turns.h"
+#include "sdcpp/placement/placement_report.h"
+#include "sdcpp/placement/runner_placement.h"
+#include "util.h"
+
+struct sdcpp_ctx {
+    std::shared_ptr<sdcpp::Context> context;
+};
+
+namespace {
+
+using namespace sdcpp;
+
+// Runs a function on what a context has loaded, when its turn has come.
+template <typename F>
+sdcpp_status_t with_context(Run& run, const sdcpp_ctx_t& ctx, F&& function) {
+    if (forked()) {
+        return SDCPP_FORKED;
+    }
+    const Turn turn(run, context_claim(*ctx.context), ctx.context);
+    if (turn.status() != SDCPP_OK) {
+        return turn.status();
+    }
+    if (ctx.context->loaded == nullptr) {
+        return SDCPP_CLOSED;
+    }
+    const sdcpp_status_t status = run_guarded(run, [&] { return function(ctx.context->loaded); });
+    if (status == SDCPP_BROKEN && context_close(*ctx.context)) {
+        context_free_later(ctx.context);
+    }
+    return status;
+}
+
+// Fills in what a table says of a context.
+template <typename Row, typename F>
+sdcpp_status_t table(Run& run, const sdcpp_ctx_t& ctx, Row* rows, int capacity, int* count, F&& fill) {
+    *count = 0;
+    return with_context(run, ctx, [&](const sd_ctx_t* loaded) {
+        for (int index = 0; *count < capacity; ++index) {
+            const Filled filled = fill(loaded, index, rows[*count]);
+            if (filled == Filled::end) {
+                break;
+            }
+            *count += filled == Filled::row;
+        }
+        return true;
+    });
+}
+
+// Notes what a loaded model says of itself, which never changes.
+void describe(Context& context, sd_ctx_t* loaded) {
+    context.clip_layers = placements_of(loaded)->clip_layers;
+    context.supports_images = sd_ctx_supports_image_generation(loaded);
+    context.sampler = sd_get_default_sample_method(loaded);
+    for (int sampler = 0; sampler < SAMPLE_METHOD_COUNT; ++sampler) {
+        context.schedulers.push_back(sd_get_default_scheduler(loaded, static_cast<sample_method_t>(sampler)));
+    }
+}
+
+}  // namespace
+
+sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, sdcpp_weights_t* weights,
+                                    int capacity, int* count) {
+    *count = 0;
+    const Turn turn(*run, Claim{});
+    if (turn.status() != SDCPP_OK) {
+        return turn.status();
+    }
+    const sdcpp_status_t status = run_guarded(*run, [&] {
+        backends_load();
+        sd_ctx_params_t wanted = *params;
+        // Loading PhotoMaker reads weights while the context is made, so its file is looked at by itself.
+        wanted.photo_maker_path = nullptr;
+        auto placements = std::make_shared<Placements>(&wanted);
+        placements->survey_begin();
+        {
+            PlacementScope scope(placements);
+            if (sd_ctx_t* made = new_sd_ctx(&wanted)) {
+                free_sd_ctx(made);
+            }
+        }
+        auto& bytes = placements->surveyed;
+        if (bytes.empty()) {
+            return false;
+        }
+        if (params->photo_maker_path != nullptr && params->photo_maker_path[0] != '\0') {
+            bytes["photomaker"] += file_bytes(params->photo_maker_path, "pmid.");
+        }
+        for (const auto& name : module_names) {
+            if (bytes.count(name) != 0 && *count < capacity) {
+                weights[(*count)++] = {name.c_str(), bytes[name]};
+            }
+        }
+        return true;
+    });
+    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
+}
+
+sdcpp_ctx_t* sdcpp_ctx_new(void) {
+    return forked() ? new sdcpp_ctx{} : new sdcpp_ctx{context_new()};
+}
+
+sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params,
+                              const sdcpp_placement_t* placements, int count) {
+    if (forked()) {
+        return SDCPP_FORKED;
+    }
+    Context& context = *ctx->context;
+    std::shared_ptr<Placements> wanted;
+    sdcpp_status_t status = run_guarded(*run, [&] {
+        backends_load();
+        wanted = std::make_shared<Placements>(params);
+        wanted->apply(placements, count);
+        context_claim(context, {wanted->runtime_devices(), false});
+        return true;
+    });
+    if (status == SDCPP_OK) {
+        const Turn turn(*run, context_claim(context), ctx->context);
+        if (turn.status() != SDCPP_OK) {
+            return turn.status();
+        }
+        status = run_guarded(*run, [&] {
+            PlacementScope scope(wanted);
+            context.loaded = new_sd_ctx(params);
+            if (context.loaded != nullptr) {
+                describe(context, context.loaded);
+            }
+            return context.loaded != nullptr;
+        });
+        if (status == SDCPP_OK) {
+            context_claim(context, {wanted->runtime_devices(), false});
+        } else {
+            context_unload(context, *run);
+            context_close(context);
+        }
+    }
+    // Nothing of a context that could not be made is left to be broken.
+    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
+}
+
+sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
+                                    sd_image_t** images) {
+    *images = nullptr;
+    const sdcpp_status_t status = with_context(*run, *ctx, [&](sd_ctx_t* loaded) {
+        placements_of(loaded)->memory_budget.begin_generation();
+        run->images = {generate_image(loaded, params), params->batch_count};
+        return run->images.images != nullptr;
+    });
+    *images = status == SDCPP_OK ? run->images.images : nullptr;
+    return status;
+}
+
+sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory_t* rows, int capacity, int* count) {
+    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_memory_t& row) {
+        const Filled filled = memory_row(loaded, index, row);
+        if (filled == Filled::row) {
+            for (const char** text : {&row.module, &row.runtime_device, &row.params_device, &row.wanted_buffer_type,
+                                      &row.buffer_type, &row.reason}) {
+                *text = run->keep(*text);
+            }
+        }
+        return filled;
+    });
+}
+
+sdcpp_status_t sdcpp_ctx_transfers(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_transfer_t* rows, int capacity,
+                                   int* count) {
+    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_transfer_t& row) {
+        const Filled filled = transfer_row(loaded, index, row);
+        if (filled == Filled::row) {
+            row.module = run->keep(row.module);
+        }
+        return filled;
+    });
+}
+
+sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_stream_t* rows, int capacity, int* count) {
+    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_stream_t& row) {
+        const Filled filled = stream_row(loaded, index, row);
+        if (filled == Filled::row) {
+            for (const char** text :
+                 {&row.module, &row.runner, &row.device, &row.mode, &row.reason, &row.resident, &row.streamed}) {
+                *text = run->keep(*text);
+            }
+        }
+        return filled;
+    });
+}
+
+int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx) {
+    return ctx->context ? ctx->context->clip_layers : 0;
+}
+
+bool sdcpp_ctx_supports_images(const sdcpp_ctx_t* ctx) {
+    return ctx->context && ctx->context->supports_images;
+}
+
+sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx) {
+    return ctx->context ? ctx->context->sampler : SAMPLE_METHOD_COUNT;
+}
+
+scheduler_t sdcpp_ctx_scheduler(const sdcpp_ctx_t* ctx, sample_method_t sampler) {
+    const auto index = static_cast<size_t>(sampler);
+    return ctx->context && index < ctx->context->schedulers.size() ? ctx->context->schedulers[index] : SCHEDULER_COUNT;
+}
+
+void sdcpp_ctx_cancel(sdcpp_ctx_t* ctx) {
+    if (!forked()) {
+        context_cancel(*ctx->context);
+    }
+}
+
+sdcpp_status_t sdcpp_ctx_close(sdcpp_run_t* run, sdcpp_ctx_t* ctx) {
+    if (forked()) {
+        return SDCPP_FORKED;
+    }
+    if (!context_close(*ctx->context)) {
+        return SDCPP_OK;
+    }
+    if (run != nullptr) {
+        const Turn turn(*run, context_claim(*ctx->context), ctx->context, true);
+        if (turn.status() == SDCPP_OK) {
+            context_unload(*ctx->context, *run);
+            return SDCPP_OK;
+        }
+    }
+    context_free_later(ctx->context);
+    return SDCPP_OK;
+}
+
+bool sdcpp_ctx_closed(const sdcpp_ctx_t* ctx) {
+    return forked() || context_closed(*ctx->context);
+}
+
+void sdcpp_ctx_free(sdcpp_ctx_t* ctx) {
+    // A child has copies of what its parent goes on using, and devices that it cannot talk to.
+    if (!forked()) {
+        sdcpp_ctx_close(nullptr, ctx);
+        delete ctx;
+    }
+}

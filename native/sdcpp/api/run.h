@@ -1,0 +1,90 @@
+// One call of the engine: who listens to it, whether it is cancelled, and how it ended. The thread that makes the call
+// and the threads that the engine starts for it know their run, and everything the engine says or asks goes there.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "sdcpp/api/sdcpp.h"
+#include "sdcpp/placement/placement.h"
+#include "sdcpp/seams/seams.h"
+
+namespace sdcpp {
+
+// A failed engine check (GGML_ASSERT): the engine would end the process, we unwind to the entry point instead.
+struct CheckFailed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct Images {
+    sd_image_t* images = nullptr;
+    int count = 0;
+};
+
+}  // namespace sdcpp
+
+struct sdcpp_run {
+    sdcpp_run() = default;
+    explicit sdcpp_run(const sdcpp_callbacks_t& callbacks) : callbacks(callbacks) {}
+    ~sdcpp_run();
+    sdcpp_run(const sdcpp_run&) = delete;
+    sdcpp_run& operator=(const sdcpp_run&) = delete;
+
+    // Returns a copy of a text that lives as long as the run; NULL for NULL.
+    const char* keep(const char* text);
+    // Notes an exception; the first failed check stays the error.
+    void failed(const std::exception& error);
+    // Notes a failed engine check. One on the calling thread after the engine saw a cancel is only its consequence: parts
+    // of the engine check for the result that a cancelled graph does not leave.
+    void check_failed(const char* message, bool on_worker);
+    // Tells whether the run is cancelled, after asking the poll callback when that was not long ago.
+    bool poll_cancelled();
+    void phase_begin(const char* name);
+    void phase_end();
+    sdcpp_status_t outcome(bool done) const;
+
+    const sdcpp_callbacks_t callbacks{};
+    std::atomic<bool> cancelled{false};
+    std::atomic<bool> stopping{false};  // the engine has seen the cancel
+    int whole_graphs = 0;
+    bool whole_begun = false;
+    bool half_changed = false;  // weights were left half changed
+    std::vector<sdcpp_phase_t> phases;
+    sdcpp::Images images;
+    std::string error;  // guarded by the mutex while the call lasts
+
+private:
+    std::mutex mutex;
+    bool no_room = false;
+    bool broken = false;
+    std::deque<std::string> texts;
+    std::chrono::steady_clock::time_point phase_start;
+    std::chrono::steady_clock::time_point last_poll = std::chrono::steady_clock::now();
+};
+
+namespace sdcpp {
+
+using Run = sdcpp_run;
+
+// Sends what the engine says to the run of the thread that says it, and makes its checks unwind; once.
+void routes_install();
+
+// Runs a function that returns bool as a run's call on this thread, with exceptions and failed checks caught, and says
+// how it ended. The function sees no placements of a call that this one is made inside of.
+template <typename F>
+sdcpp_status_t run_guarded(Run& run, F&& function) {
+    routes_install();
+    RunScope scope(&run);
+    PlacementScope none(nullptr);
+    const bool done = guard(function);
+    run.phase_end();
+    return run.outcome(done);
+}
+
+}  // namespace sdcpp

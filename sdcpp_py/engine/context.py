@@ -1,0 +1,202 @@
+"""A loaded model: the one owner of what the engine made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from ..errors import ArgumentError, ClosedError, GenerationError, ModelError
+from .devices import cuda_backend
+from .library import Progress, library, text
+from .runtime import Run
+from .structs import Filler, row_values
+
+MOST_ROWS = 256
+
+
+def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes that the weights of each module will take, from the headers of the model's files.
+
+    Args:
+        options: fields of the engine's context parameters, as for Context.
+
+    Returns:
+        Module -> bytes, without the padding that a device's alignment adds between tensors.
+
+    Raises:
+        ModelError: the engine refused the files.
+    """
+    ffi, lib = library()
+    cuda_backend()
+    filler = Filler()
+    found = ffi.new("sdcpp_weights_t[]", MOST_ROWS)
+    count = ffi.new("int*")
+    with Run(quiet=True) as run:
+        status = lib.sdcpp_weights_survey(run.native, filler.context_params(options), found, len(found), count)
+        run.check(status, ModelError, "the engine cannot load the model; its lines below say why")
+        return {str(text(row.module)): int(row.bytes) for row in found[0 : count[0]]}
+
+
+class Context:
+    """A loaded model.
+
+    Calls of objects that compute on the same device take turns, first come first served; others work at the same time.
+
+    Args:
+        options: fields of the engine's context parameters; what is not named keeps the engine's default.
+        embeddings: name -> path of textual inversion embeddings.
+        progress: called with tensors read, tensors in all and seconds a tensor.
+        placements: module, runtime_device, params_device, pin, stream and overlap, each; a device that is not named is
+            the default device, or for the weights the runtime device. Modules that are not named are placed by the
+            options.
+
+    Raises:
+        ModelError: the engine refused the files.
+        DeviceMemoryError: the weights do not fit into a device's memory.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        embeddings: Mapping[str, bytes],
+        progress: Progress | None,
+        placements: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.ffi, self.lib = library()
+        self._closed_reason = "it was closed"
+        # Before anything is loaded, so that no exception can come between a model and its owner.
+        self._handle = self.ffi.gc(self.lib.sdcpp_ctx_new(), self.lib.sdcpp_ctx_free)
+        cuda_backend()
+        filler = Filler()
+        params = filler.context_params(options)
+        pairs = [{"name": name, "path": path} for name, path in embeddings.items()]
+        params.embeddings = filler.array("sd_embedding_t", pairs)
+        params.embedding_count = len(pairs)
+        places = [{name: value for name, value in place.items() if value is not None} for place in placements]
+        rows = filler.array("sdcpp_placement_t", places)
+        try:
+            with Run(progress) as run:
+                status = self.lib.sdcpp_ctx_load(run.native, self._handle, params, rows, len(places))
+                run.check(status, ModelError, "the engine cannot load the model; its lines below say why")
+        except BaseException:
+            self.close()
+            raise
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: a model has one owner."""
+        raise ArgumentError("a loaded model cannot be copied or pickled; load it again, or in each process")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model is closed, even if a run of it has not ended yet."""
+        return bool(self.lib.sdcpp_ctx_closed(self._handle))
+
+    def check_open(self) -> None:
+        """Raise ClosedError when the model is closed."""
+        if self.closed:
+            raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
+
+    def cancel(self) -> None:
+        """Stop the calls of this model, those that wait for their turn as well; they raise CancelledError."""
+        self.lib.sdcpp_ctx_cancel(self._handle)
+
+    def close(self) -> None:
+        """Free the model; calls that wait for their turn raise ClosedError, one under way is waited for.
+
+        Called inside a run (in a callback, say) it returns at once, and takes effect when the run has ended.
+        """
+        with Run() as run:
+            status = self.lib.sdcpp_ctx_close(run.native, self._handle)
+            if status != self.lib.SDCPP_FORKED:  # the parent's model is none of the child's business
+                run.check(status, GenerationError, "the model cannot be freed")
+
+    def discard(self) -> None:
+        """Close the model without waiting: its memory is freed when its devices are free. For finalizers."""
+        self.lib.sdcpp_ctx_close(self.ffi.NULL, self._handle)
+
+    def image_generate(
+        self,
+        options: Mapping[str, Any],
+        *,
+        progress: Progress | None = None,
+    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        """Generate images.
+
+        Args:
+            options: fields of the engine's image parameters, nested as they are there; sequences fill arrays, and uint8
+                arrays of shape (height, width, 3) are pictures.
+            progress: called after each sampling step.
+
+        Returns:
+            (width, height, RGB bytes of width * height * 3) of each image, and the seconds of each phase.
+
+        Raises:
+            GenerationError: the engine gave up; when an engine check failed halfway the model is closed.
+            DeviceMemoryError: device memory or its budget is too small.
+            CancelledError: the call was cancelled.
+            ClosedError: the model is closed.
+            BaseException: whatever a callback raised.
+        """
+        lib = self.lib
+        filler = Filler()
+        params = filler.keep("sd_img_gen_params_t*")
+        lib.sd_img_gen_params_init(params)
+        filler.fill(params, options)
+        images = filler.keep("sd_image_t**")
+        with Run(progress) as run:
+            status = lib.sdcpp_image_generate(run.native, self._handle, params, images)
+            if status == lib.SDCPP_BROKEN:
+                self._closed_reason = "an engine check failed in it; make a new one"
+            message = "the engine could not generate the image; its lines below say why"
+            run.check(status, GenerationError, message, self._closed_reason)
+            pixels = [self._pixels(images[0][index]) for index in range(params.batch_count)]
+            seconds: dict[str, float] = {}
+            phase = filler.keep("sdcpp_phase_t*")
+            for index in range(lib.sdcpp_run_phase_count(run.native)):
+                lib.sdcpp_run_phase_get(run.native, index, phase)
+                name = str(text(phase.name))
+                seconds[name] = seconds.get(name, 0.0) + float(phase.seconds)
+        return pixels, seconds
+
+    def _pixels(self, image: Any) -> tuple[int, int, bytes]:
+        """Return (width, height, RGB bytes) copied out of an engine image."""
+        if image.data == self.ffi.NULL or image.channel != 3:
+            raise GenerationError(f"the engine returned an image with {image.channel} channels; report it with its log")
+        return image.width, image.height, self.ffi.buffer(image.data, image.width * image.height * 3)[:]
+
+    def _rows(self, kind: str, function: str) -> list[dict[str, Any]]:
+        """Return what one of our tables says of the model, as mappings of field to value."""
+        rows = self.ffi.new(f"{kind}[]", MOST_ROWS)
+        count = self.ffi.new("int*")
+        with Run() as run:
+            status = getattr(self.lib, function)(run.native, self._handle, rows, len(rows), count)
+            run.check(status, GenerationError, "the engine cannot tell; its lines below say why", self._closed_reason)
+            return [row_values(row) for row in rows[0 : count[0]]]
+
+    def memory(self) -> list[dict[str, Any]]:
+        """Return where the weights of each module lie: the fields of sdcpp_memory_t."""
+        return self._rows("sdcpp_memory_t", "sdcpp_ctx_memory")
+
+    def transfers(self) -> list[dict[str, Any]]:
+        """Return what was copied for the weights of each module so far: the fields of sdcpp_transfer_t."""
+        return self._rows("sdcpp_transfer_t", "sdcpp_ctx_transfers")
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Return how each network was streamed when it was last computed: the fields of sdcpp_stream_t."""
+        return self._rows("sdcpp_stream_t", "sdcpp_ctx_streams")
+
+    def defaults(self, sampler: str | None) -> tuple[str, str]:
+        """Return the (sampler, scheduler) that the engine takes for the model when the caller names none."""
+        method = self.lib.sdcpp_ctx_sampler(self._handle)
+        if sampler is not None:
+            method = self.lib.str_to_sample_method(sampler.encode())
+        scheduler = self.lib.sdcpp_ctx_scheduler(self._handle, method)
+        return str(text(self.lib.sd_sample_method_name(method))), str(text(self.lib.sd_scheduler_name(scheduler)))
+
+    def clip_layers(self) -> int:
+        """Return how many layers the model's CLIP text encoders have, the least of them; 0 without one."""
+        return int(self.lib.sdcpp_ctx_clip_layers(self._handle))
+
+    def supports_images(self) -> bool:
+        """Tell whether the model draws images, not only video."""
+        return bool(self.lib.sdcpp_ctx_supports_images(self._handle))

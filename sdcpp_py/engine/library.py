@@ -1,0 +1,146 @@
+"""The compiled module, and the functions that the engine calls back: each finds its call through a handle."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import functools
+import logging
+import math
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import BackendError
+
+log = logging.getLogger("sdcpp_py.engine")
+log.addHandler(logging.NullHandler())
+
+Progress = Callable[[int, int, float], object]
+"""Called with the step, the number of steps and the seconds a step took."""
+Tap = Callable[[str, tuple[int, ...], bytes], object]
+"""Called with the phase, the shape (outermost dimension first) and the f32 values of a computed graph's output."""
+
+ENGINE_LOG_LINES = 8
+EXIT_POLL_MS = 100
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+
+
+class Listener:
+    """What the callbacks of one call see and leave.
+
+    Attributes:
+        progress: called with the engine's progress, or None.
+        tap: called with each graph's output, or None.
+        quiet: log its lines at debug level: what matters is said again when the model is loaded.
+        lines: the last warnings and errors of the call.
+        exception: what a callback raised first.
+        native: the native run, once it is made.
+    """
+
+    def __init__(self, progress: Progress | None, tap: Tap | None, quiet: bool) -> None:
+        self.progress = progress
+        self.tap = tap
+        self.quiet = quiet
+        self.lines: deque[str] = deque(maxlen=ENGINE_LOG_LINES)
+        self.exception: BaseException | None = None
+        self.native: Any = None
+
+    def stop(self, exception: BaseException) -> None:
+        """Keep what a callback raised, for the caller of the call, and cancel the call."""
+        if self.exception is None:
+            self.exception = exception
+        library()[1].sdcpp_run_cancel(self.native)
+
+
+@functools.cache
+def library() -> tuple[Any, Any]:
+    """Return (ffi, lib) of the compiled module, with our callbacks in place; imported on first use."""
+    try:
+        from .._engine import ffi, lib
+    except ImportError as error:
+        raise BackendError(
+            f"the compiled engine cannot be loaded ({error}); reinstall sdcpp-py, or build it: pip install ."
+        ) from error
+
+    def listener(data: Any) -> Listener | None:
+        return None if data == ffi.NULL else ffi.from_handle(data)
+
+    # Reached when a callback raises, or a signal handler does between any two of its bytecodes.
+    def failed(kind: type[BaseException], exception: BaseException, trace: Any) -> None:
+        data = trace.tb_frame.f_locals.get("data", ffi.NULL) if trace is not None else ffi.NULL
+        if call := listener(data):
+            call.stop(exception)
+        elif isinstance(exception, KeyboardInterrupt):
+            _thread.interrupt_main()  # it came while a line of no call was logged
+        else:
+            log.error("a callback of the engine failed", exc_info=exception)
+
+    def poll_failed(kind: type[BaseException], exception: BaseException, trace: Any) -> bool:
+        failed(kind, exception, trace)
+        return True
+
+    extern: Callable[..., Callable[[Callable[..., object]], object]] = ffi.def_extern
+
+    @extern(name="sdcpp_py_log", onerror=failed)
+    def on_log(level: int, text: Any, data: object) -> None:
+        line = ffi.string(text).decode("utf-8", "replace").rstrip()
+        severity = _LEVELS[level] if level < len(_LEVELS) else logging.ERROR
+        call = listener(data)
+        if call is not None and severity >= logging.WARNING:
+            call.lines.append(re.sub(r"^\S+:\d+ +- ", "", line))
+        if call is not None and call.quiet:
+            severity = logging.DEBUG
+        log.log(severity, "%s", line)
+
+    @extern(name="sdcpp_py_progress", onerror=failed)
+    def on_progress(step: int, steps: int, seconds: float, data: object) -> None:
+        call = listener(data)
+        if call is not None and call.progress is not None and call.exception is None:
+            call.progress(step, steps, seconds)
+
+    @extern(name="sdcpp_py_poll", error=False, onerror=poll_failed)
+    def on_poll(data: object) -> bool:
+        # Being Python is the point: the interpreter runs pending signal handlers here.
+        call = listener(data)
+        return call is not None and call.exception is not None
+
+    @extern(name="sdcpp_py_tap", onerror=failed)
+    def on_tap(phase: Any, ne: Any, values: Any, data: object) -> None:
+        call = listener(data)
+        if call is not None and call.tap is not None and call.exception is None:
+            shape = tuple(int(size) for size in reversed(ffi.unpack(ne, 4)))
+            call.tap(str(text(phase)), shape, ffi.buffer(values, 4 * math.prod(shape))[:])
+
+    @extern(name="sdcpp_py_preview", onerror=failed)
+    def on_preview(step: int, count: int, frames: Any, noisy: bool, data: object) -> None:
+        return
+
+    lib.sdcpp_log_set(lib.sdcpp_py_log, ffi.NULL)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lib.sdcpp_forked)
+    atexit.register(_exit, lib)
+    return ffi, lib
+
+
+def _exit(lib: Any) -> None:
+    """End every call, before the interpreter goes that their callbacks need.
+
+    Runs on threads that the interpreter waits for have ended by now; those of daemon threads are cancelled.
+    """
+    while not lib.sdcpp_exit(EXIT_POLL_MS):
+        pass  # a callback is still at work, or a signal handler wants to run
+
+
+def exiting() -> bool:
+    """Tell whether the interpreter is going away, so that nobody can close anything any more."""
+    return sys.is_finalizing()
+
+
+def text(pointer: Any) -> str | None:
+    """Return a C string as text, or None for NULL."""
+    ffi, _ = library()
+    return None if pointer == ffi.NULL else os.fsdecode(ffi.string(pointer))

@@ -1,0 +1,99 @@
+"""One call of the engine: its native run, what it raises, and who watches it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+from ..errors import ArgumentError, BackendError, CancelledError, ClosedError, DeviceMemoryError, SdcppError
+from .library import Listener, Progress, Tap, library, text
+
+_tap: ContextVar[Tap | None] = ContextVar("sdcpp_py_tap", default=None)
+
+
+@contextlib.contextmanager
+def tap(callback: Tap) -> Iterator[None]:
+    """Show *callback* the output of every graph that this thread's calls compute meanwhile; what it raises ends them.
+
+    Phases are ``text``, ``sampling`` and ``decoding``; while a model is loaded the phase is empty.
+    """
+    token = _tap.set(callback)
+    try:
+        yield
+    finally:
+        _tap.reset(token)
+
+
+class Run:
+    """One call of the engine, as a context manager around it.
+
+    Args:
+        progress: called with the engine's progress.
+        quiet: log its lines at debug level.
+    """
+
+    def __init__(self, progress: Progress | None = None, *, quiet: bool = False) -> None:
+        self.ffi, self.lib = library()
+        self._listener = Listener(progress, _tap.get(), quiet)
+        self._handle = self.ffi.new_handle(self._listener)
+        callbacks = self.ffi.new("sdcpp_callbacks_t*")
+        callbacks.log = self.lib.sdcpp_py_log
+        callbacks.progress = self.lib.sdcpp_py_progress
+        callbacks.poll = self.lib.sdcpp_py_poll
+        callbacks.tap = self.lib.sdcpp_py_tap if self._listener.tap is not None else self.ffi.NULL
+        callbacks.data = self._handle
+        self.native = self.ffi.gc(self.lib.sdcpp_run_new(callbacks), self.lib.sdcpp_run_free)
+        self._listener.native = self.native
+
+    def __enter__(self) -> Run:
+        """Return the run itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the native run, with all that it gave."""
+        self.ffi.release(self.native)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The last warnings and errors of the call."""
+        return tuple(self._listener.lines)
+
+    def check(self, status: int, kind: type[SdcppError], message: str, closed: str = "it was closed") -> None:
+        """Raise what the end of the call stands for; return when it went well.
+
+        Args:
+            status: what the native function returned.
+            kind: the error of a call that failed.
+            message: its message.
+            closed: why the object that was called is closed, if it is.
+
+        Raises:
+            SdcppError: the call failed.
+            BaseException: whatever a callback raised.
+        """
+        lib = self.lib
+        if self._listener.exception is not None:
+            raise self._listener.exception
+        if status == lib.SDCPP_OK:
+            return
+        if status == lib.SDCPP_CANCELLED:
+            raise CancelledError("cancelled by cancel()")
+        if status == lib.SDCPP_NO_ROOM:
+            said = str(text(lib.sdcpp_run_error(self.native)))
+            raise DeviceMemoryError(said, tuple(line for line in self.lines if line != said))
+        if status == lib.SDCPP_CLOSED:
+            raise ClosedError(f"this StableDiffusion object cannot be used: {closed}")
+        if status == lib.SDCPP_INSIDE:
+            raise ArgumentError(
+                "the engine was called from one of its own callbacks, for a device that is in use; return from the "
+                "callback first"
+            )
+        if status == lib.SDCPP_FORKED:
+            raise BackendError(
+                "the engine was used before this process was forked from another one, and works only there; start "
+                "processes with the 'spawn' method"
+            )
+        if status == lib.SDCPP_EXITING:
+            raise ClosedError("the interpreter is exiting: nothing can be drawn any more")
+        raise kind(message, self.lines)
