@@ -1,10 +1,11 @@
 // Which buffers hold weights, and whose.
+#include "sdcpp/placement/weights_record.h"
+
 #include <cstdint>
 #include <unordered_map>
 #include <utility>
 
 #include "ggml.h"
-#include "sdcpp/placement/weights_record.h"
 
 namespace {
 
