@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from ..errors import ArgumentError, ClosedError, GenerationError, ModelError
+from ..errors import ArgumentError, BackendError, ClosedError, GenerationError, ModelError
 from .devices import cuda_backend
 from .library import Progress, library, text
-from .runtime import Run
+from .runtime import FORKED, Run
 from .structs import Filler, row_values
 
 MOST_ROWS = 256
@@ -65,7 +65,7 @@ class Context:
         self.ffi, self.lib = library()
         self._closed_reason = "it was closed"
         # Before anything is loaded, so that no exception can come between a model and its owner.
-        self._handle = self.ffi.gc(self.lib.sdcpp_ctx_new(), self.lib.sdcpp_ctx_free)
+        self._handle = self.lib.sdcpp_ctx_new()
         cuda_backend()
         filler = Filler()
         params = filler.context_params(options)
@@ -82,6 +82,12 @@ class Context:
             self.close()
             raise
 
+    def __del__(self) -> None:
+        """Free the model if nobody closed it, without waiting; others may still ask whether it is closed."""
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle is not None:
+            self.lib.sdcpp_ctx_free(handle)
+
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: a model has one owner."""
         raise ArgumentError("a loaded model cannot be copied or pickled; load it again, or in each process")
@@ -89,10 +95,12 @@ class Context:
     @property
     def closed(self) -> bool:
         """Whether the model is closed, even if a run of it has not ended yet."""
-        return bool(self.lib.sdcpp_ctx_closed(self._handle))
+        return self._handle is None or bool(self.lib.sdcpp_ctx_closed(self._handle))
 
     def check_open(self) -> None:
-        """Raise ClosedError when the model is closed."""
+        """Raise ClosedError when the model is closed, and BackendError in a forked child."""
+        if self.lib.sdcpp_is_forked():
+            raise BackendError(FORKED)
         if self.closed:
             raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
 
@@ -112,7 +120,8 @@ class Context:
 
     def discard(self) -> None:
         """Close the model without waiting: its memory is freed when its devices are free. For finalizers."""
-        self.lib.sdcpp_ctx_close(self.ffi.NULL, self._handle)
+        if self._handle is not None:
+            self.lib.sdcpp_ctx_close(self.ffi.NULL, self._handle)
 
     def image_generate(
         self,

@@ -9,6 +9,10 @@ from contextvars import ContextVar
 from ..errors import ArgumentError, BackendError, CancelledError, ClosedError, DeviceMemoryError, SdcppError
 from .library import Listener, Progress, Tap, library, text
 
+FORKED = (
+    "the engine was used before this process was forked from another one, and works only there; start processes with "
+    "the 'spawn' method"
+)
 _tap: ContextVar[Tap | None] = ContextVar("sdcpp_py_tap", default=None)
 
 
@@ -90,10 +94,7 @@ class Run:
                 "callback first"
             )
         if status == lib.SDCPP_FORKED:
-            raise BackendError(
-                "the engine was used before this process was forked from another one, and works only there; start "
-                "processes with the 'spawn' method"
-            )
+            raise BackendError(FORKED)
         if status == lib.SDCPP_EXITING:
             raise ClosedError("the interpreter is exiting: nothing can be drawn any more")
         raise kind(message, self.lines)

@@ -19,6 +19,7 @@ static void dev_memory(ggml_backend_dev_t dev, size_t* free, size_t* total) {
     State& state = State::get();
     Lock lock(state.mutex);
     const Device& device = device_of(dev);
+    State::check_health(device);
     const int64_t used = device.config.memory_reserved + static_cast<int64_t>(device.books.device_bytes);
     *total = static_cast<size_t>(device.config.memory_total);
     *free = used < device.config.memory_total ? static_cast<size_t>(device.config.memory_total - used) : 0;

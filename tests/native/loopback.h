@@ -46,6 +46,7 @@ typedef struct loopback_config {
     int64_t refuse_event;               // refuse the nth event from now on, 0: none
     int64_t refuse_event_count;         // how many events in a row that refuses, -1: all that follow
     int64_t throw_at_graph;             // throw where the nth graph from now on is to be computed, 0: nowhere
+    int64_t sick;                       // 1: whatever the device is asked fails a check, as after an error of CUDA's
     int64_t max_streams;                // streams that may be alive at once, 0: no limit
     int64_t host_buffer;                // 1: the device has a host buffer type
     int64_t host_fallback;              // 1: a refused host buffer is silently an ordinary CPU buffer, 0: it is NULL

@@ -11,6 +11,9 @@
 static void buffer_free(ggml_backend_buffer_t buffer) {
     State& state = State::get();
     Lock lock(state.mutex);
+    if (memory_of(buffer).device != nullptr) {
+        State::check_health(*memory_of(buffer).device);
+    }
     state.free(&memory_of(buffer));
 }
 

@@ -31,6 +31,7 @@ const Option OPTIONS[] = {
     {"refuse_event", &loopback_config::refuse_event, nullptr, 0},
     {"refuse_event_count", &loopback_config::refuse_event_count, nullptr, 1},
     {"throw_at_graph", &loopback_config::throw_at_graph, nullptr, 0},
+    {"sick", &loopback_config::sick, nullptr, 0},
     {"max_streams", &loopback_config::max_streams, nullptr, 0},
     {"host_buffer", &loopback_config::host_buffer, nullptr, 1},
     {"host_fallback", &loopback_config::host_fallback, nullptr, 1},

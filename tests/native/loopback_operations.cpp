@@ -99,7 +99,12 @@ void State::write(const Operation& operation, Memory& memory, uintptr_t address,
 
 // --- operations ------------------------------------------------------------------------------------------------------
 
+void State::check_health(const Device& device) {
+    GGML_ASSERT(device.config.sick == 0);
+}
+
 State::Operation State::begin(Device& device, Stream* stream, const char* what) {
+    check_health(device);
     if (stream == nullptr) {
         host_.set(HOST, ++ticks_[HOST]);
         return Operation{device, nullptr, Access{HOST, ticks_[HOST], what}, host_};

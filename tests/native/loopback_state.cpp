@@ -285,6 +285,7 @@ void State::synchronise(Event& event) {
 }
 
 void State::synchronise(Stream& stream) {
+    check_health(*stream.device);
     const Time before = host_time;
     host_.join(stream.clock);
     host_wait_until(*stream.device, stream.time);

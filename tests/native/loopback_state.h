@@ -92,6 +92,9 @@ public:
     void free_event(Event* event);
     void record(Event& event, Stream& stream);
     void wait(Event& event, Stream& stream);
+    // Fails a check when the device was told to be sick.
+    static void check_health(const Device& device);
+
     void synchronise(Event& event);
     void synchronise(Stream& stream);
     bool is_pending(const Stream& stream) const { return !host_.covers(stream.clock); }

@@ -9,6 +9,8 @@
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/streaming.h"
+#include "sdcpp/threads/freeing.h"
+#include "sdcpp/threads/team.h"
 #include "util.h"
 
 namespace {
@@ -18,8 +20,6 @@ using sdcpp::Run;
 
 constexpr auto poll_interval = std::chrono::milliseconds(50);
 constexpr auto load_interval = std::chrono::milliseconds(2);
-
-thread_local Run* thread_run = nullptr;
 
 std::atomic<sd_log_cb_t> process_log{nullptr};
 std::atomic<void*> process_log_data{nullptr};
@@ -49,13 +49,15 @@ void progress_route(int step, int steps, float seconds, void*) {
 
 void check_route(const char* message) {
     Run* run = sdcpp::run_current();
-    if (run == nullptr) {
-        // A thread that is none of ours: nobody would catch it, and ggml's own abort follows.
-        std::fprintf(stderr, "%s\n", message);
-        return;
+    if (run != nullptr) {
+        run->check_failed(message, sdcpp_team_inside() != nullptr);
     }
-    run->check_failed(message, false);
-    throw sdcpp::CheckFailed(message);
+    sdcpp_team_fail(message);
+    if (run != nullptr) {
+        throw sdcpp::CheckFailed(message);
+    }
+    // A thread that is none of ours: nobody would catch it, and ggml's own abort follows.
+    std::fprintf(stderr, "%s\n", message);
 }
 
 // The engine asks for previews on the thread that makes the call.
@@ -64,6 +66,21 @@ void preview_route(const Run* run) {
     sd_set_preview_callback(wanted ? run->callbacks.preview : nullptr, wanted ? run->callbacks.preview_mode : PREVIEW_NONE,
                             wanted ? run->callbacks.preview_interval : 1, true, false,
                             wanted ? run->callbacks.data : nullptr);
+}
+
+// Asked when something of a device is freed: after a failed check the device may be what failed.
+bool device_answers(ggml_backend_dev_t device) {
+    Run* run = sdcpp::run_current();
+    if (run == nullptr || !run->is_broken() || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        return true;
+    }
+    Run question;
+    return sdcpp::run_guarded(question, [&] {
+        size_t free_bytes = 0;
+        size_t total_bytes = 0;
+        ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+        return true;
+    }) == SDCPP_OK;
 }
 
 bool cancel_requested(void* run) {
@@ -101,12 +118,17 @@ void sdcpp_run::failed(const std::exception& exception) {
     }
 }
 
-void sdcpp_run::check_failed(const char* message, bool on_worker) {
+void sdcpp_run::check_failed(const char* message, bool in_graph) {
     std::lock_guard<std::mutex> lock(mutex);
-    if (!broken && (on_worker || !stopping)) {
+    if (!broken && (in_graph || !stopping)) {
         broken = true;
         error = message;
     }
+}
+
+bool sdcpp_run::is_broken() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return broken;
 }
 
 bool sdcpp_run::poll_cancelled() {
@@ -159,19 +181,21 @@ void routes_install() {
         ggml_log_set(ggml_log_route, nullptr);
         sd_set_progress_callback(progress_route, nullptr);
         ggml_set_abort_callback(check_route);
+        sdcpp_may_free_ask(device_answers);
     });
 }
 
 Run* run_current() {
-    return thread_run;
+    return static_cast<Run*>(sdcpp_thread_work());
 }
 
-RunScope::RunScope(Run* run) : outer(std::exchange(thread_run, run)) {
+RunScope::RunScope(Run* run) : outer(run_current()) {
+    sdcpp_thread_work_set(run);
     preview_route(run);
 }
 
 RunScope::~RunScope() {
-    thread_run = outer;
+    sdcpp_thread_work_set(outer);
     preview_route(outer);
 }
 
@@ -192,6 +216,11 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
     const ggml_status status = stream_bound(placement)
                                    ? stream_compute(placement, graph, [] { return cancel_requested(run_current()); })
                                    : ggml_backend_graph_compute(backend, graph);
+    if (status == GGML_STATUS_FAILED) {
+        if (const std::string failure = sdcpp_team_failure(); !failure.empty()) {
+            throw CheckFailed(failure);
+        }
+    }
     if (run != nullptr && run->callbacks.tap != nullptr && status == GGML_STATUS_SUCCESS) {
         tap_output(*run, ggml_graph_node(graph, -1));
     }

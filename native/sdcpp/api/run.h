@@ -40,9 +40,11 @@ struct sdcpp_run {
     const char* keep(const char* text);
     // Notes an exception; the first failed check stays the error.
     void failed(const std::exception& error);
-    // Notes a failed engine check. One on the calling thread after the engine saw a cancel is only its consequence: parts
-    // of the engine check for the result that a cancelled graph does not leave.
-    void check_failed(const char* message, bool on_worker);
+    // Notes a failed engine check. One between two graphs, after the engine saw a cancel, is only its consequence: parts of
+    // the engine check for the result that a cancelled graph does not leave.
+    void check_failed(const char* message, bool in_graph);
+    // Tells whether a check has failed.
+    bool is_broken();
     // Tells whether the run is cancelled, after asking the poll callback when that was not long ago.
     bool poll_cancelled();
     void phase_begin(const char* name);

@@ -139,6 +139,8 @@ SD_API const char* sdcpp_library_path(void);
 SD_API void sdcpp_log_set(sd_log_cb_t log, void* data);
 /* Says, in a forked child, that it is one: calls fail there from now on and free nothing, if the engine was used before. */
 SD_API void sdcpp_forked(void);
+/* Tells whether this is such a child. */
+SD_API bool sdcpp_is_forked(void);
 /* Refuses new runs, cancels those there are and waits for them, for some milliseconds at most; then frees all contexts.
    Returns false when runs are left. */
 SD_API bool sdcpp_exit(int milliseconds);

@@ -257,6 +257,10 @@ void sdcpp_forked(void) {
     in_child = used.load();
 }
 
+bool sdcpp_is_forked(void) {
+    return sdcpp::forked();
+}
+
 bool sdcpp_exit(int milliseconds) {
     if (forked()) {
         return true;

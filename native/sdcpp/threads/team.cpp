@@ -1,0 +1,188 @@
+#include "sdcpp/threads/team.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How long a thread looks for the others before it sleeps: longer than threads that all run are apart at most barriers,
+// and shorter than it takes to be worth the processor of a thread that does not run.
+constexpr auto spin_time = std::chrono::microseconds(50);
+constexpr int looks_per_clock = 32;
+
+// Thrown by the thread that fails, and by those that leave with it.
+struct Left {};
+
+void relax() {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+    __asm__ volatile("yield" ::: "memory");
+#endif
+}
+
+thread_local void* work = nullptr;
+thread_local sdcpp_team* in_node = nullptr;
+thread_local std::string failure;
+
+}  // namespace
+
+struct sdcpp_team {
+    // Looks for a while whether a condition holds, then sleeps until it does.
+    template <typename F>
+    void wait(F&& holds) {
+        const auto end = Clock::now() + spin_time;
+        do {
+            for (int i = 0; i < looks_per_clock; ++i) {
+                if (holds()) {
+                    return;
+                }
+                relax();
+            }
+        } while (Clock::now() < end);
+        std::unique_lock<std::mutex> lock(mutex);
+        sleepers.fetch_add(1);
+        woken.wait(lock, holds);
+        sleepers.fetch_sub(1);
+    }
+
+    // Wakes who sleeps, after what they wait for was changed.
+    void wake() {
+        if (sleepers.load() > 0) {
+            std::lock_guard<std::mutex> lock(mutex);
+            woken.notify_all();
+        }
+    }
+
+    bool meet() {
+        if (threads > 1) {
+            const int round = rounds.load(std::memory_order_relaxed);
+            if (arrived.fetch_add(1) + 1 == threads) {
+                arrived.store(0, std::memory_order_relaxed);
+                rounds.fetch_add(1);
+                wake();
+            } else {
+                wait([&] { return rounds.load() != round || failed.load(); });
+            }
+        }
+        return !failed.load();
+    }
+
+    void fail(const char* message) {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            if (!failed.load()) {
+                error = message;
+            }
+            failed.store(true);
+        }
+        wake();
+    }
+
+    int threads = 1;
+    void* work = nullptr;
+    std::string error;  // guarded by the mutex
+    std::atomic<bool> failed{false};
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<int> rounds{0};
+    std::atomic<int> left{0};
+    std::atomic<int> sleepers{0};
+    std::mutex mutex;
+    std::condition_variable woken;
+};
+
+sdcpp_team* sdcpp_team_new(void) {
+    return new sdcpp_team;
+}
+
+void sdcpp_team_free(sdcpp_team* team) {
+    delete team;
+}
+
+void sdcpp_team_begin(sdcpp_team* team, int threads) {
+    team->threads = threads;
+    team->work = work;
+    team->error.clear();
+    team->failed.store(false);
+    team->arrived.store(0);
+    team->left.store(0);
+    failure.clear();
+}
+
+void sdcpp_team_enter(sdcpp_team* team) {
+    work = team->work;
+}
+
+void sdcpp_team_leave(sdcpp_team* team, bool caller) {
+    if (!caller) {
+        work = nullptr;
+        team->left.fetch_add(1);
+        team->wake();
+        return;
+    }
+    team->wait([&] { return team->left.load() == team->threads - 1; });
+    if (team->failed.load()) {
+        failure = team->error;
+    }
+}
+
+bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_compute_params* params, ggml_tensor* node) {
+    sdcpp_team* const outer = std::exchange(in_node, team);
+    try {
+        compute(params, node);
+    } catch (const Left&) {
+    } catch (const std::exception& error) {
+        team->fail(error.what());
+    } catch (...) {
+        team->fail("unknown C++ exception");
+    }
+    in_node = outer;
+    return !team->failed.load();
+}
+
+bool sdcpp_team_meet(sdcpp_team* team) {
+    return team->meet();
+}
+
+void sdcpp_team_meet_inside(sdcpp_team* team) {
+    if (!team->meet()) {
+        throw Left{};
+    }
+}
+
+bool sdcpp_team_failed(const sdcpp_team* team) {
+    return team->failed.load();
+}
+
+void sdcpp_team_fail(const char* message) {
+    if (in_node != nullptr) {
+        in_node->fail(message);
+        throw Left{};
+    }
+}
+
+sdcpp_team* sdcpp_team_inside(void) {
+    return in_node;
+}
+
+const char* sdcpp_team_failure(void) {
+    static thread_local std::string said;
+    said = std::exchange(failure, {});
+    return said.c_str();
+}
+
+void* sdcpp_thread_work(void) {
+    return work;
+}
+
+void sdcpp_thread_work_set(void* value) {
+    work = value;
+}

@@ -1,0 +1,53 @@
+/* The threads that compute a graph together on the CPU: they wait for one another without burning the processor for
+   long, and when one of them throws (a failed engine check, say) all of them leave the graph, and the thread that called
+   says why. Part of ggml-base, and called by the CPU backend in each of its variants, hence plain C. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "ggml.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ggml_compute_params;
+struct sdcpp_team;
+
+/* Computes one node of a graph. */
+typedef void (*sdcpp_team_node_t)(struct ggml_compute_params * params, struct ggml_tensor * node);
+
+/* Makes the team of a thread pool. */
+GGML_API struct sdcpp_team * sdcpp_team_new(void);
+/* Frees a team that has no graph. */
+GGML_API void sdcpp_team_free(struct sdcpp_team * team);
+/* Begins a graph, which works for what the calling thread works for, before the other threads enter it. */
+GGML_API void sdcpp_team_begin(struct sdcpp_team * team, int threads);
+/* Makes a thread one of the team. */
+GGML_API void sdcpp_team_enter(struct sdcpp_team * team);
+/* Lets a thread leave; the one that called waits for the others. */
+GGML_API void sdcpp_team_leave(struct sdcpp_team * team, bool caller);
+/* Computes a node on this thread; false when a thread of the team has failed: the graph is over. */
+GGML_API bool sdcpp_team_compute(struct sdcpp_team * team, sdcpp_team_node_t compute, struct ggml_compute_params * params,
+                                 struct ggml_tensor * node);
+/* Waits for the others between two nodes; false when a thread of the team has failed. */
+GGML_API bool sdcpp_team_meet(struct sdcpp_team * team);
+/* Waits for the others inside a node; unwinds it when a thread of the team has failed. */
+GGML_API void sdcpp_team_meet_inside(struct sdcpp_team * team);
+/* Tells whether a thread of the team has failed. */
+GGML_API bool sdcpp_team_failed(const struct sdcpp_team * team);
+
+/* Unwinds this thread to its team with a message; returns when it is in no node of a team. */
+GGML_API void sdcpp_team_fail(const char * message);
+/* Returns the team a node of which this thread computes, or NULL. */
+GGML_API struct sdcpp_team * sdcpp_team_inside(void);
+/* Returns why the last graph that this thread called for failed, or ""; it says so once. */
+GGML_API const char * sdcpp_team_failure(void);
+
+/* What this thread works for; the threads of a team work for what their caller works for. */
+GGML_API void * sdcpp_thread_work(void);
+GGML_API void sdcpp_thread_work_set(void * work);
+
+#ifdef __cplusplus
+}
+#endif
