@@ -142,7 +142,7 @@ SD_API void sdcpp_forked(void);
 /* Tells whether this is such a child. */
 SD_API bool sdcpp_is_forked(void);
 /* Refuses new runs, cancels those there are and waits for them, for some milliseconds at most; then frees all contexts.
-   Returns false when runs are left. */
+   Calls on other threads do not return any more. Returns false when runs are left. */
 SD_API bool sdcpp_exit(int milliseconds);
 
 /* --- runs --- */

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <list>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "sdcpp/placement/runner_placement.h"
@@ -25,6 +26,7 @@ struct State {
     std::list<std::shared_ptr<Context>> leftover;  // closed, to be freed when their devices are free
     std::vector<std::weak_ptr<Context>> contexts;
     bool exiting = false;
+    std::thread::id exiting_on;
 };
 
 State& state() {
@@ -41,6 +43,14 @@ bool shares(const Claim& one, const Claim& other) {
     return one.all || other.all ||
            std::find_first_of(one.devices.begin(), one.devices.end(), other.devices.begin(), other.devices.end()) !=
                one.devices.end();
+}
+
+// Keeps a thread here for good that the interpreter does not wait for, once that goes away: what it would return or raise
+// there could only be printed by an interpreter that is half gone.
+void stay_at_exit(State& all, std::unique_lock<std::mutex>& lock) {
+    while (all.exiting && all.exiting_on != std::this_thread::get_id()) {
+        all.changed.wait(lock);
+    }
 }
 
 bool is_free(const State& all, const Claim& claim) {
@@ -152,6 +162,9 @@ sdcpp_status_t Turn::take(bool closing) {
         sweep(all, lock);
     }
     all.changed.notify_all();
+    if (status != SDCPP_OK && outer_ == nullptr) {
+        stay_at_exit(all, lock);
+    }
     return status;
 }
 
@@ -169,6 +182,9 @@ Turn::~Turn() {
     }
     all.changed.notify_all();
     sweep(all, lock);
+    if (outer_ == nullptr) {
+        stay_at_exit(all, lock);
+    }
 }
 
 std::shared_ptr<Context> context_new() {
@@ -268,6 +284,7 @@ bool sdcpp_exit(int milliseconds) {
     State& all = state();
     std::unique_lock<std::mutex> lock(all.mutex);
     all.exiting = true;
+    all.exiting_on = std::this_thread::get_id();
     for (Run* run : all.active) {
         run->cancelled = true;
     }
