@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdcpp_py import engine
 from sdcpp_py.engine import fields
+from sdcpp_py.engine.structs import Filler
 
 
 def test_paths_reach_into_structs_and_leave_out_lengths() -> None:
@@ -28,7 +28,7 @@ def test_defaults_are_plain_values() -> None:
 
 
 def test_sequences_fill_arrays_and_pictures_fill_images() -> None:
-    filler = engine._Filler()
+    filler = Filler()
     params = filler.keep("sd_img_gen_params_t*")
     picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     filler.fill(
@@ -53,6 +53,6 @@ def test_sequences_fill_arrays_and_pictures_fill_images() -> None:
 
 
 def test_what_is_no_array_is_refused() -> None:
-    filler = engine._Filler()
+    filler = Filler()
     with pytest.raises(TypeError, match="strength is no array"):
         filler.fill(filler.keep("sd_img_gen_params_t*"), {"strength": [0.5]})
