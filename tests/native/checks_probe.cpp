@@ -12,7 +12,7 @@
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/api/run.h"
 #include "sdcpp/api/turns.h"
-#include "sdcpp/placement/placement_impl.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/threads/team.h"
 
