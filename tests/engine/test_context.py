@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import gc
 import os
 import pickle
@@ -19,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
+from support.memory import assert_no_leak
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1, "progress": False}
 LONG = {"width": 64, "height": 64, "steps": 5000, "seed": 1}
@@ -196,25 +195,6 @@ def test_copies_are_refused(sd: sdcpp_py.StableDiffusion, copies: Callable[[obje
         with pytest.raises(sdcpp_py.ArgumentError, match="cannot be copied or pickled"):
             copies(owner)
     assert not sd.closed
-
-
-def resident_bytes() -> int:
-    """What the process holds, less what malloc keeps for later: a model's worth, at times."""
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def assert_no_leak(cycle: Callable[[], object], cycles: int = 6, limit: int = 8 << 20) -> None:
-    for _ in range(2):
-        cycle()
-    before = resident_bytes()
-    for _ in range(cycles):
-        cycle()
-    grown = resident_bytes() - before
-    assert grown < limit, f"{grown / 2**20:.1f} MiB more after {cycles} cycles"
 
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
