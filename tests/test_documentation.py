@@ -15,8 +15,6 @@ from support.checkpoints import FAMILIES
 PAGES = sorted([ROOT / "README.md", ROOT / "sdcpp_py" / "models" / "MODEL_CARD.md", *(ROOT / "docs").glob("*.md")])
 PATH = re.compile(r"(?<![\w/.:-])((?:\.github|cmake|cuda13|docs|native|scripts|sdcpp_py|tests|vendor)/[\w./-]*\w/?)")
 LINK = re.compile(r"\]\(([^):#]+)(?:#[^)]*)?\)")
-COMING = ["sdcpp_py/modes"]
-"""Named in docs/architecture.md before it is there."""
 
 ROWS = {
     "sd1": "SD 1.x, its tiny and SDXS forms",
@@ -40,7 +38,7 @@ def test_paths_exist(page: Path) -> None:
     text = page.read_text()
     named = {ROOT / path for path in PATH.findall(text)} | {page.parent / path for path in LINK.findall(text)}
     missing = [str(path.relative_to(ROOT)) for path in sorted(named) if not is_there(path)]
-    assert missing == (COMING if page.name == "architecture.md" else [])
+    assert missing == []
 
 
 def test_paths_are_found() -> None:
