@@ -16,7 +16,7 @@ from . import engine, models, options, placement
 from .devices import devices
 from .errors import ArgumentError, ClosedError, ModelError, PlacementError
 from .images import Images, Timings, from_pixels, parameters_text
-from .model_files import check_model_file, model_path, show_path
+from .model_files import check_embeddings, model_path, show_path
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, StrPath, Tiling
 from .placement import Plan, Spec, measure_pin_budget
 from .reports import MemoryReport, TransferReport
@@ -221,10 +221,11 @@ class StableDiffusion:
             "qwen_image_zero_cond_t": qwen_image_zero_cond_t,
             "max_vram": placement.check_max_vram(max_vram),
         }
-        terms = {
-            options.check_text("embedding name", name): check_model_file(path, f"embedding {name}")
-            for name, path in (embeddings or {}).items()
-        }
+        encoders = ("model_path", "clip_l_path", "clip_g_path")
+        terms = check_embeddings(
+            {options.check_text("embedding name", name): path for name, path in (embeddings or {}).items()},
+            {name: files[name] for name in encoders},
+        )
         self._name = os.path.basename(show_path(model or diffusion_model or ""))
         self._uses_control = control_net is not None
         self._uses_photo_maker = photo_maker is not None
