@@ -21,21 +21,21 @@ _PREFIXES = {
     "text_encoders.": "text",
     "te.": "text",
 }
-# Part -> what its names look like, with "#" for each number. The first part that fits counts, so what is made of
+# Part -> what its names look like, with "0" for each number. The first part that fits counts, so what is made of
 # another network's blocks comes before that one.
 _NAMES = {
     "photo_maker": (r"^pmid\.", r"qformer_perceiver\.", r"^id_encoder\.", r"\bfuse_module\."),
     "lora": (
         r"\blora_(up|down|mid|A|B|linear)\b",
         r"[._]lora\.(up|down|mid)\.",
-        r"_lora#\.(up|down)\.",
-        r"\bhada_[wt]#",
-        r"\blokr_[wt]#",
+        r"_lora0\.(up|down)\.",
+        r"\bhada_[wt]0",
+        r"\blokr_[wt]0",
         r"\bdora_scale$",
         r"\.diff(_b)?$",
         r"\boft_(blocks|diag)\b",
         r"\bglora\b",
-        r"^lora_(unet|te#?|transformer)_",
+        r"^lora_(unet|te0?|transformer)_",
         r"^lycoris_",
     ),
     "control_net": (
@@ -46,29 +46,27 @@ _NAMES = {
     ),
     "clip_vision": (
         r"\bvision_model\.",
-        r"(^|\bmodel\.)visual\.(transformer\.resblocks|conv#|class_embedding|proj)\b",
+        r"(^|\bmodel\.)visual\.(transformer\.resblocks|conv0|class_embedding|proj)\b",
     ),
     "llm_vision": (
         r"^v\.(blk|patch_embd|post_ln)\b",
-        r"^mm\.#",
+        r"^mm\.0",
         r"(^|\bllm\.|\bmodel\.)visual\.(blocks|patch_embed|merger)\.",
     ),
-    "t5": (r"\bencoder\.block\.#\.layer\.#\.", r"\bencoder\.embed_tokens\.", r"^enc\.(blk|output_norm)\."),
+    "t5": (r"\bencoder\.block\.0\.layer\.0\.", r"\bencoder\.embed_tokens\.", r"^enc\.(blk|output_norm)\."),
     "clip": (
-        r"\btext_model\.(encoder\.layers\.#|embeddings|final_layer_norm)\b",
-        r"(^|\bmodel\.)transformer\.resblocks\.#\.",
+        r"\btext_model\.(encoder\.layers\.0|embeddings|final_layer_norm)\b",
+        r"(^|\bmodel\.)transformer\.resblocks\.0\.",
         r"(^|\.)token_embedding\.weight$",
     ),
     "llm": (
-        r"\blayers\.#\.(self_attn|input_layernorm|linear_attn|mlp\.(gate|up|down)_proj)\b",
-        r"^blk\.#\.(attn|ffn|ssm)_",
-        r"^token_embd\.",
-        r"\bembed_tokens\.weight$",
+        r"\blayers\.0\.(self_attn|input_layernorm|linear_attn|mlp\.(gate|up|down)_proj)\b",
+        r"^blk\.0\.(attn|ffn|ssm)_",
     ),
     "diffusion": (
         # A UNet under its own names, and under diffusers'.
-        r"^(input_blocks|middle_block|output_blocks)\.#",
-        r"^(down_blocks|up_blocks)\.#\.(resnets|attentions|motion_modules)\.",
+        r"^(input_blocks|middle_block|output_blocks)\.0",
+        r"^(down_blocks|up_blocks)\.0\.(resnets|attentions|motion_modules)\.",
         r"^mid_block\.(resnets|attentions)\.",
         # Transformers.
         r"^(joint_blocks|double_blocks|single_blocks|transformer_blocks|single_transformer_blocks)\b",
@@ -77,17 +75,17 @@ _NAMES = {
         r"^(noise_refiner|context_refiner|distilled_guidance_layer|cap_embedder|nerf_\w+)\b",
     ),
     "tae": (
-        r"^(tae\.)?(decoder|encoder)\.(layers\.)?#\.(weight|bias|conv|skip|pool)\b",
+        r"^(tae\.)?(decoder|encoder)\.(layers\.)?0\.(weight|bias|conv|skip|pool)\b",
         r"^taesd_(decoder|encoder)\.",
     ),
     "vae": (
         r"^(vae\.)?(decoder|encoder)\.(conv_in|conv_out|norm_out|conv_norm_out|mid|mid_block|up|up_blocks|down)\b",
-        r"^(vae\.)?(decoder|encoder)\.(down_blocks|middle|upsamples|downsamples|conv#|head)\b",
+        r"^(vae\.)?(decoder|encoder)\.(down_blocks|middle|upsamples|downsamples|conv0|head)\b",
         r"^(vae\.)?(post_quant_conv|quant_conv)\.",
     ),
     "upscaler": (
-        r"^(conv_first|conv_body|conv_hr|conv_last|conv_up#|body\.#\.rdb#)\b",
-        r"^model\.#\.(weight|bias|sub\.#\.)",
+        r"^(conv_first|conv_body|conv_hr|conv_last|conv_up0|body\.0\.rdb0)\b",
+        r"^model\.0\.(weight|bias|sub\.0\.)",
     ),
     "embedding": (r"^(emb_params|clip_l|clip_g|\*)$",),
 }
@@ -97,13 +95,13 @@ _FAMILIES = [
     ("Chroma Radiance", r"^nerf_final_layer_conv\."),
     ("Chroma", r"^distilled_guidance_layer\."),
     ("SD3", r"^joint_blocks\."),
-    ("Qwen-Image", r"^transformer_blocks\.#\.img_mod\.#\."),
+    ("Qwen-Image", r"^transformer_blocks\.0\.img_mod\.0\."),
     ("Anima", r"^(net\.)?llm_adapter\."),
     ("Flux.2", r"^double_stream_modulation_img\."),
-    ("Ovis-Image", r"^double_blocks\.#\.img_mlp\.gate_proj\."),
+    ("Ovis-Image", r"^double_blocks\.0\.img_mlp\.gate_proj\."),
     ("Z-Image", r"^cap_embedder\."),
-    ("ERNIE-Image", r"^layers\.#\.adaLN_sa_ln\."),
-    ("Wan", r"^blocks\.#\.cross_attn\.norm_k\."),
+    ("ERNIE-Image", r"^layers\.0\.adaLN_sa_ln\."),
+    ("Wan", r"^blocks\.0\.cross_attn\.norm_k\."),
     ("Flux", r"^double_blocks\."),
 ]
 _FAMILY_PATTERNS = [(family, re.compile(pattern)) for family, pattern in _FAMILIES]
@@ -111,6 +109,7 @@ _UNET = re.compile(r"^(input_blocks|down_blocks)\.")
 _CROSS_ATTENTION = re.compile(r"\battn2\.to_k\.weight$")
 _UNET_CONTEXTS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 _NUMBER = re.compile(r"\d+")
+_VECTOR_WIDTHS = (768, 1024, 1280)
 _MOST_VECTORS = 1024
 SECOND_ENCODER = re.compile(r"^(cond_stage_model\.1|conditioner\.embedders\.1|text_encoders\.clip_g)\.")
 
@@ -170,7 +169,7 @@ def kind_of(listing: Listing) -> FileKind:
     seen: set[str] = set()
     unet = False
     for tensor in listing.tensors:
-        pattern = _NUMBER.sub("#", tensor.name)
+        pattern = _NUMBER.sub("0", tensor.name)
         if pattern in seen:
             continue
         seen.add(pattern)
@@ -242,6 +241,6 @@ def _vector_widths(tensors: tuple[Tensor, ...]) -> dict[str, int]:
     if not fits or len(fits) != len(tensors):
         return {}
     named = all(tensor.name in ("emb_params", "clip_l", "clip_g", "*") for tensor in fits)
-    plain = len(fits) == 1
+    plain = len(fits) == 1 and ("." not in fits[0].name or fits[0].shape[-1] in _VECTOR_WIDTHS)
     few = all(len(tensor.shape) == 1 or tensor.shape[0] <= _MOST_VECTORS for tensor in fits)
     return {tensor.name: tensor.shape[-1] for tensor in fits} if few and (named or plain) else {}

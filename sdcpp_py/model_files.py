@@ -50,20 +50,22 @@ class Role:
     Attributes:
         takes: the parts of which it needs one.
         bare: whether their names must be without the prefix that they have in a checkpoint.
+        noun: what that is called, where the parts' names do not say it.
     """
 
     takes: frozenset[str]
     bare: bool = True
+    noun: str = ""
 
 
-def _role(*takes: str, bare: bool = True) -> Role:
-    return Role(frozenset(takes), bare)
+def _role(*takes: str, bare: bool = True, noun: str = "") -> Role:
+    return Role(frozenset(takes), bare, noun)
 
 
 ROLES = {
-    "model": _role("diffusion", bare=False),
-    "diffusion_model": _role("diffusion", bare=False),
-    "high_noise_diffusion_model": _role("diffusion", bare=False),
+    "model": _role("diffusion", bare=False, noun="a checkpoint with a diffusion model"),
+    "diffusion_model": _role("diffusion", bare=False, noun="a diffusion model"),
+    "high_noise_diffusion_model": _role("diffusion", bare=False, noun="a diffusion model"),
     "clip_l": _role("clip"),
     "clip_g": _role("clip"),
     "clip_vision": _role("clip_vision"),
@@ -178,7 +180,7 @@ def model_path(path: StrPath | None, what: str) -> bytes | None:
 def _check_kind(kind: FileKind, role: Role, what: str, shown: str) -> None:
     """Raise ModelError unless a file holds what a role takes."""
     there = kind.bare if role.bare else kind.parts
-    wanted = " or ".join(_PARTS[part][0] for part in sorted(role.takes))
+    wanted = role.noun or " or ".join(_PARTS[part][0] for part in sorted(role.takes))
     if what == "model" and "diffusion" in kind.bare and not kind.whole:
         # The engine knows it by the prefix that it has in a checkpoint.
         raise ModelError(f"{what}: {shown} holds {_held(kind)}; {_PARTS['diffusion'][1]}")

@@ -1,7 +1,7 @@
 // Feeds mutated inputs to what reads foreign bytes: model files, prompts, tensor names. Usage: fuzz TARGET SEEDS CURRENT
 // FIRST COUNT, where SEEDS is a folder of valid inputs and CURRENT a file that holds the input that is tried. Ends the
 // process when one is handled with an access or arithmetic that the sanitizers refuse, with an allocation of more than
-// twice its size, or for longer than some seconds. The same arguments try the same inputs.
+// what the target allows (twice its size for files), or for longer than some seconds. The same arguments try the same inputs.
 #include <unistd.h>
 
 #include <algorithm>
@@ -210,8 +210,8 @@ int main(int argc, char** argv) {
         std::printf("%llu\n", static_cast<unsigned long long>(i));
         std::fflush(stdout);
         alarm(seconds_an_input);
-        most_allocated = std::max(allocation_floor, 2 * input.size());
-        const bool good = target->second(current, input);
+        most_allocated = std::max(allocation_floor, target->second.most * input.size());
+        const bool good = target->second.take(current, input);
         most_allocated = 0;
         alarm(0);
         taken += good ? 1 : 0;
