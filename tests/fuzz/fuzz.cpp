@@ -1,7 +1,9 @@
 // Feeds mutated inputs to what reads foreign bytes: model files, prompts, tensor names. Usage: fuzz TARGET SEEDS CURRENT
 // FIRST COUNT, where SEEDS is a folder of valid inputs and CURRENT a file that holds the input that is tried. Ends the
 // process when one is handled with an access or arithmetic that the sanitizers refuse, with an allocation of more than
-// what the target allows (twice its size for files), or for longer than some seconds. The same arguments try the same inputs.
+// what the target allows (twice its size for files), or for longer than some seconds. The same arguments try the same
+// inputs.
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,7 +32,7 @@ namespace {
 using Bytes = std::string;
 using Random = std::mt19937_64;
 
-constexpr unsigned seconds_an_input = 20;
+constexpr time_t seconds_an_input = 10;
 constexpr size_t allocation_floor = 1 << 20;  // below it the size of an input says nothing
 constexpr size_t longest_input = 1 << 20;
 
@@ -51,6 +53,12 @@ void too_long(int) {
         std::abort();
     }
     std::abort();
+}
+
+// Of the processor, since a busy machine says nothing of an input.
+void watch_time(time_t seconds) {
+    const itimerval timer = {{0, 0}, {seconds, 0}};
+    setitimer(ITIMER_PROF, &timer, nullptr);
 }
 
 uint64_t below(Random& random, uint64_t limit) {
@@ -192,7 +200,7 @@ int main(int argc, char** argv) {
     const uint64_t first = std::strtoull(argv[4], nullptr, 10);
     const uint64_t count = std::strtoull(argv[5], nullptr, 10);
     __sanitizer_install_malloc_and_free_hooks(watch, [](const volatile void*) {});
-    std::signal(SIGALRM, too_long);
+    std::signal(SIGPROF, too_long);
     uint64_t taken = 0;
     for (uint64_t i = first; i < first + count; ++i) {
         Random random(i);
@@ -209,11 +217,11 @@ int main(int argc, char** argv) {
             .write(input.data(), static_cast<std::streamsize>(input.size()));
         std::printf("%llu\n", static_cast<unsigned long long>(i));
         std::fflush(stdout);
-        alarm(seconds_an_input);
+        watch_time(seconds_an_input);
         most_allocated = std::max(allocation_floor, target->second.most * input.size());
         const bool good = target->second.take(current, input);
         most_allocated = 0;
-        alarm(0);
+        watch_time(0);
         taken += good ? 1 : 0;
         if (i < seeds.size() && !good) {
             std::fprintf(stderr, "the seed %s is refused\n", paths[i].c_str());

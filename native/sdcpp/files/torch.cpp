@@ -1,6 +1,7 @@
 // Lists PyTorch's files: since 1.6 a zip archive of a pickle and the storages, before that pickles one after the other
 // and the storages behind them.
 #include <algorithm>
+#include <cstring>
 #include <unordered_map>
 #include <utility>
 
@@ -44,12 +45,12 @@ Directory find_directory(Input& input) {
     std::vector<uint8_t> bytes(static_cast<size_t>(tail));
     input.read(input.size() - tail, bytes.data(), bytes.size());
     for (size_t i = bytes.size() - std::min<size_t>(bytes.size(), end_bytes) + 1; i-- > 0;) {
-        Cursor cursor(bytes.data() + i, bytes.size() - i);
-        if (cursor.left() < end_bytes || cursor.number<uint32_t>() != end_magic) {
+        if (bytes.size() - i < end_bytes || std::memcmp(bytes.data() + i, &end_magic, sizeof(end_magic)) != 0) {
             continue;
         }
+        Cursor cursor(bytes.data() + i, end_bytes);
         Directory found;
-        cursor.skip(6);
+        cursor.skip(10);
         found.entries = cursor.number<uint16_t>();
         cursor.skip(4);
         found.offset = cursor.number<uint32_t>();
