@@ -189,8 +189,10 @@ def kind_of(listing: Listing) -> FileKind:
         family = _unet_family(listing.tensors)
     # The one tensor of an embedding may have any name.
     widths = _vector_widths(listing.tensors) if parts <= {"embedding"} else {}
-    if widths:
-        parts, bare = {"embedding"}, {"embedding"}
+    for known in (parts, bare):
+        known.discard("embedding")
+        if widths:
+            known.add("embedding")
     return FileKind(
         listing.format,
         frozenset(parts),

@@ -179,13 +179,19 @@ def model_path(path: StrPath | None, what: str) -> bytes | None:
 
 def _check_kind(kind: FileKind, role: Role, what: str, shown: str) -> None:
     """Raise ModelError unless a file holds what a role takes."""
-    there = kind.bare if role.bare else kind.parts
+    # A part of a checkpoint or of a pipeline does not come alone.
+    there = kind.parts if not role.bare else frozenset() if kind.whole else kind.bare
     wanted = role.noun or " or ".join(_PARTS[part][0] for part in sorted(role.takes))
     if what == "model" and "diffusion" in kind.bare and not kind.whole:
         # The engine knows it by the prefix that it has in a checkpoint.
         raise ModelError(f"{what}: {shown} holds {_held(kind)}; {_PARTS['diffusion'][1]}")
     if not role.takes & there:
         raise ModelError(f"{what}: {shown} holds {_held(kind)}, not {wanted}{_hint(kind, role)}")
+    if "diffusion" in role.takes and kind.family is None:
+        raise ModelError(
+            f"{what}: {shown} holds a diffusion model of a family that the engine does not know; "
+            "of those it knows it reads Flux and SD3 under their makers' names alone, not under diffusers'"
+        )
     if what in _CLIP_WIDTHS and kind.token_widths[:1] not in ((), (_CLIP_WIDTHS[what],)):
         other = next((role for role, width in _CLIP_WIDTHS.items() if width == kind.token_widths[0]), None)
         if other is not None:

@@ -84,7 +84,7 @@ SAME: Mapping[str, Callable[[], bytes]] = {
     "f16": lambda: safetensors_of({"emb_params": HALF}),
     "bf16": lambda: safetensors_of({"emb_params": bf16(VECTORS)}),
     "f64": lambda: safetensors_of({"emb_params": VECTORS.astype(np.float64)}),
-    "of diffusers": lambda: safetensors_of({"<some.word>": VECTORS}),
+    "of diffusers": lambda: safetensors_of({"<some-word>": VECTORS}),
     "GGUF": lambda: gguf_of({"emb_params": VECTORS}),
     "GGUF, f16": lambda: gguf_of({"emb_params": HALF}),
     "web UI": lambda: torch_zip(web_ui(Tensor(VECTORS))),

@@ -175,6 +175,15 @@ def test_advice(name: str, role: str, advice: str, kinds: Callable[[str], Path])
         check_model_file(kinds(name), role)
 
 
+def test_families_that_the_engine_does_not_know(tmp_path: Path) -> None:
+    names = ("transformer_blocks.0.attn.add_q_proj.weight", "single_transformer_blocks.0.attn.to_q.weight")
+    path = sparse(tmp_path / "flux.safetensors", dict.fromkeys(names, (64, 64)))
+    with pytest.raises(
+        ModelError, match=r"diffusion_model: .* holds a diffusion model of a family that the engine does not"
+    ):
+        check_model_file(path, "diffusion_model")
+
+
 def test_files_without_anything(tmp_path: Path) -> None:
     path = tmp_path / "nothing"
     contents = [(gguf([]), "no tensors"), (safetensors_of({}), "no tensors")]

@@ -1,8 +1,8 @@
-// Feeds mutated inputs to what reads foreign bytes: model files, prompts, tensor names. Usage: fuzz TARGET SEEDS CURRENT
-// FIRST COUNT, where SEEDS is a folder of valid inputs and CURRENT a file that holds the input that is tried. Ends the
-// process when one is handled with an access or arithmetic that the sanitizers refuse, with an allocation of more than
-// what the target allows (twice its size for files), or for longer than some seconds. The same arguments try the same
-// inputs.
+// Feeds mutated inputs to what reads foreign bytes: model files, prompts, tensor names. Usage: fuzz TARGET SEEDS
+// CURRENT FIRST COUNT, where SEEDS is a folder of valid inputs and CURRENT a file that holds the input that is tried.
+// Ends the process when one is handled with an access or arithmetic that the sanitizers refuse, with an allocation of
+// more than what the target allows (twice its size for files), or for longer than some seconds. The same arguments try
+// the same inputs.
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -67,9 +67,35 @@ uint64_t below(Random& random, uint64_t limit) {
 
 // Numbers at which readers go wrong: limits of types, and sizes of this input.
 uint64_t odd_number(Random& random, size_t size) {
-    const uint64_t numbers[] = {0, 1, 2, 3, 4, 7, 8, 31, 32, 33, 127, 128, 255, 256, 65535, 65536, 0x7fffffff, 0x80000000,
-                                0xffffffff, 0x100000000, uint64_t{1} << 60, uint64_t{1} << 62, uint64_t{1} << 63,
-                                ~uint64_t{0}, ~uint64_t{0} - 7, size, size - 1, size + 1, size * 2};
+    const uint64_t numbers[] = {0,
+                                1,
+                                2,
+                                3,
+                                4,
+                                7,
+                                8,
+                                31,
+                                32,
+                                33,
+                                127,
+                                128,
+                                255,
+                                256,
+                                65535,
+                                65536,
+                                0x7fffffff,
+                                0x80000000,
+                                0xffffffff,
+                                0x100000000,
+                                uint64_t{1} << 60,
+                                uint64_t{1} << 62,
+                                uint64_t{1} << 63,
+                                ~uint64_t{0},
+                                ~uint64_t{0} - 7,
+                                size,
+                                size - 1,
+                                size + 1,
+                                size * 2};
     return numbers[below(random, std::size(numbers))];
 }
 

@@ -38,7 +38,9 @@ void read_values(const std::string& path, size_t size) {
     std::vector<TensorStorage> tensors;
     sdcpp::files::read_model(path, "model.", paths, tensors);
     sdcpp::files::Input input(path);
-    const sdcpp::files::ReadAt read = [&](uint64_t position, void* to, size_t count) { input.read(position, to, count); };
+    const sdcpp::files::ReadAt read = [&](uint64_t position, void* to, size_t count) {
+        input.read(position, to, count);
+    };
     size_t left = 4 * size;
     for (const auto& tensor : tensors) {
         const auto bytes = static_cast<uint64_t>(tensor.nbytes_to_read());
@@ -72,7 +74,8 @@ bool read_file(const std::string& path, const std::string& input) {
 
 bool read_index(const std::string& path, const std::string& input) {
     const std::string index = path + ".safetensors.index.json";
-    std::ofstream(index, std::ios::binary | std::ios::trunc).write(input.data(), static_cast<std::streamsize>(input.size()));
+    std::ofstream(index, std::ios::binary | std::ios::trunc)
+        .write(input.data(), static_cast<std::streamsize>(input.size()));
     try {
         for (const auto& part : sdcpp::files::parts(index, "")) {
             sdcpp::files::list(part.path);
@@ -95,7 +98,8 @@ bool read_prompt(const std::string&, const std::string& input) {
 }
 
 bool convert_names(const std::string&, const std::string& input) {
-    for (const SDVersion version : {VERSION_SD1, VERSION_SDXL, VERSION_SD3, VERSION_FLUX, VERSION_Z_IMAGE, VERSION_ANIMA}) {
+    for (const SDVersion version :
+         {VERSION_SD1, VERSION_SDXL, VERSION_SD3, VERSION_FLUX, VERSION_Z_IMAGE, VERSION_ANIMA}) {
         convert_tensor_name(input, version);
         convert_tensor_name("lora." + input, version);
     }

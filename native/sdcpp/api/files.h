@@ -15,10 +15,10 @@ extern "C" {
 typedef struct sdcpp_file_t sdcpp_file_t; /* what one file, index of shards, or folder lists */
 
 typedef struct {
-    const char* name;  /* as the file has it, behind the prefix of its part of a pipeline */
-    const char* type;  /* "F16", "F8_E4M3", ..., or ggml's name of a quantised type */
+    const char* name; /* as the file has it, behind the prefix of its part of a pipeline */
+    const char* type; /* "F16", "F8_E4M3", ..., or ggml's name of a quantised type */
     int dimensions;
-    int64_t shape[8];  /* the last dimension is the one in a row */
+    int64_t shape[8]; /* the last dimension is the one in a row */
 } sdcpp_file_tensor_t;
 
 /* Lists a file; NULL only without memory. sdcpp_file_free frees it. */

@@ -45,8 +45,8 @@ std::vector<float> vectors(Input& input, const Tensor& tensor, int64_t width, co
         throw FileError("is no embedding for this model: its vectors have " + std::to_string(width_of(tensor)) +
                         " numbers, the " + encoder + " takes " + std::to_string(width));
     }
-    auto values = read_floats(
-        tensor, [&input](uint64_t position, void* to, size_t count) { input.read(position, to, count); });
+    auto values =
+        read_floats(tensor, [&input](uint64_t position, void* to, size_t count) { input.read(position, to, count); });
     if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
         throw FileError("holds vectors with numbers that are not finite");
     }

@@ -51,8 +51,8 @@ void inflate(const ReadAt& read, uint64_t position, uint64_t packed, uint64_t fi
         }
         size_t taken = there - next;
         size_t given = window - at;
-        const int status = tinfl_decompress(decoder.get(), in.data() + next, &taken, out.data(), out.data() + at, &given,
-                                            packed > 0 ? has_more_input : 0);
+        const int status = tinfl_decompress(decoder.get(), in.data() + next, &taken, out.data(), out.data() + at,
+                                            &given, packed > 0 ? has_more_input : 0);
         next += taken;
         // What of this piece is wanted.
         const uint64_t begin = std::max(made, first);

@@ -11,13 +11,24 @@ namespace sdcpp::files {
 namespace {
 
 constexpr Dtype dtypes[] = {
-    {"F64", 8, GGML_TYPE_F32},      {"F32", 4, GGML_TYPE_F32},   {"F16", 2, GGML_TYPE_F16},
-    {"BF16", 2, GGML_TYPE_BF16},    {"I64", 8, GGML_TYPE_I32},   {"I32", 4, GGML_TYPE_I32},
-    {"F8_E4M3", 1, GGML_TYPE_F16},  {"F8_E5M2", 1, GGML_TYPE_F16},
+    {"F64", 8, GGML_TYPE_F32},
+    {"F32", 4, GGML_TYPE_F32},
+    {"F16", 2, GGML_TYPE_F16},
+    {"BF16", 2, GGML_TYPE_BF16},
+    {"I64", 8, GGML_TYPE_I32},
+    {"I32", 4, GGML_TYPE_I32},
+    {"F8_E4M3", 1, GGML_TYPE_F16},
+    {"F8_E5M2", 1, GGML_TYPE_F16},
     // Without a use alone; int8 weights have scales beside them.
-    {"I8", 1, GGML_TYPE_COUNT},     {"U8", 1, GGML_TYPE_COUNT},  {"BOOL", 1, GGML_TYPE_COUNT},
-    {"I16", 2, GGML_TYPE_COUNT},    {"U16", 2, GGML_TYPE_COUNT}, {"U32", 4, GGML_TYPE_COUNT},
-    {"U64", 8, GGML_TYPE_COUNT},    {"C64", 8, GGML_TYPE_COUNT}, {"C128", 16, GGML_TYPE_COUNT},
+    {"I8", 1, GGML_TYPE_COUNT},
+    {"U8", 1, GGML_TYPE_COUNT},
+    {"BOOL", 1, GGML_TYPE_COUNT},
+    {"I16", 2, GGML_TYPE_COUNT},
+    {"U16", 2, GGML_TYPE_COUNT},
+    {"U32", 4, GGML_TYPE_COUNT},
+    {"U64", 8, GGML_TYPE_COUNT},
+    {"C64", 8, GGML_TYPE_COUNT},
+    {"C128", 16, GGML_TYPE_COUNT},
     {"F8_E8M0", 1, GGML_TYPE_COUNT},
 };
 

@@ -23,18 +23,18 @@ const Dtype* dtype_of(const std::string& name);
 // A tensor in a file.
 struct Tensor {
     std::string name;
-    const Dtype* dtype = nullptr;      // nullptr: a type of ggml's alone, which is block
+    const Dtype* dtype = nullptr;  // nullptr: a type of ggml's alone, which is block
     ggml_type block = GGML_TYPE_COUNT;
-    std::vector<int64_t> shape;        // the last dimension is the one in a row; no dimensions: one number
-    std::vector<int64_t> strides;      // of numbers, where they are not packed; else empty
-    uint64_t offset = 0;               // bytes; in the file, or in the packed entry
-    uint64_t bytes = 0;                // from the first number to the end of the last
-    uint64_t packed_offset = 0;        // of the packed entry in the file, where there is one
-    uint64_t packed_bytes = 0;         // 0: it is not packed
+    std::vector<int64_t> shape;    // the last dimension is the one in a row; no dimensions: one number
+    std::vector<int64_t> strides;  // of numbers, where they are not packed; else empty
+    uint64_t offset = 0;           // bytes; in the file, or in the packed entry
+    uint64_t bytes = 0;            // from the first number to the end of the last
+    uint64_t packed_offset = 0;    // of the packed entry in the file, where there is one
+    uint64_t packed_bytes = 0;     // 0: it is not packed
 };
 
 struct Listing {
-    const char* format = "";            // "safetensors", "GGUF" or "PyTorch"
+    const char* format = "";  // "safetensors", "GGUF" or "PyTorch"
     std::vector<Tensor> tensors;
     std::vector<std::string> left_out;  // tensors that the engine has no use for: "'name' (BOOL)"
     std::vector<std::string> left_out_names;

@@ -20,15 +20,28 @@ struct StorageType {
 };
 
 constexpr StorageType storage_types[] = {
-    {"Double", "F64"}, {"Float", "F32"}, {"Half", "F16"}, {"BFloat16", "BF16"}, {"Long", "I64"}, {"Int", "I32"},
+    {"Double", "F64"}, {"Float", "F32"}, {"Half", "F16"}, {"BFloat16", "BF16"}, {"Long", "I64"},         {"Int", "I32"},
     {"Short", "I16"},  {"Char", "I8"},   {"Byte", "U8"},  {"Bool", "BOOL"},     {"ComplexFloat", "C64"},
 };
 constexpr StorageType torch_types[] = {
-    {"float64", "F64"},           {"float32", "F32"},       {"float16", "F16"}, {"bfloat16", "BF16"},
-    {"int64", "I64"},             {"int32", "I32"},         {"int16", "I16"},   {"int8", "I8"},
-    {"uint8", "U8"},              {"bool", "BOOL"},         {"uint16", "U16"},  {"uint32", "U32"},
-    {"uint64", "U64"},            {"complex64", "C64"},     {"double", "F64"},  {"float", "F32"},
-    {"float8_e4m3fn", "F8_E4M3"}, {"float8_e5m2", "F8_E5M2"},
+    {"float64", "F64"},
+    {"float32", "F32"},
+    {"float16", "F16"},
+    {"bfloat16", "BF16"},
+    {"int64", "I64"},
+    {"int32", "I32"},
+    {"int16", "I16"},
+    {"int8", "I8"},
+    {"uint8", "U8"},
+    {"bool", "BOOL"},
+    {"uint16", "U16"},
+    {"uint32", "U32"},
+    {"uint64", "U64"},
+    {"complex64", "C64"},
+    {"double", "F64"},
+    {"float", "F32"},
+    {"float8_e4m3fn", "F8_E4M3"},
+    {"float8_e5m2", "F8_E5M2"},
 };
 
 [[noreturn]] void damaged(const char* why) {
@@ -541,7 +554,8 @@ public:
         }
         tensor.bytes = product(last + 1, each, absurd);
         const Place storage = place(found.storage);
-        const uint64_t first = product(product(found.offset, 1, absurd) + product(found.storage.first, 1, absurd), each, absurd);
+        const uint64_t first =
+            product(product(found.offset, 1, absurd) + product(found.storage.first, 1, absurd), each, absurd);
         if (first > storage.bytes || tensor.bytes > storage.bytes - first) {
             throw FileError("tensor " + shown(name) + " reaches beyond its storage of " +
                             std::to_string(storage.bytes) + " bytes");

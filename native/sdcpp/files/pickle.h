@@ -42,7 +42,7 @@ public:
         std::string key;
         const Dtype* dtype = nullptr;  // nullptr: bytes, whose type the tensor tells
         uint64_t numbers = 0;
-        uint64_t first = 0;            // in numbers, of what is a view of another storage
+        uint64_t first = 0;  // in numbers, of what is a view of another storage
     };
     struct Tensor {
         Storage storage;

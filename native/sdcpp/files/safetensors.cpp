@@ -115,8 +115,8 @@ private:
             throw FileError("tensor " + shown(tensor.name) + " ends before it begins");
         }
         if (end > size - data) {
-            throw FileError("is cut off: tensor " + shown(tensor.name) + " ends at byte " +
-                            std::to_string(data + end) + " of " + std::to_string(size));
+            throw FileError("is cut off: tensor " + shown(tensor.name) + " ends at byte " + std::to_string(data + end) +
+                            " of " + std::to_string(size));
         }
         tensor.offset = data + begin;
         tensor.bytes = end - begin;

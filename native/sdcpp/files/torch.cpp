@@ -13,7 +13,8 @@ namespace sdcpp::files {
 
 namespace {
 
-// --- zip ---------------------------------------------------------------------------------------------------------------
+// --- zip
+// ---------------------------------------------------------------------------------------------------------------
 
 constexpr uint32_t local_magic = 0x04034b50;
 constexpr uint32_t central_magic = 0x02014b50;
@@ -127,8 +128,8 @@ std::unordered_map<std::string, Entry> read_directory(Input& input) {
         if ((method != 0 && method != 8) || (flags & 1) != 0) {
             throw FileError("packs " + shown(path) + " in a way that PyTorch does not read");
         }
-        if (entry.packed > input.size() || (entry.deflated ? entry.bytes / best_ratio > entry.packed
-                                                           : entry.bytes != entry.packed)) {
+        if (entry.packed > input.size() ||
+            (entry.deflated ? entry.bytes / best_ratio > entry.packed : entry.bytes != entry.packed)) {
             throw FileError("has a damaged zip directory at " + shown(path));
         }
         entries[path] = entry;
@@ -199,9 +200,8 @@ Listing list_torch_zip(Input& input) {
     std::vector<uint8_t> bytes(static_cast<size_t>(pickled->second.bytes));
     const uint64_t data = entry_data(input, pickled->second);
     if (pickled->second.deflated) {
-        inflate(
-            [&](uint64_t position, void* to, size_t count) { input.read(position, to, count); }, data,
-            pickled->second.packed, 0, bytes.data(), bytes.size());
+        inflate([&](uint64_t position, void* to, size_t count) { input.read(position, to, count); }, data,
+                pickled->second.packed, 0, bytes.data(), bytes.size());
     } else {
         input.read(data, bytes.data(), bytes.size());
     }
