@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,28 @@ def test_the_engine_refuses_it_as_well(name: str, broken: Callable[[str], Path])
     # A file may be replaced between the check and the loading.
     with pytest.raises(ModelError):
         engine.weights_survey({"model_path": bytes(broken(name))})
+
+
+def test_zip_archives_are_searched_once(tmp_path: Path) -> None:
+    # Found by the fuzzer: the end of the file was copied for each place where its directory could be, in 45 ms.
+    path = tmp_path / "file"
+    path.write_bytes(b"PK\3\4" + bytes(200_000))
+    start = time.process_time()
+    with pytest.raises(ModelError, match="zip archive without its directory"):
+        check_model_file(path, "model")
+    assert time.process_time() - start < 0.01
+
+
+def test_names_that_end_early(tmp_path: Path) -> None:
+    # Found by the fuzzer: an internal message about a position in a text.
+    path = tmp_path / "file"
+    name = "cond_stage_model.model.transformer.resblocks.0"
+    path.write_bytes(
+        safetensors_of({name: np.ones(SHAPE, np.float32), "model.diffusion_model.x": np.ones(3, np.float32)})
+    )
+    with pytest.raises(ModelError) as caught:
+        engine.weights_survey({"model_path": bytes(path)})
+    assert "substr" not in str(caught.value)
 
 
 LOADING_ROLES = [role for role in ROLES if role not in ("model", "LoRA", "embedding", "hires model", "upscaler")]

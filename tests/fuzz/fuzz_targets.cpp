@@ -111,7 +111,7 @@ bool convert_names(const std::string&, const std::string& input) {
 const std::map<std::string, Target>& targets() {
     static const std::map<std::string, Target> all = {
         {"safetensors", {read_file, 2}}, {"gguf", {read_file, 2}},       {"torch", {read_file, 2}},
-        {"index", {read_index, 64}},     {"prompts", {read_prompt, 64}}, {"names", {convert_names, 64}},
+        {"index", {read_index, 128}},     {"prompts", {read_prompt, 128}}, {"names", {convert_names, 128}},
     };
     return all;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,8 @@ struct Tensor {
 };
 
 struct Listing {
-    const char* format = "";  // "safetensors", "GGUF" or "PyTorch"
-    std::vector<Tensor> tensors;
+    const char* format = "";            // "safetensors", "GGUF" or "PyTorch"
+    std::deque<Tensor> tensors;         // no vector: its growth would take more than a file of many small tensors
     std::vector<std::string> left_out;  // tensors that the engine has no use for: "'name' (BOOL)"
     std::vector<std::string> left_out_names;
 };

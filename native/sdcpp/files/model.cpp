@@ -2,6 +2,7 @@
 #include "sdcpp/files/model.h"
 
 #include <algorithm>
+#include <deque>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
@@ -95,8 +96,8 @@ void apply(TensorStorage& storage, const Tensor& tensor, Scales scales) {
     throw FileError(path + " " + error.what());
 }
 
-std::vector<Listed> list_parts(const std::vector<Part>& files, std::unordered_set<std::string>& left_out) {
-    std::vector<Listed> listed;
+std::deque<Listed> list_parts(const std::vector<Part>& files, std::unordered_set<std::string>& left_out) {
+    std::deque<Listed> listed;
     for (size_t part = 0; part < files.size(); ++part) {
         Listing listing;
         try {

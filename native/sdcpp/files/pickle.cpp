@@ -583,7 +583,7 @@ void keep_last(Listing& listing) {
     for (size_t i = 0; i < listing.tensors.size(); ++i) {
         last[listing.tensors[i].name] = i;
     }
-    std::vector<Tensor> kept;
+    std::deque<Tensor> kept;
     for (size_t i = 0; i < listing.tensors.size(); ++i) {
         if (last[listing.tensors[i].name] == i) {
             kept.push_back(std::move(listing.tensors[i]));
