@@ -18,7 +18,7 @@ from .devices import devices
 from .errors import ArgumentError, ClosedError, ModelError, PlacementError
 from .images import Images, Timings, from_pixels
 from .metadata import parameters_text
-from .model_files import show_path
+from .model_files import check_embeddings, show_path
 from .modes import LOADING, TXT2IMG, Request, make_request
 from .options import Hires, LoadingOptions, Progress, StrPath, declared
 from .options.loading import Placing
@@ -90,7 +90,8 @@ class StableDiffusion:
         self._progress = values["progress"]
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
-        terms = self._given.pop("embeddings", {})
+        encoders = {name: self._given.get(name) for name in ("model_path", "clip_l_path", "clip_g_path")}
+        terms = check_embeddings(self._given.pop("embeddings", {}), encoders)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
         self._uses_control = values["control_net"] is not None
         self._uses_photo_maker = values["photo_maker"] is not None
