@@ -159,6 +159,21 @@ SD_API int sdcpp_phase_count(void);
 /* Fills in one phase of the last run on this thread. */
 SD_API bool sdcpp_phase_get(int index, sdcpp_phase_t* phase);
 
+typedef struct {
+    const char* path;           /* the LoRA's file */
+    float multiplier;           /* its strength; that of a file that is named twice is the sum */
+    bool merged;                /* into the weights; else it is applied to the outputs of their layers at run time */
+    uint64_t tensors;           /* number of tensors in the file; 0 where the strength is 0 and it was not read */
+    uint64_t applied;           /* number of them that change the model */
+    uint64_t skipped;           /* number of the others */
+    const char* skipped_names;  /* the first few of the others, each with the reason, separated by "; " */
+} sdcpp_lora_t;
+
+/* Returns the number of LoRA files of the context's last run. */
+SD_API int sdcpp_lora_count(const sd_ctx_t* ctx);
+/* Fills in what became of one of them; the strings live until the context's next run. */
+SD_API bool sdcpp_lora_get(const sd_ctx_t* ctx, int index, sdcpp_lora_t* lora);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,398 @@
+"""LoRAs in every format that people publish, and the checkpoint that each of them stands for, merged by numpy.
+
+A *layer* is a weight of a checkpoint, or some of its rows; its change is made by a *kind* (LoRA, LoHa, ...), and
+written under the name that a *dialect* (kohya, PEFT, ...) gives the layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+RANK = 4
+STRENGTH = 0.3
+"""Size of a change beside its weight: enough that pictures differ, and not so much that activations run away."""
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+CODES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "BF16": "<u2"}
+
+
+def encode(array: Array, code: str) -> bytes:
+    """Return an array's bytes in a dtype of safetensors."""
+    if code == "BF16":
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
+    return bytes(np.ascontiguousarray(array).astype(CODES[code]).tobytes())
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Array], code: str | Callable[[str], str] = "F32", metadata: Any = None
+) -> None:
+    """Write a safetensors file; code is the dtype of all tensors, or returns that of a name."""
+    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
+    pieces, offset = [], 0
+    for name, array in tensors.items():
+        dtype = code if isinstance(code, str) else code(name)
+        pieces.append(encode(array, dtype))
+        shape = list(np.shape(array))
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(pieces[-1])]}
+        offset += len(pieces[-1])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(pieces))
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Read a safetensors file of F16 or F32 tensors as float32."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        raw = np.frombuffer(data[8 + length + first : 8 + length + last], CODES[entry["dtype"]])
+        found[name] = raw.astype(np.float32).reshape(entry["shape"])
+    return found
+
+
+# --- layers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as LoRAs name it."""
+
+    component: str  # unet, transformer, te1, te2, te3
+    path: str  # with dots, without prefix
+    tensor: str  # the checkpoint's weight
+    first: int = 0  # its rows of that weight
+    rows: int = 0  # 0: all
+
+    def of(self, weight: Array) -> Array:
+        """Return the layer's own part of a weight (a view)."""
+        return weight[self.first : self.first + self.rows] if self.rows else weight
+
+
+RESIDUAL = {
+    "in_layers.2": "conv1",
+    "out_layers.3": "conv2",
+    "emb_layers.1": "time_emb_proj",
+    "skip_connection": "conv_shortcut",
+}
+
+
+def diffusers_unet(path: str) -> str:
+    """Return diffusers' name of a module of an LDM UNet, "" for what has another shape there."""
+    outer = {"input_blocks.0.0": "conv_in", "out.2": "conv_out", "time_embed.0": "time_embedding.linear_1"}
+    if path in outer:
+        return outer[path]
+    parts = path.split(".")
+    inner = ".".join(parts[3:])
+    if parts[0] == "middle_block":
+        inner = ".".join(parts[2:])
+        if parts[1] == "1":
+            return f"mid_block.attentions.0.{inner}"
+        return f"mid_block.resnets.{int(parts[1]) // 2}.{RESIDUAL[inner]}" if inner in RESIDUAL else ""
+    if parts[0] not in ("input_blocks", "output_blocks"):
+        return ""
+    down = parts[0] == "input_blocks"
+    level, block = divmod(int(parts[1]) - down, 3)
+    stack = f"{'down' if down else 'up'}_blocks.{level}"
+    if inner in ("op", "conv"):
+        return f"{stack}.{'downsamplers' if down else 'upsamplers'}.0.conv"
+    if parts[2] == "0":
+        return f"{stack}.resnets.{block}.{RESIDUAL[inner]}" if inner in RESIDUAL else ""
+    return f"{stack}.attentions.{block}.{inner}"
+
+
+SPLIT: dict[str, dict[str, tuple[str, ...]]] = {
+    "sd3": {
+        "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "x_block.attn.proj": ("attn.to_out.0",),
+        "context_block.attn.proj": ("attn.to_add_out",),
+        "x_block.mlp.fc1": ("ff.net.0.proj",),
+        "x_block.mlp.fc2": ("ff.net.2",),
+        "context_block.mlp.fc1": ("ff_context.net.0.proj",),
+        "x_block.adaLN_modulation.1": ("norm1.linear",),
+    },
+    "flux": {
+        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "img_attn.proj": ("attn.to_out.0",),
+        "txt_attn.proj": ("attn.to_add_out",),
+        "img_mlp.0": ("ff.net.0.proj",),
+        "txt_mlp.2": ("ff_context.net.2",),
+        "img_mod.lin": ("norm1.linear",),
+        "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+        "linear2": ("proj_out",),
+        "modulation.lin": ("norm.linear",),
+    },
+    "zimage": {
+        "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+        "attention.out": ("attention.to_out.0",),
+        "feed_forward.w1": ("feed_forward.w1",),
+        "feed_forward.w2": ("feed_forward.w2",),
+    },
+}
+STACKS = {"joint_blocks": "transformer_blocks", "double_blocks": "transformer_blocks"}
+STACKS["single_blocks"] = "single_transformer_blocks"
+
+
+def diffusers_layers(family: str, tensor: str, shape: tuple[int, ...]) -> list[Layer]:
+    """Return the layers that diffusers has for a weight of a transformer."""
+    path = tensor.removeprefix("model.diffusion_model.").removesuffix(".weight")
+    stack, _, rest = path.partition(".")
+    number, _, inner = rest.partition(".")
+    names = SPLIT.get(family, {}).get(inner)
+    if names is None:
+        return []
+    columns, first, layers = shape[1], 0, []
+    for name in names:
+        rows = shape[0] // len(names) if len(names) != 4 else (shape[0] - 3 * columns if name == "proj_mlp" else columns)
+        whole = f"{STACKS.get(stack, stack)}.{number}.{name}"
+        layers.append(Layer("transformer", whole, tensor, first, rows))
+        first += rows
+    return layers
+
+
+def clip_layers(component: str, prefix: str, tensor: str, shape: tuple[int, ...]) -> list[Layer]:
+    """Return the layers that transformers' CLIP has for a text encoder's weight, in its own names or open_clip's."""
+    path = tensor.removeprefix(prefix)
+    if path.startswith("transformer.resblocks."):
+        number, _, inner = path.removeprefix("transformer.resblocks.").partition(".")
+        block = f"text_model.encoder.layers.{number}"
+        if inner == "attn.in_proj_weight":
+            rows = shape[0] // 3
+            names = ("q_proj", "k_proj", "v_proj")
+            return [Layer(component, f"{block}.self_attn.{n}", tensor, i * rows, rows) for i, n in enumerate(names)]
+        other = {"attn.out_proj.weight": "self_attn.out_proj", "mlp.c_fc.weight": "mlp.fc1"}.get(inner)
+        return [Layer(component, f"{block}.{other}", tensor)] if other else []
+    module = path.removesuffix(".weight")
+    wanted = ("q_proj", "k_proj", "v_proj", "out_proj", "mlp.fc1", "mlp.fc2")
+    return [Layer(component, module, tensor)] if module.endswith(wanted) else []
+
+
+UNETS = ("sd1", "sd2", "sdxl")
+TEXT = {
+    "sd1": {"te1": "cond_stage_model.transformer."},
+    "sd2": {"te1": "cond_stage_model.model."},
+    "sdxl": {"te1": "conditioner.embedders.0.transformer.", "te2": "conditioner.embedders.1.model."},
+    "sd3": {"te1": "text_encoders.clip_l.transformer.", "te2": "text_encoders.clip_g.transformer."},
+    "flux": {"te1": "text_encoders.clip_l.transformer."},
+}
+
+
+def layers_of(family: str, shapes: Mapping[str, tuple[int, ...]], naming: str = "diffusers") -> list[Layer]:
+    """Return the layers of a family's checkpoint that a LoRA is made for, in diffusers' names or the release's own."""
+    found: list[Layer] = []
+    for tensor, shape in shapes.items():
+        if len(shape) < 2:
+            continue
+        path = tensor.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        if path != tensor.removesuffix(".weight"):
+            if family in UNETS:
+                name = path if naming == "original" else diffusers_unet(path)
+                if name and (diffusers_unet(path) or naming == "original"):
+                    found.append(Layer("unet", name, tensor))
+            elif naming == "original" or family == "qwen_image":
+                blocks = ("joint_blocks", "double_blocks", "single_blocks", "layers", "transformer_blocks", "noise_ref")
+                if path.startswith(blocks):
+                    found.append(Layer("transformer", path, tensor))
+            else:
+                found.extend(diffusers_layers(family, tensor, shape))
+        for component, prefix in TEXT.get(family, {}).items():
+            if tensor.startswith(prefix):
+                found.extend(clip_layers(component, prefix, tensor, shape))
+        if tensor.startswith("text_encoders.t5xxl.transformer.") and tensor.endswith(("SelfAttention.q.weight", "wo.weight")):
+            name = tensor.removeprefix("text_encoders.t5xxl.transformer.").removesuffix(".weight")
+            found.append(Layer("te3", name, tensor))
+        if tensor.startswith("text_encoders.llm.") and tensor.endswith(("q_proj.weight", "down_proj.weight")):
+            name = tensor.removeprefix("text_encoders.llm.").removesuffix(".weight")
+            found.append(Layer("te1", name, tensor))
+    return found
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------
+
+Made = tuple[dict[str, Array], Array]
+"""Tensors by role, in kohya's words, and the change of a weight that they make."""
+
+
+@dataclass
+class Maker:
+    """Random factors of one layer, the same on every machine."""
+
+    seed: int
+    weight: Array
+    stream: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = np.random.Generator(np.random.PCG64(self.seed))
+
+    def draw(self, *shape: int, spread: float = 1.0) -> Array:
+        """Return random numbers that f16 holds, so that a file's dtype is no part of the truth."""
+        return (self.stream.standard_normal(shape) * spread).astype(np.float16).astype(np.float32)
+
+    def sized(self, change: Array) -> float:
+        """Return the factor that makes a change as large as it should be beside the weight."""
+        norm = float(np.linalg.norm(change))
+        return STRENGTH * float(np.linalg.norm(self.weight)) / norm if norm else 1.0
+
+    def alpha(self, change: Array, rank: int) -> Array:
+        """Return the alpha that gives a change its size, as f16 holds it."""
+        return np.float32(np.float16(self.sized(change) * rank))
+
+
+def flat(weight: Array) -> Array:
+    return weight.reshape(weight.shape[0], -1)
+
+
+def lora(make: Maker, rank: int = RANK) -> Made:
+    shape = make.weight.shape
+    down, up = make.draw(rank, *shape[1:]), make.draw(shape[0], rank, *(1,) * (len(shape) - 2))
+    change = (flat(up) @ flat(down)).reshape(shape)
+    alpha = make.alpha(change, rank)
+    return {"lora_down.weight": down, "lora_up.weight": up, "alpha": alpha}, change * (alpha / rank)
+
+
+def lora_rank_1(make: Maker) -> Made:
+    return lora(make, 1)
+
+
+def tucker(make: Maker) -> Made:
+    shape = make.weight.shape
+    if len(shape) != 4 or shape[2] == 1:
+        return lora(make)
+    down, up = make.draw(RANK, shape[1], 1, 1), make.draw(shape[0], RANK, 1, 1)
+    mid = make.draw(RANK, RANK, *shape[2:])
+    change = np.einsum("nmkl,in,mj->ijkl", mid, flat(up), flat(down))
+    alpha = make.alpha(change, RANK)
+    tensors = {"lora_down.weight": down, "lora_mid.weight": mid, "lora_up.weight": up, "alpha": alpha}
+    return tensors, change * (alpha / RANK)
+
+
+def loha(make: Maker) -> Made:
+    shape = make.weight.shape
+    columns = math.prod(shape[1:])
+    tensors = {}
+    halves = []
+    for half in "12":
+        a, b = make.draw(shape[0], RANK), make.draw(RANK, columns)
+        tensors[f"hada_w{half}_a"], tensors[f"hada_w{half}_b"] = a, b
+        halves.append(a @ b)
+    change = (halves[0] * halves[1]).reshape(shape)
+    tensors["alpha"] = make.alpha(change, RANK)
+    return tensors, change * (tensors["alpha"] / RANK)
+
+
+def loha_tucker(make: Maker) -> Made:
+    shape = make.weight.shape
+    if len(shape) != 4 or shape[2] == 1:
+        return loha(make)
+    tensors = {}
+    halves = []
+    for half in "12":
+        core, a, b = make.draw(RANK, RANK, *shape[2:]), make.draw(RANK, shape[0]), make.draw(RANK, shape[1])
+        tensors.update({f"hada_t{half}": core, f"hada_w{half}_a": a, f"hada_w{half}_b": b})
+        halves.append(np.einsum("ijkl,jr,ip->prkl", core, b, a))
+    change = halves[0] * halves[1]
+    tensors["alpha"] = make.alpha(change, RANK)
+    return tensors, change * (tensors["alpha"] / RANK)
+
+
+def lokr(make: Maker, *, first: bool = False, second: bool = True, core: bool = False) -> Made:
+    """LoKr; first, second: which of the two factors is a product of rank RANK; core: with a Tucker core."""
+    shape = make.weight.shape
+    f_out, f_in = (4 if shape[0] % 4 == 0 else 1), (2 if shape[1] % 2 == 0 else 1)
+    small, large = (f_out, f_in), (shape[0] // f_out, shape[1] // f_in, *shape[2:])
+    tensors: dict[str, Array] = {}
+    if first:
+        tensors["lokr_w1_a"], tensors["lokr_w1_b"] = make.draw(small[0], RANK), make.draw(RANK, small[1])
+        one = tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    else:
+        one = tensors["lokr_w1"] = make.draw(*small)
+    if core and len(shape) == 4 and shape[2] > 1:
+        t, a, b = make.draw(RANK, RANK, *shape[2:]), make.draw(RANK, large[0]), make.draw(RANK, large[1])
+        tensors.update({"lokr_t2": t, "lokr_w2_a": a, "lokr_w2_b": b})
+        two = np.einsum("ijkl,jr,ip->prkl", t, b, a)
+    elif second:
+        a, b = make.draw(large[0], RANK), make.draw(RANK, math.prod(large[1:]))
+        tensors["lokr_w2_a"], tensors["lokr_w2_b"] = a, b
+        two = (a @ b).reshape(large)
+    else:
+        two = tensors["lokr_w2"] = make.draw(*large)
+    change = np.kron(one, two.reshape(large[0], -1)).reshape(shape[0], small[1], -1).reshape(shape)
+    if first or second or core:
+        alpha = tensors["alpha"] = make.alpha(change, RANK)
+        return tensors, change * (alpha / RANK)
+    # Whole factors have no rank that alpha could be divided by; it is written all the same.
+    tensors["alpha"] = np.float32(3.0)
+    size = np.float32(np.float16(make.sized(change)))
+    name = "lokr_w1"
+    tensors[name] = (tensors[name] * size).astype(np.float32)
+    return tensors, np.kron(tensors[name], two.reshape(large[0], -1)).reshape(shape)
+
+
+def norm_of_outputs(weight: Array) -> Array:
+    return np.linalg.norm(flat(weight), axis=1).reshape(-1, *(1,) * (weight.ndim - 1))
+
+
+def norm_of_inputs(weight: Array) -> Array:
+    turned = np.moveaxis(weight, 1, 0)
+    return np.linalg.norm(turned.reshape(turned.shape[0], -1), axis=1).reshape(1, -1, *(1,) * (weight.ndim - 2))
+
+
+def decomposed(make: Maker, made: Made, norm: Callable[[Array], Array], role: str) -> Made:
+    """Add DoRA's norms to a kind: W becomes norms * (W + change) / norm(W + change)."""
+    tensors, change = made
+    scale = norm(make.weight) * (1.0 + 0.3 * np.abs(make.draw(*norm(make.weight).shape)))
+    scale = scale.astype(np.float32)
+    new = scale * (make.weight + change) / norm(make.weight + change)
+    return {**tensors, role: scale}, new - make.weight
+
+
+def dora_magnitude(make: Maker) -> Made:
+    tensors, change = decomposed(make, lora(make), norm_of_outputs, "lora_magnitude_vector")
+    norms = tensors["lora_magnitude_vector"]
+    # PEFT: a vector for linear layers, [1, outputs, 1, 1] for convolutions.
+    tensors["lora_magnitude_vector"] = norms.reshape(-1) if norms.ndim == 2 else norms.reshape(1, -1, 1, 1)
+    return tensors, change
+
+
+def difference(make: Maker) -> Made:
+    change = make.draw(*make.weight.shape, spread=0.02)
+    change = (change * np.float32(make.sized(change))).astype(np.float32)
+    return {"diff": change}, change
+
+
+KINDS: dict[str, Callable[[Maker], Made]] = {
+    "lora": lora,
+    "rank 1": lora_rank_1,
+    "tucker": tucker,
+    "loha": loha,
+    "loha tucker": loha_tucker,
+    "lokr": lokr,
+    "lokr both": lambda make: lokr(make, first=True),
+    "lokr first": lambda make: lokr(make, first=True, second=False),
+    "lokr whole": lambda make: lokr(make, second=False),
+    "lokr tucker": lambda make: lokr(make, core=True),
+    "dora outputs": lambda make: decomposed(make, lora(make), norm_of_outputs, "dora_scale"),
+    "dora inputs": lambda make: decomposed(make, lora(make), norm_of_inputs, "dora_scale"),
+    "dora magnitude": dora_magnitude,
+    "dora loha": lambda make: decomposed(make, loha(make), norm_of_outputs, "dora_scale"),
+    "dora lokr": lambda make: decomposed(make, lokr(make), norm_of_inputs, "dora_scale"),
+    "diff": difference,
+}
