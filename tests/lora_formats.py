@@ -396,3 +396,167 @@ KINDS: dict[str, Callable[[Maker], Made]] = {
     "dora lokr": lambda make: decomposed(make, lokr(make), norm_of_inputs, "dora_scale"),
     "diff": difference,
 }
+
+
+# --- dialects ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a program writes names."""
+
+    prefixes: Mapping[str, str]  # by component; a component without one is not written
+    naming: str = "diffusers"  # or the model's own release
+    underscores: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)  # by kohya's words
+    with_alpha: bool = True  # else the up factor is scaled already
+    rename: Callable[[str], str] = staticmethod(lambda path: path)
+
+    def name(self, layer: Layer, role: str) -> str:
+        path = self.rename(layer.path)
+        path = path.replace(".", "_") if self.underscores else path
+        role = self.roles.get(role, role)
+        return f"{self.prefixes[layer.component]}{path}{role if role.startswith('_') else '.' + role}"
+
+
+KOHYA = {"unet": "lora_unet_", "transformer": "lora_unet_", "te1": "lora_te1_", "te2": "lora_te2_", "te3": "lora_te3_"}
+DIFFUSERS = {"unet": "unet.", "transformer": "transformer.", "te1": "text_encoder.", "te2": "text_encoder_2."}
+PEFT = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+ADAPTER = {"lora_down.weight": "lora_A.default.weight", "lora_up.weight": "lora_B.default.weight"}
+MIDDLE = {"lora_down.weight": "lora.down.weight", "lora_up.weight": "lora.up.weight"}
+LINEAR = {"lora_down.weight": "lora_linear_layer.down.weight", "lora_up.weight": "lora_linear_layer.up.weight"}
+PROCESSOR = {"lora_down.weight": "_lora.down.weight", "lora_up.weight": "_lora.up.weight"}
+
+
+def processor(path: str) -> str:
+    """Return a layer of an attention as the attention processors of old diffusers name it."""
+    block, _, name = path.removesuffix(".0").rpartition(".")
+    return f"{block}.processor.{name}"
+
+
+DIALECTS: dict[str, Dialect] = {
+    "kohya": Dialect(KOHYA, underscores=True),
+    "kohya, te": Dialect({**KOHYA, "te1": "lora_te_"}, underscores=True),
+    "kohya, release": Dialect(KOHYA, naming="original", underscores=True),
+    "kohya, __": Dialect({"transformer": "lora_unet__"}, underscores=True),
+    "diffusers": Dialect(DIFFUSERS, roles=PEFT, with_alpha=False),
+    "diffusers, middle": Dialect(DIFFUSERS, roles=MIDDLE, with_alpha=False),
+    "diffusers, old": Dialect({"unet": "unet."}, roles=PROCESSOR, with_alpha=False, rename=processor),
+    "diffusers, old, te": Dialect({"te1": "text_encoder."}, roles=LINEAR, with_alpha=False),
+    "diffusers, bare": Dialect({"unet": "", "transformer": ""}, roles=PEFT, with_alpha=False),
+    "PEFT": Dialect({"unet": "base_model.model.", "transformer": "base_model.model."}, roles=PEFT, with_alpha=False),
+    "PEFT, te": Dialect({"te1": "base_model.model."}, roles=PEFT, with_alpha=False),
+    "PEFT, adapter": Dialect(DIFFUSERS, roles=ADAPTER, with_alpha=False),
+    "ComfyUI": Dialect({"unet": "diffusion_model.", "transformer": "diffusion_model."}, naming="original", roles=PEFT),
+    "ComfyUI, alpha": Dialect({"unet": "diffusion_model.", "transformer": "diffusion_model."}, naming="original"),
+    "release": Dialect({"unet": "model.diffusion_model.", "transformer": "model.diffusion_model."}, naming="original"),
+    "LyCORIS": Dialect({"unet": "lycoris_", "transformer": "lycoris_"}, underscores=True),
+    "OneTrainer": Dialect({"transformer": "lora_transformer_"}, underscores=True),
+}
+
+
+@dataclass
+class Sample:
+    """A LoRA and the weights that it makes of a checkpoint's."""
+
+    tensors: dict[str, Array]
+    merged: dict[str, Array]
+    layers: list[Layer]
+
+
+def build(
+    family: str,
+    weights: Mapping[str, Array],
+    kind: str = "lora",
+    dialect: str = "kohya",
+    wanted: Callable[[Layer], bool] = lambda layer: True,
+    strength: float = 1.0,
+) -> Sample:
+    """Return a LoRA of a kind, written in a dialect, for the layers of a checkpoint's weights that are wanted."""
+    speech = DIALECTS[dialect]
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    sample = Sample({}, {}, [])
+    for layer in layers_of(family, shapes, speech.naming):
+        if layer.component not in speech.prefixes or not wanted(layer):
+            continue
+        own = layer.of(weights[layer.tensor])
+        tensors, change = KINDS[kind](Maker(zlib.crc32(f"{layer.component}.{layer.path}".encode()), own))
+        if not speech.with_alpha and "alpha" in tensors:
+            scale = tensors.pop("alpha") / tensors["lora_down.weight"].shape[0]
+            tensors["lora_up.weight"] = (tensors["lora_up.weight"] * scale).astype(np.float32)
+        for role, array in tensors.items():
+            sample.tensors[speech.name(layer, role)] = array
+        merged = sample.merged.setdefault(layer.tensor, np.array(weights[layer.tensor], np.float32))
+        layer.of(merged)[...] += strength * change
+        sample.layers.append(layer)
+    if not sample.layers:
+        raise ValueError(f"{dialect} writes nothing that is wanted of {family}")
+    return sample
+
+
+def xlabs(weights: Mapping[str, Array]) -> Sample:
+    """Return a LoRA in the names of x-flux, whose single blocks map the output of their last layer as well."""
+    sample = Sample({}, {}, [])
+    for tensor, weight in weights.items():
+        path = tensor.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        stack, _, rest = path.partition(".")
+        number, _, inner = rest.partition(".")
+        names = {
+            "img_attn.qkv": "qkv_lora1",
+            "img_attn.proj": "proj_lora1",
+            "txt_attn.qkv": "qkv_lora2",
+            "txt_attn.proj": "proj_lora2",
+            "linear1": "qkv_lora",
+            "linear2": "proj_lora",
+        }
+        if not tensor.endswith(".weight") or inner not in names:
+            continue
+        part = weight[: 3 * weight.shape[1]] if inner == "linear1" else weight
+        if inner == "linear2":
+            part = np.zeros((weight.shape[0], weight.shape[0]), np.float32)
+        own = np.eye(weight.shape[0], dtype=np.float32) if inner == "linear2" else part
+        made, change = lora(Maker(zlib.crc32(path.encode()), own))
+        name = f"{stack}.{number}.processor.{names[inner]}"
+        sample.tensors[f"{name}.down.weight"] = made["lora_down.weight"]
+        sample.tensors[f"{name}.up.weight"] = (made["lora_up.weight"] * made["alpha"] / RANK).astype(np.float32)
+        merged = sample.merged.setdefault(tensor, np.array(weight, np.float32))
+        if inner == "linear2":
+            merged += change @ weight
+            bias = tensor.removesuffix("weight") + "bias"
+            sample.merged[bias] = weights[bias] + change @ weights[bias]
+        else:
+            merged[: part.shape[0]] += change
+        sample.layers.append(Layer("transformer", path, tensor))
+    return sample
+
+
+# --- quantised weights --------------------------------------------------------------------------------------------
+
+
+def dequantised(weight: Array, kind: str) -> Array:
+    """Return the values that ggml's q8_0 or q4_0 keeps of a matrix: blocks of 32 with one f16 scale each."""
+    blocks = weight.reshape(-1, 32).astype(np.float32)
+    largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
+    scale = (np.abs(largest) / np.float32(127) if kind == "q8_0" else largest / np.float32(-8)).astype(np.float32)
+    inverse = np.where(scale != 0, np.float32(1) / np.where(scale != 0, scale, 1), 0).astype(np.float32)[:, None]
+    if kind == "q8_0":
+        scaled = blocks * inverse
+        whole = np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5))
+    else:
+        whole = np.minimum(15, (blocks * inverse + np.float32(8.5)).astype(np.int8)).astype(np.float32) - 8
+    return (whole * scale.astype(np.float16).astype(np.float32)[:, None]).reshape(weight.shape)
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
+def decibels(picture: Array, truth: Array) -> float:
+    """Return the peak signal-to-noise ratio of 8-bit pictures."""
+    error = float(np.mean((picture.astype(np.float64) - truth.astype(np.float64)) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255.0**2 / error)
+
+
+def limited(layers: Iterable[Layer], *endings: str) -> Callable[[Layer], bool]:
+    """Return whether a layer's name ends in one of some endings, as build wants it."""
+    known = {layer.path for layer in layers if layer.path.endswith(endings)}
+    return lambda layer: layer.path in known

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -77,17 +78,18 @@ std::vector<char> weight_bytes(const ggml_tensor* weight) {
 }
 
 void weight_replace(ggml_tensor* weight, const std::vector<char>& bytes) {
-    ggml_tensor source = *weight;
-    source.data = const_cast<char*>(bytes.data());
-    source.buffer = ggml_backend_cpu_buffer_from_ptr(source.data, bytes.size());
-    source.view_src = nullptr;
-    try {
-        weights_copy(&source, weight);
-    } catch (...) {
-        ggml_backend_buffer_free(source.buffer);
-        throw;
+    // The books take tensors, and a tensor's buffer is aligned.
+    const std::unique_ptr<ggml_backend_buffer, decltype(&ggml_backend_buffer_free)> buffer(
+        ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), bytes.size()), ggml_backend_buffer_free);
+    if (buffer == nullptr) {
+        throw std::runtime_error(std::string("LoRA: no host memory to change ") + weight->name);
     }
-    ggml_backend_buffer_free(source.buffer);
+    ggml_tensor source = *weight;
+    source.buffer = buffer.get();
+    source.data = ggml_backend_buffer_get_base(buffer.get());
+    source.view_src = nullptr;
+    std::memcpy(source.data, bytes.data(), bytes.size());
+    weights_copy(&source, weight);
 }
 
 std::vector<float> weight_decode(const ggml_tensor* weight, const std::vector<char>& bytes, int n_threads) {
