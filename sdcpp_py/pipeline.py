@@ -93,8 +93,9 @@ class StableDiffusion:
         rng: source of the initial noise: ``cuda`` (as on an NVIDIA GPU), ``cpu`` (as torch on a CPU), ``std_default``.
         sampler_rng: source of noise added by samplers; the same as *rng* when not given.
         prediction: what the model predicts, where the file does not tell: ``eps``, ``v``, ...
-        lora_apply_mode: ``auto``, ``immediately`` (change the weights; once a LoRA is taken out of them again their
-            rounding is left, and pictures may differ a little from those before it) or ``at_runtime``.
+        lora_apply_mode: ``immediately`` (change the weights, whose own bytes are kept in host memory, so that a LoRA is
+            taken off without a trace), ``at_runtime`` (change what layers give, which takes time in each step) or
+            ``auto``: at run time where weights are quantised or host memory is short.
         vae_decode_only: do not load the VAE's encoder.
         mmap: read files through a memory map.
         flash_attention: use flash attention in every module.
@@ -421,7 +422,7 @@ class StableDiffusion:
 
         Raises:
             ArgumentError: a value is unknown or out of range; the message lists what is valid.
-            ModelError: a LoRA file is missing or damaged.
+            ModelError: a LoRA file is missing or damaged, or nothing of it fits the model.
             DeviceMemoryError: the memory of a device, or *max_vram*, is too small for it; the object works on.
             GenerationError: the engine gave up; ``engine_log`` says why.
             CancelledError: :meth:`cancel` was called.

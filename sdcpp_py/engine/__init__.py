@@ -360,6 +360,9 @@ def _fail(status: int, run: _Run, kind: type[SdcppError], message: str) -> None:
     if status == lib.SDCPP_NO_ROOM:
         said = str(_text(lib.sdcpp_last_error()))
         raise DeviceMemoryError(said, tuple(line for line in run.lines if line != said))
+    said = str(_text(lib.sdcpp_last_error()))
+    if said.startswith("LoRA: "):
+        raise ModelError(said, tuple(line for line in run.lines if line != said))
     raise kind(message, tuple(run.lines))
 
 
@@ -479,6 +482,11 @@ def context_transfers(context: Any) -> list[dict[str, Any]]:
 def context_streams(context: Any) -> list[dict[str, Any]]:
     """Return how each network of a context was streamed when it was last computed: the fields of sdcpp_stream_t."""
     return _rows(context, "sdcpp_stream_t", "sdcpp_stream_count", "sdcpp_stream_get")
+
+
+def context_loras(context: Any) -> list[dict[str, Any]]:
+    """Return what became of each LoRA file of a context's last run: the fields of sdcpp_lora_t."""
+    return _rows(context, "sdcpp_lora_t", "sdcpp_lora_count", "sdcpp_lora_get")
 
 
 def context_defaults(context: Any, sampler: str | None) -> tuple[str, str]:

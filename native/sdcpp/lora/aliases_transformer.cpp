@@ -181,12 +181,9 @@ const std::vector<Row> outer_names = {
 
 // Z-Image, whose blocks have the same names in both.
 const std::vector<Row> attention_names = {
-    {".attention.qkv", ".attention.to_q", query},
-    {".attention.qkv", ".attention.to_k", key},
-    {".attention.qkv", ".attention.to_v", value},
-    {".attention.out", ".attention.to_out.0", plain},
-    {".attention.q_norm", ".attention.norm_q", plain},
-    {".attention.k_norm", ".attention.norm_k", plain},
+    {".attention.qkv", ".attention.to_q", query},      {".attention.qkv", ".attention.to_k", key},
+    {".attention.qkv", ".attention.to_v", value},      {".attention.out", ".attention.to_out.0", plain},
+    {".attention.q_norm", ".attention.norm_q", plain}, {".attention.k_norm", ".attention.norm_k", plain},
 };
 
 bool digits(const std::string& text) {

@@ -29,15 +29,18 @@ const std::string* find(const Names& names, const std::string& name) {
 }
 
 const Names outer = {
-    {"time_embed.0", "time_embedding.linear_1"},   {"time_embed.2", "time_embedding.linear_2"},
-    {"label_emb.0.0", "add_embedding.linear_1"},   {"label_emb.0.2", "add_embedding.linear_2"},
-    {"input_blocks.0.0", "conv_in"},               {"out.0", "conv_norm_out"},
+    {"time_embed.0", "time_embedding.linear_1"},
+    {"time_embed.2", "time_embedding.linear_2"},
+    {"label_emb.0.0", "add_embedding.linear_1"},
+    {"label_emb.0.2", "add_embedding.linear_2"},
+    {"input_blocks.0.0", "conv_in"},
+    {"out.0", "conv_norm_out"},
     {"out.2", "conv_out"},
 };
 
 const Names residual = {
-    {"in_layers.0", "norm1"},          {"in_layers.2", "conv1"},  {"emb_layers.1", "time_emb_proj"},
-    {"out_layers.0", "norm2"},         {"out_layers.3", "conv2"}, {"skip_connection", "conv_shortcut"},
+    {"in_layers.0", "norm1"},  {"in_layers.2", "conv1"},  {"emb_layers.1", "time_emb_proj"},
+    {"out_layers.0", "norm2"}, {"out_layers.3", "conv2"}, {"skip_connection", "conv_shortcut"},
 };
 
 // Emits the name of what lies inside of a block's residual network or transformer.
@@ -106,7 +109,8 @@ void sdcpp::vae_aliases(const std::string& module, int levels, const Emit& emit)
             emit(side + ".mid_block.resnets." + (parts[2] == "block_1" ? "0." : "1.") + name, {});
             return;
         }
-        const Names attention = {{"norm", "group_norm"}, {"q", "to_q"}, {"k", "to_k"}, {"v", "to_v"}, {"proj_out", "to_out.0"}};
+        const Names attention = {
+            {"norm", "group_norm"}, {"q", "to_q"}, {"k", "to_k"}, {"v", "to_v"}, {"proj_out", "to_out.0"}};
         const Names older = {{"q", "query"}, {"k", "key"}, {"v", "value"}, {"proj_out", "proj_attn"}};
         for (const Names* names : {&attention, &older}) {
             if (const std::string* name = find(*names, inner)) {

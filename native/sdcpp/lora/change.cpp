@@ -161,7 +161,8 @@ Form form_of(const Factors& factors) {
     form.rows = size.rows;
     form.columns = size.columns;
     if (form.kind == Kind::none || size.rows == 0 || size.columns == 0) {
-        form.problem = form.kind == Kind::none ? "no change that is known" : "factors are missing or do not fit together";
+        form.problem =
+            form.kind == Kind::none ? "no change that is known" : "factors are missing or do not fit together";
         form.kind = Kind::none;
         return form;
     }

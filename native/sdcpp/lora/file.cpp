@@ -63,7 +63,8 @@ FileIdentity file_identity(const std::string& path) {
 
 LoraFile::LoraFile(const std::string& path) : file_path(path), peft(path), loader(std::make_unique<ModelLoader>()) {
     if (!loader->init_from_file(path)) {
-        throw std::runtime_error("LoRA: " + path + " is no file of tensors that can be read (safetensors, GGUF, pickle)");
+        throw std::runtime_error("LoRA: " + path +
+                                 " is no file of tensors that can be read (safetensors, GGUF, pickle)");
     }
     tensor_names = loader->get_tensor_names();
     if (tensor_names.empty()) {

@@ -9,34 +9,16 @@
 #include <utility>
 
 #include "sdcpp/api/sdcpp.h"
-#include "sdcpp/lora/file.h"
-#include "sdcpp/lora/made_for.h"
-#include "sdcpp/lora/merge.h"
+#include "sdcpp/lora/reader.h"
 #include "sdcpp/lora/runtime.h"
-#include "sdcpp/lora/targets.h"
+#include "sdcpp/lora/weight.h"
 #include "sdcpp/seams/seams.h"
 
 namespace {
 
 using namespace sdcpp;
 
-// Names of skipped tensors that a report gives.
-constexpr size_t names_shown = 5;
-
 const char* const modules[] = {"te", "diffusion", "vae"};
-
-// A LoRA that is asked for; the same file twice is one of twice the strength.
-struct Wanted {
-    FileIdentity file;
-    float strength = 0.0f;
-    bool high_noise = false;
-    bool photo_maker = false;
-
-    bool operator==(const Wanted& other) const {
-        return file == other.file && strength == other.strength && high_noise == other.high_noise &&
-               photo_maker == other.photo_maker;
-    }
-};
 
 std::vector<Wanted> wanted_of(const sd_lora_t* loras, uint32_t count, const std::string& photo_maker) {
     std::vector<Wanted> wanted;
@@ -66,219 +48,42 @@ const char* module_of(const std::string& tensor) {
     return starts_with(tensor, "first_stage_model.") ? modules[2] : modules[1];
 }
 
-// One module of a file: its tensors by what they are.
-struct Module {
-    std::string name;
-    std::vector<std::pair<Role, std::string>> tensors;
-    const Target* target = nullptr;
+// Where changes go: into the tensors, or to the layers of a module.
+struct Division {
+    std::map<ggml_tensor*, std::vector<const Change*>> merges;
+    std::map<std::string, std::vector<const Change*>> attached;
+
+    uint64_t merged_bytes() const {
+        uint64_t bytes = 0;
+        for (const auto& entry : merges) {
+            bytes += ggml_nbytes(entry.first);
+        }
+        return bytes;
+    }
 };
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-    std::string text;
-    for (const int64_t size : shape) {
-        text += (text.empty() ? "" : " x ") + std::to_string(size);
-    }
-    return text;
-}
-
-// Swaps the halves of a tensor's first dimension, in which it gives two vectors in the other order.
-void swap_halves(const Factor& factor) {
-    float* values = static_cast<float*>(factor.tensor->data);
-    const int64_t half = ggml_nelements(factor.tensor) / 2;
-    std::swap_ranges(values, values + half, values + half);
-}
-
-// Reads one LoRA's file and finds what its modules change.
-class Reader {
-public:
-    Reader(const Wanted& wanted, const LoraModelParts& parts, size_t lora, LoraReport& report)
-        : file(wanted.file.path), parts(parts), wanted(wanted), lora(lora), report(report) {}
-
-    std::vector<Change> read(const Targets& targets);
-
-    LoraFile file;
-
-private:
-    std::vector<Module> modules_of(const Targets& targets);
-    void add_module(const Module& module, std::vector<Change>& changes);
-    std::string add_weight(const Module& module, Change change, std::vector<Change>& changes);
-    std::string add_bias(const Module& module, Change change, std::vector<Change>& changes);
-    void skip(const std::string& tensor, const std::string& reason);
-
-    const LoraModelParts& parts;
-    const Wanted& wanted;
-    const size_t lora;
-    LoraReport& report;
-    size_t skipped = 0;
-};
-
-void Reader::skip(const std::string& tensor, const std::string& reason) {
-    if (skipped++ < names_shown) {
-        report.skipped_names += (report.skipped_names.empty() ? "" : "; ") + tensor + " (" + reason + ")";
-    }
-    LOG_DEBUG("LoRA %s: %s is skipped: %s", file.path().c_str(), tensor.c_str(), reason.c_str());
-}
-
-std::vector<Module> Reader::modules_of(const Targets& targets) {
-    std::map<std::string, size_t> indices;
-    std::vector<Module> found;
-    for (const std::string& name : file.names()) {
-        const auto named = role_of(name);
-        if (wanted.photo_maker && (!named || !(starts_with(name, "unet.") || contains(name, "lora_weights")))) {
-            continue;  // PhotoMaker's file holds its encoder, too
-        }
-        ++report.tensors;
-        if (!named) {
-            skip(name, "no change that is known");
+Division divide(const std::vector<Change>& changes, bool merge) {
+    Division division;
+    for (const Change& change : changes) {
+        // The layer's output holds its bias already where a change is applied to the output.
+        if (!merge && change.of_bias && change.target.on_output) {
             continue;
         }
-        const auto [at, is_new] = indices.emplace(named->module, found.size());
-        if (is_new) {
-            found.push_back({named->module, {}, targets.find(named->module)});
-        }
-        const std::vector<int64_t> shape = file.shape(name);
-        if (found[at->second].target == nullptr) {
-            skip(name, "the model has no such module");
-        } else if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
-            skip(name, "it is empty");
+        if (merge || !applies_at_runtime(change)) {
+            division.merges[change.tensor].push_back(&change);
         } else {
-            found[at->second].tensors.emplace_back(named->role, name);
+            division.attached[module_of(change.target.weight)].push_back(&change);
         }
     }
-    return found;
+    return division;
 }
 
-std::string Reader::add_weight(const Module& module, Change change, std::vector<Change>& changes) {
-    const Form& form = change.form;
-    const auto found = parts.tensors.find(module.target->weight);
-    if (found == parts.tensors.end()) {
-        return "the model has no such weight";
-    }
-    change.tensor = found->second;
-    Rows size = rows_of(change.tensor);
-    if (form.kind == Kind::difference && form.rows * form.columns == size.rows * size.columns &&
-        module.target->part == Part::whole) {
-        change.form.rows = size.rows;
-        change.form.columns = size.columns;
-    }
-    const std::string shapes = "its " + shape_text({form.rows, form.columns}) + " do not fit the model's " +
-                               shape_text({size.rows, size.columns});
-    const int64_t columns = change.target.on_output ? size.rows : size.columns;
-    const auto row = part_row(*module.target, size.rows, size.columns, form.rows);
-    if (!row || columns != form.columns || size.rows * size.columns != ggml_nelements(change.tensor)) {
-        return shapes;
-    }
-    change.row = *row;
-    for (const Role role : {Role::dora, Role::magnitude}) {
-        const auto norms = change.factors.find(role);
-        if (norms == change.factors.end()) {
-            continue;
-        }
-        const int64_t count = ggml_nelements(norms->second.tensor);
-        if (count != form.rows && (count != size.channels || norms->second.first() != 1)) {
-            return "its norms do not fit";
-        }
-    }
-    if (module.target->halves_swapped && size.rows == 2 * size.columns) {
-        bool swapped = false;
-        for (const auto& [role, factor] : change.factors) {
-            const bool by_rows = role == Role::up || role == Role::diff || role == Role::magnitude ||
-                                 (role == Role::dora && factor.first() > 1);
-            if (by_rows) {
-                swap_halves(factor);
-                swapped = true;
-            }
-        }
-        if (!swapped) {
-            return "the model has its rows in another order";
-        }
-    }
-    changes.push_back(std::move(change));
-    return "";
-}
-
-std::string Reader::add_bias(const Module& module, Change change, std::vector<Change>& changes) {
-    const auto added = change.factors.count(Role::diff_bias) != 0 ? change.factors.find(Role::diff_bias)
-                                                                  : change.factors.find(Role::up_bias);
-    const auto found = parts.tensors.find(module.target->bias);
-    if (module.target->bias.empty() || found == parts.tensors.end()) {
-        return "the layer has no bias";
-    }
-    const Factor factor = added->second;
-    const int64_t rows = ggml_nelements(found->second);
-    const auto weight = parts.tensors.find(module.target->weight);
-    const int64_t columns = weight == parts.tensors.end() ? 0 : rows_of(weight->second).columns;
-    const auto row = part_row(*module.target, rows, columns, ggml_nelements(factor.tensor));
-    if (!row) {
-        return "it does not fit the bias";
-    }
-    if (module.target->halves_swapped && rows == 2 * columns) {
-        swap_halves(factor);
-    }
-    // The bias of lora_B is scaled as its product is.
-    const float scale = added->first == Role::up_bias ? change.form.scale : 1.0f;
-    change.factors = {{Role::diff, {factor.tensor, factor.dims}}};
-    change.form = {Kind::difference, ggml_nelements(factor.tensor), 1, scale, ""};
-    change.tensor = found->second;
-    change.of_bias = true;
-    change.row = *row;
-    changes.push_back(std::move(change));
-    return "";
-}
-
-void Reader::add_module(const Module& module, std::vector<Change>& changes) {
-    Change change;
-    for (const auto& [role, name] : module.tensors) {
-        change.factors[role] = file.factor(name);
-    }
-    change.form = form_of(change.factors);
-    if (change.factors.count(Role::alpha) == 0 && change.factors.count(Role::scale) == 0 &&
-        change.form.kind == Kind::low_rank) {
-        change.form.scale = file.scale(module.name, change.factors.at(Role::down).first());
-    }
-    change.target = *module.target;
-    change.strength = wanted.strength;
-    change.lora = lora;
-    std::string weight_problem = change.form.problem;
-    if (change.form.kind != Kind::none) {
-        weight_problem = add_weight(module, change, changes);
-    }
-    // What maps the layer's output maps its bias as well.
-    if (weight_problem.empty() && change.target.on_output && !change.target.bias.empty()) {
-        Change of_bias = changes.back();
-        of_bias.tensor = parts.tensors.at(change.target.bias);
-        of_bias.of_bias = true;
-        changes.push_back(std::move(of_bias));
-    }
-    for (const auto& [role, name] : module.tensors) {
-        std::string problem = weight_problem;
-        if (role == Role::diff_bias || role == Role::up_bias) {
-            problem = add_bias(module, change, changes);
-        }
-        if (problem.empty()) {
-            ++report.applied;
-        } else {
-            skip(name, problem);
-        }
-    }
-}
-
-std::vector<Change> Reader::read(const Targets& targets) {
-    const std::vector<Module> found = modules_of(targets);
-    std::vector<std::string> needed;
-    for (const Module& module : found) {
-        for (const auto& entry : module.tensors) {
-            needed.push_back(entry.second);
-        }
-    }
-    file.load(needed, parts.n_threads);
-    std::vector<Change> changes;
-    for (const Module& module : found) {
-        if (!module.tensors.empty()) {
-            add_module(module, changes);
-        }
-    }
-    return changes;
+std::string no_room_to_keep(uint64_t needed, uint64_t affordable) {
+    const auto mib = [](uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
+    return "LoRA: merging would keep " + mib(needed) +
+           " of the model's weights in host memory, to take the LoRA off again, "
+           "and " +
+           mib(affordable) + " may be used for that: take lora_apply_mode='at_runtime'";
 }
 
 // Lets the run be cancelled while weights are merged: asks at most every 50 ms, as graphs do.
@@ -337,7 +142,10 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     const auto undo = [&] {
         state->adapters.clear();
         made.clear();
-        if (!guard([&] { merger.restore(); return true; })) {
+        if (!guard([&] {
+                merger.restore();
+                return true;
+            })) {
             context_broken();
         }
     };
@@ -349,7 +157,6 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     for (size_t i = 0; i < wanted.size(); ++i) {
         made[i].path = wanted[i].file.path;
         made[i].strength = wanted[i].strength;
-        made[i].merged = merge;
         if (wanted[i].strength == 0.0f) {
             continue;
         }
@@ -360,29 +167,27 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
         readers.push_back(std::make_unique<Reader>(wanted[i], parts, i, made[i]));
         std::vector<Change> read = readers.back()->read(*names);
         if (read.empty()) {
-            throw std::runtime_error("LoRA: nothing of " + wanted[i].file.path + " fits this model: " +
-                                     made_for(readers.back()->file));
+            throw std::runtime_error(readers.back()->nothing_fits());
         }
         changes.insert(changes.end(), std::make_move_iterator(read.begin()), std::make_move_iterator(read.end()));
     }
 
-    std::map<ggml_tensor*, std::vector<const Change*>> merges;
-    std::map<std::string, std::vector<const Change*>> attached;
-    for (const Change& change : changes) {
-        // The layer's output holds its bias already where a change is applied to the output.
-        if (!merge && change.of_bias && change.target.on_output) {
-            continue;
+    Division division = divide(changes, merge);
+    const uint64_t affordable = host_memory_free() / 2;
+    if (merge && division.merged_bytes() > affordable) {
+        if (!automatic) {
+            throw std::runtime_error(no_room_to_keep(division.merged_bytes(), affordable));
         }
-        if (merge || !applies_at_runtime(change)) {
-            merges[change.tensor].push_back(&change);
-        } else {
-            attached[module_of(change.target.weight)].push_back(&change);
-        }
+        division = divide(changes, false);
+    }
+    const bool at_runtime = !division.attached.empty();
+    for (LoraReport& report : made) {
+        report.merged = !at_runtime;
     }
 
     CancelPoll poll;
     std::map<std::string, std::vector<Norms>> norms;
-    for (const auto& [module, ours] : attached) {
+    for (const auto& [module, ours] : division.attached) {
         for (const Change* change : ours) {
             if (poll.cancelled()) {
                 undo();
@@ -391,7 +196,7 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
             norms[module].push_back(merger.norms(*change));
         }
     }
-    for (const auto& [tensor, ours] : merges) {
+    for (const auto& [tensor, ours] : division.merges) {
         if (poll.cancelled()) {
             undo();
             return;
@@ -400,9 +205,9 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     }
     const auto is_half = [&](const ggml_tensor* tensor) {
         return std::any_of(readers.begin(), readers.end(),
-                           [&](const std::unique_ptr<Reader>& reader) { return reader->file.is_half(tensor); });
+                           [&](const std::unique_ptr<Reader>& reader) { return reader->is_half(tensor); });
     };
-    for (const auto& [module, ours] : attached) {
+    for (const auto& [module, ours] : division.attached) {
         state->adapters[module] =
             std::make_shared<RuntimeLoras>(parts.backend, module.c_str(), ours, norms[module], is_half);
     }
@@ -428,7 +233,12 @@ bool sdcpp_lora_get(const sd_ctx_t* ctx, int index, sdcpp_lora_t* lora) {
         return false;
     }
     const sdcpp::LoraReport& report = sdcpp::loras_of(ctx).reports()[static_cast<size_t>(index)];
-    *lora = {report.path.c_str(), report.strength,         report.merged,
-             report.tensors,      report.applied, report.tensors - report.applied, report.skipped_names.c_str()};
+    *lora = {report.path.c_str(),
+             report.strength,
+             report.merged,
+             report.tensors,
+             report.applied,
+             report.tensors - report.applied,
+             report.skipped_names.c_str()};
     return true;
 }

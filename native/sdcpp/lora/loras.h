@@ -19,7 +19,7 @@ namespace sdcpp {
 struct LoraReport {
     std::string path;
     float strength = 0.0f;
-    bool merged = false;        // all of it; else its layers' outputs are changed at run time
+    bool merged = false;        // into the weights; else its layers' outputs are changed at run time
     uint64_t tensors = 0;       // in the file
     uint64_t applied = 0;       // of them, those that changed the model
     std::string skipped_names;  // the first of the others, with the reason, separated by "; "
@@ -40,10 +40,13 @@ public:
     Loras(const Loras&) = delete;
     Loras& operator=(const Loras&) = delete;
 
-    // Makes these LoRAs the ones that are applied, and no others; what is applied already stays as it is. merge: changes
-    // the weights instead of the layers' outputs. Throws std::runtime_error, with no LoRA applied, when a file cannot be
-    // read or nothing of it fits the model.
+    // Makes these LoRAs the ones that are applied, and no others; what is applied already stays as it is. merge:
+    // changes the weights instead of the layers' outputs. Throws std::runtime_error, with no LoRA applied, when a file
+    // cannot be read or nothing of it fits the model.
     void apply(const sd_lora_t* loras, uint32_t count, bool merge, const LoraModelParts& parts);
+
+    // Merging gives way to applying at run time where host memory has no room for the weights' own bytes.
+    bool automatic = false;
 
     // Returns what changes the outputs of a module's layers: "te", "diffusion" or "vae"; NULL when nothing does.
     std::shared_ptr<WeightAdapter> adapter(const std::string& module) const;

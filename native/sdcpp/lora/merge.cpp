@@ -29,7 +29,8 @@ const Factor* norms_factor(const Factors& factors) {
 // Tells whether the norms are those of inputs: [1, inputs, ...] in the file's order. PEFT's are always of outputs, but
 // have that shape for convolutions.
 bool of_inputs(const Factors& factors, const Factor& norms) {
-    return factors.count(Role::magnitude) == 0 && norms.dims > 1 && norms.first() == 1 && ggml_nelements(norms.tensor) > 1;
+    return factors.count(Role::magnitude) == 0 && norms.dims > 1 && norms.first() == 1 &&
+           ggml_nelements(norms.tensor) > 1;
 }
 
 float reciprocal(float norm, float wanted) {
@@ -67,7 +68,8 @@ std::vector<float> Merger::compute(const Change& change, const std::vector<float
     }
     ggml_backend_cpu_set_n_threads(cpu, n_threads);
     const std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(
-        ggml_init({ggml_tensor_overhead() * graph_nodes + ggml_graph_overhead_custom(graph_nodes, false), nullptr, true}),
+        ggml_init(
+            {ggml_tensor_overhead() * graph_nodes + ggml_graph_overhead_custom(graph_nodes, false), nullptr, true}),
         ggml_free);
     ggml_cgraph* graph = ggml_new_graph_custom(ctx.get(), graph_nodes, false);
     ggml_tensor* result = change_graph(ctx.get(), change.factors, change.form.kind);
@@ -113,7 +115,8 @@ Norms Merger::norms_of(const Change& change, const std::vector<float>& own, cons
             for (int64_t row = first; row < last; ++row) {
                 double sum = 0.0;
                 for (int64_t i = row * size.columns; i < (row + 1) * size.columns; ++i) {
-                    const double value = static_cast<double>(weight[i]) + static_cast<double>(added[static_cast<size_t>(i)]);
+                    const double value =
+                        static_cast<double>(weight[i]) + static_cast<double>(added[static_cast<size_t>(i)]);
                     sum += value * value;
                 }
                 norms.by_row[static_cast<size_t>(row)] = reciprocal(static_cast<float>(std::sqrt(sum)), values[row]);
@@ -127,8 +130,10 @@ Norms Merger::norms_of(const Change& change, const std::vector<float>& own, cons
         for (int64_t channel = first; channel < last; ++channel) {
             double sum = 0.0;
             for (int64_t row = 0; row < rows; ++row) {
-                for (int64_t i = row * size.columns + channel * kernel; i < row * size.columns + (channel + 1) * kernel; ++i) {
-                    const double value = static_cast<double>(weight[i]) + static_cast<double>(added[static_cast<size_t>(i)]);
+                for (int64_t i = row * size.columns + channel * kernel; i < row * size.columns + (channel + 1) * kernel;
+                     ++i) {
+                    const double value =
+                        static_cast<double>(weight[i]) + static_cast<double>(added[static_cast<size_t>(i)]);
                     sum += value * value;
                 }
             }
@@ -166,7 +171,8 @@ void Merger::merge(ggml_tensor* tensor, const std::vector<const Change*>& change
                 if (!norms.by_row.empty()) {
                     value = norms.by_row[static_cast<size_t>(i / size.columns)] * (own[at] + value) - own[at];
                 } else if (!norms.by_channel.empty()) {
-                    value = norms.by_channel[static_cast<size_t>(i % size.columns / kernel)] * (own[at] + value) - own[at];
+                    value =
+                        norms.by_channel[static_cast<size_t>(i % size.columns / kernel)] * (own[at] + value) - own[at];
                 }
                 merged[at] += change->strength * value;
             }
@@ -182,14 +188,6 @@ void Merger::restore() {
         weight_replace(kept.begin()->first, kept.begin()->second);
         kept.erase(kept.begin());
     }
-}
-
-uint64_t Merger::kept_bytes() const {
-    uint64_t bytes = 0;
-    for (const auto& entry : kept) {
-        bytes += entry.second.size();
-    }
-    return bytes;
 }
 
 }  // namespace sdcpp

@@ -54,9 +54,6 @@ public:
     // Returns DoRA's factors of a change to a weight as it is now.
     Norms norms(const Change& change);
 
-    // Bytes in host memory that restore() needs.
-    uint64_t kept_bytes() const;
-
 private:
     // Returns the change times its scale, without the user's strength: f32, row after row.
     std::vector<float> compute(const Change& change, const std::vector<float>& own);

@@ -19,9 +19,9 @@ public:
 
 private:
     struct Config {
-        std::string component;  // "transformer", "text_encoder", ...; "" for a file of one component
-        float alpha = 0.0f;     // 0: not given
-        bool root = false;      // rank-stabilised: divided by the rank's root
+        std::string component;                // "transformer", "text_encoder", ...; "" for a file of one component
+        float alpha = 0.0f;                   // 0: not given
+        bool root = false;                    // rank-stabilised: divided by the rank's root
         std::map<std::string, float> alphas;  // by the end of a module's name
     };
 

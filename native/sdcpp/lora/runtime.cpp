@@ -119,9 +119,23 @@ ggml_tensor* add_rows(ggml_context* ctx, ggml_tensor* out, ggml_tensor* y, int64
 }
 
 bool decomposes(const std::vector<Attached>& changes) {
-    return std::any_of(changes.begin(), changes.end(), [](const Attached& change) {
-        return change.by_row != nullptr || change.by_channel != nullptr;
-    });
+    return std::any_of(changes.begin(), changes.end(),
+                       [](const Attached& change) { return change.by_row != nullptr || change.by_channel != nullptr; });
+}
+
+// Tells whether graphs read a factor; the others are in the change's scale, its norms or the bias.
+bool in_graph(Role role) {
+    switch (role) {
+        case Role::alpha:
+        case Role::scale:
+        case Role::dora:
+        case Role::magnitude:
+        case Role::up_bias:
+        case Role::diff_bias:
+            return false;
+        default:
+            return true;
+    }
 }
 
 }  // namespace
@@ -149,7 +163,9 @@ struct RuntimeLoras::Weights : public GGMLRunner {
 
     std::string get_desc() override { return "lora"; }
 
-    ggml_tensor* add(ggml_type type, int dims, const int64_t* ne) { return ggml_new_tensor(params_ctx, type, dims, ne); }
+    ggml_tensor* add(ggml_type type, int dims, const int64_t* ne) {
+        return ggml_new_tensor(params_ctx, type, dims, ne);
+    }
 };
 
 RuntimeLoras::RuntimeLoras(ggml_backend_t backend, const char* module, const std::vector<const Change*>& changes,
@@ -170,6 +186,9 @@ RuntimeLoras::RuntimeLoras(ggml_backend_t backend, const char* module, const std
         const Change& change = *changes[i];
         Attached made{{}, change.form, change.strength, change.row, change.target.on_output, nullptr, nullptr};
         for (const auto& [role, factor] : change.factors) {
+            if (!in_graph(role)) {
+                continue;
+            }
             ggml_tensor*& tensor = placed[factor.tensor];
             if (tensor == nullptr) {
                 const ggml_type type = is_half(factor.tensor) ? GGML_TYPE_F16 : GGML_TYPE_F32;

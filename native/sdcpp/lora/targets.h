@@ -23,12 +23,13 @@ struct Target {
     std::string bias;    // likewise, or "" when it has none
     Part part = Part::whole;
     Fused fused = Fused::none;
-    bool halves_swapped = false;  // if it gives two vectors: the file's has scale before shift, the engine's shift first
-    bool on_output = false;       // its input is the layer's output: W becomes W + change * W
+    bool halves_swapped =
+        false;               // if it gives two vectors: the file's has scale before shift, the engine's shift first
+    bool on_output = false;  // its input is the layer's output: W becomes W + change * W
 };
 
-// Returns the first row of a part of a weight with these rows and columns, for a change with own_rows rows; nothing when
-// it does not fit.
+// Returns the first row of a part of a weight with these rows and columns, for a change with own_rows rows; nothing
+// when it does not fit.
 std::optional<int64_t> part_row(const Target& target, int64_t rows, int64_t columns, int64_t own_rows);
 
 class Targets {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -39,9 +40,28 @@ void convert(const ggml_tensor* weight, const void* src, ggml_type src_type, voi
     });
 }
 
+// Returns the number behind a word of a file, or, without a word, at its beginning; UINT64_MAX when there is none.
+uint64_t number_in(const char* path, const std::string& word = "") {
+    std::ifstream file(path);
+    std::string found;
+    while (!word.empty() && file >> found && found != word) {
+    }
+    uint64_t number = 0;
+    return file >> number ? number : UINT64_MAX;
+}
+
 }  // namespace
 
 namespace sdcpp {
+
+uint64_t host_memory_free() {
+    const uint64_t kibibytes = number_in("/proc/meminfo", "MemAvailable:");
+    const uint64_t limit = number_in("/sys/fs/cgroup/memory.max");
+    const uint64_t used = number_in("/sys/fs/cgroup/memory.current");
+    const uint64_t of_system = kibibytes == UINT64_MAX ? kibibytes : kibibytes * 1024;
+    const bool limited = limit != UINT64_MAX && used != UINT64_MAX;
+    return limited ? std::min(of_system, limit > used ? limit - used : 0) : of_system;
+}
 
 void in_parts(int64_t count, int n_threads, const std::function<void(int64_t, int64_t)>& function) {
     const int64_t parts = std::clamp<int64_t>(n_threads, 1, std::max<int64_t>(count, 1));
@@ -70,7 +90,8 @@ void in_parts(int64_t count, int n_threads, const std::function<void(int64_t, in
 
 std::vector<char> weight_bytes(const ggml_tensor* weight) {
     if (weight->data == nullptr) {
-        throw std::runtime_error(std::string("LoRA: the weights of ") + weight->name + " were freed after their last use");
+        throw std::runtime_error(std::string("LoRA: the weights of ") + weight->name +
+                                 " were freed after their last use");
     }
     std::vector<char> bytes(ggml_nbytes(weight));
     weights_get(weight, bytes.data(), 0, bytes.size());

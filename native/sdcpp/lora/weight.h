@@ -20,6 +20,10 @@ void weight_replace(ggml_tensor* weight, const std::vector<char>& bytes);
 std::vector<float> weight_decode(const ggml_tensor* weight, const std::vector<char>& bytes, int n_threads);
 std::vector<char> weight_encode(const ggml_tensor* weight, const std::vector<float>& values, int n_threads);
 
+// Returns the bytes of host memory that can be had without swapping, as far as the system and the process's control
+// group tell; more than there can be when they do not.
+uint64_t host_memory_free();
+
 // Calls a function with parts of [0, count) on up to n_threads threads; the first exception is thrown here.
 void in_parts(int64_t count, int n_threads, const std::function<void(int64_t first, int64_t last)>& function);
 
