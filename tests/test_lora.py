@@ -127,7 +127,7 @@ TRANSFORMERS = {
         ("dora magnitude", "diffusers"),
     ),
     "zimage": (("lora", "kohya, __"), ("dora magnitude", "diffusers")),
-    "qwen_image": (("lora", "kohya"), ("lokr", "diffusers")),
+    "qwen_image": (("lora", "diffusers"), ("lokr", "kohya")),
 }
 
 
@@ -166,6 +166,27 @@ def test_a_layer_that_gives_its_vectors_in_another_order(family_name: str, famil
     made["lora_up.weight"] = np.roll(made["lora_up.weight"], half, axis=0)
     tensors = {f"lora_unet_norm_out_linear.{role}": array for role, array in made.items()}
     family.check(formats.Sample(tensors, {tensor: weight + change}, []))
+
+
+def test_biases_and_norms(families: Callable[[str], Family]) -> None:
+    family = families("sd1")
+    block = "model.diffusion_model.middle_block"
+    sample = formats.build(
+        "sd1", family.tensors, "lora", "diffusers", lambda layer: layer.path.endswith("attn2.to_out.0")
+    )
+    given = {
+        f"{block}.0.in_layers.0.weight": "lora_unet_mid_block_resnets_0_norm1.w_norm",
+        f"{block}.0.in_layers.0.bias": "lora_unet_mid_block_resnets_0_norm1.b_norm",
+        f"{block}.0.in_layers.2.bias": "unet.mid_block.resnets.0.conv1.diff_b",
+        f"{block}.1.transformer_blocks.0.attn2.to_out.0.bias": (
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_B.bias"
+        ),
+    }
+    for seed, (tensor, name) in enumerate(given.items()):
+        change = formats.Maker(seed, family.tensors[tensor]).draw(*family.tensors[tensor].shape)
+        sample.tensors[name] = change
+        sample.merged[tensor] = family.tensors[tensor] + change
+    family.check(sample)
 
 
 def test_xlabs(families: Callable[[str], Family]) -> None:
