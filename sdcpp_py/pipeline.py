@@ -235,7 +235,7 @@ class StableDiffusion:
 
         Raises:
             ArgumentError: a value is unknown or out of range; the message lists what is valid.
-            ModelError: a LoRA file is missing or damaged.
+            ModelError: a LoRA file is missing or damaged, or nothing of it fits the model.
             DeviceMemoryError: the memory of a device, or *max_vram*, is too small for it; the object works on.
             GenerationError: the engine gave up; ``engine_log`` says why.
             CancelledError: :meth:`cancel` was called.

@@ -12,7 +12,13 @@ from support.build_tree import ROOT
 SUPPORT = ROOT / "tests" / "support"
 LATE = {"cffi", "numpy", "pytest", "sdcpp_py"}
 """What may be imported once something is used."""
-OF_THE_PACKAGE = {"support.placed_model", "support.placement_cases", "support.streaming"}
+OF_THE_PACKAGE = {
+    "support.lora_formats",
+    "support.lora_layers",
+    "support.placed_model",
+    "support.placement_cases",
+    "support.streaming",
+}
 """What holds objects of the package, for tests that import it in any case."""
 
 

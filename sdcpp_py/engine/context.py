@@ -194,6 +194,10 @@ class Context:
         """Return how each network was streamed when it was last computed: the fields of sdcpp_stream_t."""
         return self._rows("sdcpp_stream_t", "sdcpp_ctx_streams")
 
+    def loras(self) -> list[dict[str, Any]]:
+        """Return what became of each LoRA file of the last picture: the fields of sdcpp_lora_t."""
+        return self._rows("sdcpp_lora_t", "sdcpp_ctx_loras")
+
     def defaults(self, sampler: str | None) -> tuple[str, str]:
         """Return the (sampler, scheduler) that the engine takes for the model when the caller names none."""
         method = self.lib.sdcpp_ctx_sampler(self._handle)

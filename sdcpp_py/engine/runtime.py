@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from ..errors import ArgumentError, BackendError, CancelledError, ClosedError, DeviceMemoryError, SdcppError
+from ..errors import ArgumentError, BackendError, CancelledError, ClosedError, DeviceMemoryError, ModelError, SdcppError
 from .library import Listener, Progress, Tap, library, text
 
 FORKED = (
@@ -97,4 +97,7 @@ class Run:
             raise BackendError(FORKED)
         if status == lib.SDCPP_EXITING:
             raise ClosedError("the interpreter is exiting: nothing can be drawn any more")
+        said = str(text(lib.sdcpp_run_error(self.native)))
+        if said.startswith("LoRA: "):
+            raise ModelError(said, tuple(line for line in self.lines if line != said))
         raise kind(message, self.lines)

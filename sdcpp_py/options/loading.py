@@ -177,8 +177,9 @@ class Running(TypedDict, total=False):
     ]  # fmt: skip
     lora_apply_mode: Annotated[
         str | None,
-        _engine("immediately (change the weights; once a LoRA is taken out of them again their rounding is left, and "
-                "pictures may differ a little from those before it), at_runtime, or auto: by the type of the weights",
+        _engine("immediately (change the weights, whose own bytes are kept in host memory, so that a LoRA is taken off "
+                "without a trace), at_runtime (change what layers give, which takes time in each step), or auto: at "
+                "run time where weights are quantised or host memory is short",
                 field="lora_apply_mode", flags="--lora-apply-mode", choices="lora_apply_mode",
                 engine_default="auto"),
     ]  # fmt: skip

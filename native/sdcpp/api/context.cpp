@@ -6,6 +6,7 @@
 
 #include "sdcpp/api/run.h"
 #include "sdcpp/api/turns.h"
+#include "sdcpp/lora/loras.h"
 #include "sdcpp/placement/placement_report.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "util.h"
@@ -191,6 +192,19 @@ sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_strea
             }
         }
         return filled;
+    });
+}
+
+sdcpp_status_t sdcpp_ctx_loras(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_lora_t* rows, int capacity, int* count) {
+    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_lora_t& row) {
+        const auto& reports = loras_of(loaded).reports();
+        if (index >= static_cast<int>(reports.size())) {
+            return Filled::end;
+        }
+        const LoraReport& report = reports[static_cast<size_t>(index)];
+        row = {run->keep(report.path.c_str()), report.strength, report.merged, report.tensors, report.applied,
+               report.tensors - report.applied, run->keep(report.skipped_names.c_str())};
+        return Filled::row;
     });
 }
 

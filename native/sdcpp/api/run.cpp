@@ -63,9 +63,9 @@ void check_route(const char* message) {
 // The engine asks for previews on the thread that makes the call.
 void preview_route(const Run* run) {
     const bool wanted = run != nullptr && run->callbacks.preview != nullptr;
-    sd_set_preview_callback(wanted ? run->callbacks.preview : nullptr, wanted ? run->callbacks.preview_mode : PREVIEW_NONE,
-                            wanted ? run->callbacks.preview_interval : 1, true, false,
-                            wanted ? run->callbacks.data : nullptr);
+    sd_set_preview_callback(
+        wanted ? run->callbacks.preview : nullptr, wanted ? run->callbacks.preview_mode : PREVIEW_NONE,
+        wanted ? run->callbacks.preview_interval : 1, true, false, wanted ? run->callbacks.data : nullptr);
 }
 
 // Asked when something of a device is freed: after a failed check the device may be what failed.
@@ -76,11 +76,11 @@ bool device_answers(ggml_backend_dev_t device) {
     }
     Run question;
     return sdcpp::run_guarded(question, [&] {
-        size_t free_bytes = 0;
-        size_t total_bytes = 0;
-        ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
-        return true;
-    }) == SDCPP_OK;
+               size_t free_bytes = 0;
+               size_t total_bytes = 0;
+               ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+               return true;
+           }) == SDCPP_OK;
 }
 
 bool cancel_requested(void* run) {
@@ -201,16 +201,12 @@ RunScope::~RunScope() {
 
 ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgraph* graph) {
     Run* run = run_current();
-    const bool whole = run != nullptr && run->whole_graphs > 0;
-    if (run != nullptr) {
-        if (!run->whole_begun && run->poll_cancelled()) {
-            return GGML_STATUS_ABORTED;
-        }
-        run->whole_begun = whole;
+    if (run != nullptr && run->poll_cancelled()) {
+        return GGML_STATUS_ABORTED;
     }
     // The CPU backend asks between two nodes; a device backend is asked between two graphs.
     if (ggml_backend_is_cpu(backend)) {
-        ggml_backend_cpu_set_abort_callback(backend, whole || run == nullptr ? nullptr : cancel_requested, run);
+        ggml_backend_cpu_set_abort_callback(backend, run == nullptr ? nullptr : cancel_requested, run);
     }
     note_computing(placement, graph);
     const ggml_status status = stream_bound(placement)
@@ -221,7 +217,8 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
             throw CheckFailed(failure);
         }
     }
-    if (run != nullptr && run->callbacks.tap != nullptr && status == GGML_STATUS_SUCCESS) {
+    if (run != nullptr && run->callbacks.tap != nullptr && status == GGML_STATUS_SUCCESS &&
+        ggml_graph_n_nodes(graph) > 0) {
         tap_output(*run, ggml_graph_node(graph, -1));
     }
     return status;
@@ -234,19 +231,6 @@ bool run_cancelled() {
     }
     run->stopping = true;
     return true;
-}
-
-WholeGraphs::WholeGraphs() : run(run_current()) {
-    if (run != nullptr) {
-        ++run->whole_graphs;
-    }
-}
-
-WholeGraphs::~WholeGraphs() {
-    if (run != nullptr) {
-        --run->whole_graphs;
-        run->whole_begun = false;
-    }
 }
 
 void phase_begin(const char* name) {

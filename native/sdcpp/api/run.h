@@ -54,8 +54,6 @@ struct sdcpp_run {
     const sdcpp_callbacks_t callbacks{};
     std::atomic<bool> cancelled{false};
     std::atomic<bool> stopping{false};  // the engine has seen the cancel
-    int whole_graphs = 0;
-    bool whole_begun = false;
     bool half_changed = false;  // weights were left half changed
     std::vector<sdcpp_phase_t> phases;
     sdcpp::Images images;

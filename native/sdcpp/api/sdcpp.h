@@ -107,6 +107,16 @@ typedef struct {
     const char* streamed;      /* names of the streamed segments, separated by ", " */
 } sdcpp_stream_t;
 
+typedef struct {
+    const char* path;           /* the LoRA's file */
+    float multiplier;           /* its strength; that of a file that is named twice is the sum */
+    bool merged;                /* into the weights; else it is applied to the outputs of their layers at run time */
+    uint64_t tensors;           /* number of tensors in the file; 0 where the strength is 0 and it was not read */
+    uint64_t applied;           /* number of them that change the model */
+    uint64_t skipped;           /* number of the others */
+    const char* skipped_names;  /* the first few of the others, each with the reason, separated by "; " */
+} sdcpp_lora_t;
+
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -194,6 +204,9 @@ SD_API enum sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx,
                                              int* count);
 /* Returns how many layers the loaded model's CLIP text encoders have, the least of them; 0 without one. */
 SD_API int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx);
+/* Says what became of each LoRA file of the last picture. */
+SD_API enum sdcpp_status_t sdcpp_ctx_loras(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_lora_t* rows, int capacity,
+                                           int* count);
 /* Tells whether the loaded model draws images, not only video. */
 SD_API bool sdcpp_ctx_supports_images(const sdcpp_ctx_t* ctx);
 /* Returns the sampler that the engine takes for the loaded model. */

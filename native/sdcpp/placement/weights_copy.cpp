@@ -30,18 +30,6 @@ void timed_copy(const WeightsBuffer& weights, bool to_device, uint64_t bytes, F&
 
 namespace sdcpp {
 
-bool weights_elsewhere(const ggml_tensor* tensor, ggml_backend_t backend) {
-    ggml_backend_buffer_t buffer = buffer_of(tensor);
-    if (buffer == nullptr) {
-        return false;
-    }
-    ggml_backend_dev_t device = ggml_backend_get_device(backend);
-    const bool cpu = device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
-    // A host buffer counts as elsewhere even for a device that could read it: that is the engine's rule.
-    return (!cpu && ggml_backend_buffer_is_host(buffer)) ||
-           !ggml_backend_supports_buft(backend, ggml_backend_buffer_get_type(buffer));
-}
-
 void weights_copy(ggml_tensor* src, ggml_tensor* dst) {
     const bool to_device = !on_host(dst);
     weights_changed(dst);
@@ -88,15 +76,6 @@ float weights_scalar(const ggml_tensor* tensor) {
         default:
             return static_cast<float>(read(int32_t{}));
     }
-}
-
-const void* HostCopies::data_of(const ggml_tensor* tensor) {
-    if (on_host(tensor)) {
-        return tensor->data;
-    }
-    copies.emplace_back(ggml_nbytes(tensor));
-    weights_get(tensor, copies.back().data(), 0, copies.back().size());
-    return copies.back().data();
 }
 
 }  // namespace sdcpp

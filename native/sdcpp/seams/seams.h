@@ -47,19 +47,6 @@ private:
     ::sdcpp_run* const outer;
 };
 
-// While one lives on a thread, its graphs are all computed once the first one has begun: a cancel takes effect before
-// that. For graphs that change weights in place.
-class WholeGraphs {
-public:
-    WholeGraphs();
-    ~WholeGraphs();
-    WholeGraphs(const WholeGraphs&) = delete;
-    WholeGraphs& operator=(const WholeGraphs&) = delete;
-
-private:
-    ::sdcpp_run* const run;
-};
-
 // Names the part of a generation that begins now; the time since the last one is booked on that one.
 void phase_begin(const char* name);
 

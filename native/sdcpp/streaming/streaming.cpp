@@ -12,7 +12,6 @@ namespace sdcpp {
 
 namespace {
 
-constexpr uint64_t merge_factor = 8;  // merging takes this times a weight: f32 copies of it and of the change
 
 // Ends a rehearsal at its first graph.
 struct Rehearsed {};
@@ -139,38 +138,6 @@ void extra_tensors_free(Placement& placement, ggml_backend_buffer_t buffer) {
         placement.placements->memory_budget.discount(placement.runtime->dev, ggml_backend_buffer_get_size(buffer));
     }
     ggml_backend_buffer_free(buffer);
-}
-
-std::vector<std::map<std::string, ggml_tensor*>> merge_groups(const Placement& placement,
-                                                              const std::map<std::string, ggml_tensor*>& tensors) {
-    std::map<std::string, ggml_tensor*> weights = tensors;
-    weights.erase("alphas_cumprod");  // the engine's own, freed long ago
-    for (const auto& [name, weight] : weights) {
-        // The CPU merges into host memory in place, where no copy tells that the weights on a device are old.
-        weights_changed(weight);
-    }
-    MemoryBudget* const budget = shared_budget(placement);
-    if (budget == nullptr) {
-        return {weights};
-    }
-    uint64_t total = 0;
-    for (const auto& [name, weight] : weights) {
-        total += ggml_nbytes(weight);
-    }
-    budget->make_room(placement.runtime->dev, merge_factor * total);
-    const uint64_t room = budget->left(placement.runtime->dev);
-    std::vector<std::map<std::string, ggml_tensor*>> groups(1);
-    uint64_t bytes = 0;
-    for (const auto& [name, weight] : weights) {
-        const uint64_t size = merge_factor * ggml_nbytes(weight);
-        if (bytes > 0 && bytes + size > room) {
-            groups.emplace_back();
-            bytes = 0;
-        }
-        groups.back()[name] = weight;
-        bytes += size;
-    }
-    return groups;
 }
 
 // --- looking ahead ---------------------------------------------------------------------------------------------------

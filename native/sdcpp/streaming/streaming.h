@@ -55,10 +55,6 @@ ggml_backend_buffer_t extra_tensors_alloc(Placement& placement, ggml_context* ct
 // Frees them.
 void extra_tensors_free(Placement& placement, ggml_backend_buffer_t buffer);
 
-// Divides the weights that a LoRA is merged into, so that the graph of each group fits into the budget.
-std::vector<std::map<std::string, ggml_tensor*>> merge_groups(const Placement& placement,
-                                                              const std::map<std::string, ggml_tensor*>& weights);
-
 // --- looking ahead
 
 // Calls `function` to look at the first graph that it computes, of which nothing is computed: throws NoRoom when that
