@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -133,11 +132,6 @@ def _exit(lib: Any) -> None:
     """
     while not lib.sdcpp_exit(EXIT_POLL_MS):
         pass  # a callback is still at work, or a signal handler wants to run
-
-
-def exiting() -> bool:
-    """Tell whether the interpreter is going away, so that nobody can close anything any more."""
-    return sys.is_finalizing()
 
 
 def text(pointer: Any) -> str | None:
