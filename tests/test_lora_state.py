@@ -159,7 +159,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "SD 3": (lambda folder: lora_of("sd3", folder, "diffusers"), "it is a LoRA for SD 3, Flux or Qwen-Image"),
     "Z-Image": (lambda folder: lora_of("zimage", folder, "diffusers"), "it is a LoRA for Z-Image"),
     "Qwen-Image": (lambda folder: lora_of("qwen_image", folder, "kohya"), "it is a LoRA for SD 3, Flux or Qwen-Image"),
-    "checkpoint": (checkpoint_file, "it is no LoRA but a checkpoint: pass it as the model"),
+    "checkpoint": (checkpoint_file, "holds a whole checkpoint of Stable Diffusion, not a LoRA; pass it as model="),
     "embedding": (of_tensors(emb_params=(1, 64)), "it is no LoRA but a textual inversion"),
     "anything": (of_tensors(x=(1, 64)), r"it is no LoRA of a kind that is known \(its first tensor is x\)"),
     "width": (
@@ -188,7 +188,8 @@ def test_nothing_fits(mode: str, checkpoint: Path, tmp_path: Path, capfd: pytest
             path = make(tmp_path)
             with pytest.raises(ModelError, match=message) as raised:
                 draw(model, path)
-            assert str(raised.value).startswith(f"LoRA: nothing of {path} fits this model: it is"), name
+            said = f"LoRA: {path} holds" if name == "checkpoint" else f"LoRA: nothing of {path} fits this model: it is"
+            assert str(raised.value).startswith(said), name
             assert np.array_equal(draw(model), plain), name
     assert capfd.readouterr() == ("", "")
 

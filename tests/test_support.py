@@ -15,6 +15,8 @@ LATE = {"cffi", "numpy", "pytest", "sdcpp_py"}
 OF_THE_PACKAGE = {
     "support.lora_formats",
     "support.lora_layers",
+    "support.model_formats",
+    "support.diffusers_names",
     "support.placed_model",
     "support.placement_cases",
     "support.streaming",
