@@ -135,10 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench = Bench(options, folder)
         make_files(sorted({job.family for job in jobs if job.family}), folder, options.dry_run)
         bench.run(jobs)
+        show(bench.found, options)  # with the package that was built
     finally:
         if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
-    show(bench.found, options)
     return 0 if all(each.good for each in verdicts(bench.found)) and not bench.found["left_out"] else 1
 
 

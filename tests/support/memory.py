@@ -9,7 +9,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-M_MMAP_THRESHOLD = -3  # of mallopt()
+# Of mallopt().
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+MALLINFO2 = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
 
 def resident_bytes() -> int:
@@ -22,9 +25,10 @@ def resident_bytes() -> int:
 
 
 def give_back_at_once() -> None:
-    """Make malloc keep nothing of what is large and freed, from now on."""
+    """Make malloc keep little of what is freed: threads share one arena, and large pieces go back at once."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def assert_no_leak(cycle: Callable[[], object], cycles: int = 6, limit: int = 8 << 20) -> None:
@@ -36,3 +40,19 @@ def assert_no_leak(cycle: Callable[[], object], cycles: int = 6, limit: int = 8 
         cycle()
     grown = resident_bytes() - before
     assert grown < limit, f"{grown / 2**20:.1f} MiB more after {cycles} cycles"
+
+
+def allocated_bytes() -> int:
+    """What malloc has given and not got back: unlike what is resident, no matter of how the pieces lie.
+
+    With one arena (give_back_at_once) it is all of it; Python's own small objects are not in it.
+    """
+
+    class Info(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2]
+
+    gc.collect()
+    mallinfo2 = ctypes.CDLL(None).mallinfo2  # glibc 2.33 or newer
+    mallinfo2.restype = Info
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
