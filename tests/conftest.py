@@ -14,10 +14,6 @@ import sdcpp_py
 from support.checkpoints import write_checkpoint, write_lora, write_parts
 from support.native_placement import NativePlacement
 
-# Several workers, and what else the machine does: threads that spin while they wait would take each other's cores. It
-# counts once OpenMP is loaded, with the engine, in this process or in a test's child.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 
 def pytest_report_header() -> list[str]:
     report = sdcpp_py.doctor()
