@@ -26,7 +26,7 @@ _PREFIXES = {
 _NAMES = {
     "photo_maker": (r"^pmid\.", r"qformer_perceiver\.", r"^id_encoder\.", r"\bfuse_module\."),
     "lora": (
-        r"\blora_(up|down|mid|A|B|linear)\b",
+        r"\blora_(up|down|mid|A|B|linear|linear_layer)\b",
         r"[._]lora\.(up|down|mid)\.",
         r"_lora0\.(up|down)\.",
         r"\bhada_[wt]0",

@@ -90,7 +90,8 @@ class StableDiffusion:
         self._progress = values["progress"]
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
-        encoders = {name: self._given.get(name) for name in ("model_path", "clip_l_path", "clip_g_path")}
+        files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
+        encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
         terms = check_embeddings(self._given.pop("embeddings", {}), encoders)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
         self._uses_control = values["control_net"] is not None

@@ -117,7 +117,7 @@ def test_batch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 BAD = {
     "missing model": (["-m", "none.safetensors"], "none.safetensors does not exist"),
-    "directory": (["-m", "."], "is a directory"),
+    "directory": (["-m", "."], "is a folder"),
     "width 0": (["-W", "0"], "width must be from 8"),
     "width negative": (["-W", "-8"], "width must be from 8"),
     "width odd": (["-W", "100"], "multiple of 8"),

@@ -112,8 +112,11 @@ def assert_fails_alone(sd: sdcpp_py.StableDiffusion, checkpoint: Path, prompt: s
 
 @in_child
 def test_quantized_weights_with_a_lora_merged(checkpoint: Path, lora: Path) -> None:
-    sd = sdcpp_py.StableDiffusion(checkpoint, threads=2, weight_type="q8_0", lora_apply_mode="immediately")
-    assert_fails_alone(sd, checkpoint, loras=[lora])
+    """It failed a check on a thread of the team once; it is merged now."""
+    with sdcpp_py.StableDiffusion(checkpoint, threads=2, weight_type="q8_0", lora_apply_mode="immediately") as sd:
+        plain = draw(sd)
+        assert draw(sd, loras=[lora]) != plain
+        assert draw(sd) == plain
 
 
 @in_child
@@ -128,49 +131,6 @@ def test_a_long_prompt_for_sd3(checkpoint: Path, tmp_path: Path) -> None:
     files = write_checkpoint("sd3", tmp_path / "model.safetensors", tiny=True)
     sd = sdcpp_py.StableDiffusion(files["model"], threads=2)
     assert_fails_alone(sd, checkpoint, prompt="x " * 80)
-
-
-class CancelAtError(logging.Handler):
-    """Cancels an object's call at the first error that the engine logs."""
-
-    def __init__(self, sd: sdcpp_py.StableDiffusion) -> None:
-        super().__init__(logging.ERROR)
-        self.sd = sd
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.sd.cancel()
-
-
-@in_child
-def test_a_cancel_hides_no_half_merged_lora(checkpoint: Path, lora: Path) -> None:
-    """The LoRA is merged in parts, and one of them fails: the weights are neither here nor there."""
-    loopback = Loopback()
-    placed = {"runtime_backend": "loopback0", "params_backend": "cpu", "stream_layers": True, "pin_params": "never"}
-    tried = 0
-    for graph in range(2, 30):
-        sd = sdcpp_py.StableDiffusion(checkpoint, max_vram=0.009, lora_apply_mode="immediately", **placed)  # type: ignore[arg-type]
-        handler = CancelAtError(sd)
-        logging.getLogger("sdcpp_py.engine").addHandler(handler)
-        loopback.set(throw_at_graph=graph)
-        try:
-            with pytest.raises(sdcpp_py.SdcppError) as caught:
-                draw(sd, loras=[lora])
-        finally:
-            logging.getLogger("sdcpp_py.engine").removeHandler(handler)
-            loopback.set(throw_at_graph=0)
-        closed = sd.closed
-        if closed:
-            assert type(caught.value) is sdcpp_py.GenerationError
-            tried += 1
-        else:
-            assert draw(sd) == PLAIN.setdefault(0, draw(sd))
-        sd.close()
-        if tried and not closed:
-            return
-    raise AssertionError("no graph of a LoRA's merging was hit")
-
-
-PLAIN: dict[int, bytes] = {}
 
 
 @in_child

@@ -103,7 +103,7 @@ def test_the_last_seed_must_fit() -> None:
         txt2img("a", seed=2**63 - 1, batch_count=2)
 
 
-def test_options_become_engine_fields(tmp_path: Path, checkpoint: Path) -> None:
+def test_options_become_engine_fields(tmp_path: Path, lora: Path) -> None:
     request = txt2img(
         "a cat",
         negative_prompt="a dog",
@@ -112,7 +112,7 @@ def test_options_become_engine_fields(tmp_path: Path, checkpoint: Path) -> None:
         cache=Cache("ucache", reuse_threshold=0.5),
         skip_layer_guidance=SkipLayerGuidance([1, 2], 2.5),
         hires=Hires(upscaler="Latent", scale=2.0),
-        loras=[Lora(checkpoint, 0.5)],
+        loras=[Lora(lora, 0.5)],
         control_image=Image.new("RGB", (16, 8)),
         control_strength=0.5,
         photo_maker=PhotoMaker([Image.new("L", (4, 4))], style_strength=10.0),
@@ -125,20 +125,20 @@ def test_options_become_engine_fields(tmp_path: Path, checkpoint: Path) -> None:
     assert isinstance(settings["cache"]["mode"], int)
     assert settings["sample_params"]["guidance"]["slg"] == {"layers": (1, 2), "scale": 2.5}
     assert settings["hires"] == {"enabled": True, "upscaler": "Latent", "scale": 2.0}
-    assert settings["loras"] == [{"path": str(checkpoint).encode(), "multiplier": 0.5, "is_high_noise": False}]
+    assert settings["loras"] == [{"path": str(lora).encode(), "multiplier": 0.5, "is_high_noise": False}]
     assert settings["control_image"].shape == (8, 16, 3)
     assert settings["pm_params"]["id_images"][0].shape == (4, 4, 3)
     assert settings["pm_params"]["style_strength"] == 10.0
 
 
-def test_what_is_used_is_noted(checkpoint: Path) -> None:
+def test_what_is_used_is_noted(lora: Path) -> None:
     request = txt2img(
         "a cat",
         seed=1,
         steps=3,
         cache=Cache("cache-dit", Fn_compute_blocks=4),
         hires=Hires(target_width=64),
-        loras={checkpoint: 0.5},
+        loras={lora: 0.5},
         control_image=Image.new("RGB", (16, 8)),
         photo_maker=PhotoMaker([Image.new("L", (4, 4))]),
         skip_layer_guidance=SkipLayerGuidance([1], 1.0),
@@ -155,7 +155,7 @@ def test_what_is_used_is_noted(checkpoint: Path) -> None:
         "height": 512,
         "batch_count": 1,
         "cache": {"mode": "cache_dit", "Fn_compute_blocks": 4},
-        "loras": [{"path": "tiny-sd1", "multiplier": 0.5, "is_high_noise": False}],
+        "loras": [{"path": "tiny-lora", "multiplier": 0.5, "is_high_noise": False}],
         "image_cfg_scale": 1.5,
         "skip_layer_guidance": {"layers": [1], "scale": 1.0, "layer_start": 0.01, "layer_end": 0.2},
         "shifted_timestep": 250,
