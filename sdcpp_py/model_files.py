@@ -174,11 +174,6 @@ def check_model_file(path: StrPath, what: str) -> bytes:
     return encode_path(path, what)
 
 
-def model_path(path: StrPath | None, what: str) -> bytes | None:
-    """Return check_model_file's result, or None for None."""
-    return None if path is None else check_model_file(path, what)
-
-
 def _check_kind(kind: FileKind, role: Role, what: str, shown: str) -> None:
     """Raise ModelError unless a file holds what a role takes."""
     # A part of a checkpoint or of a pipeline does not come alone.
