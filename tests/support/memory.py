@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Of mallopt().
+# Of prctl() and mallopt().
+PR_SET_THP_DISABLE = 41
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 MALLINFO2 = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
@@ -25,10 +26,14 @@ def resident_bytes() -> int:
 
 
 def give_back_at_once() -> None:
-    """Make malloc keep little of what is freed: threads share one arena, and large pieces go back at once."""
+    """Make malloc keep little of what is freed: threads share one arena, and large pieces go back at once.
+
+    The kernel's huge pages are off, which it fills again where malloc has given back a part of them.
+    """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def assert_no_leak(cycle: Callable[[], object], cycles: int = 6, limit: int = 8 << 20) -> None:
