@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Union
 
 from .engine.files import Listing, file_list
+from .engine.text_forms import clip_form
 from .errors import ModelError
 from .file_kinds import FileKind, kind_of
 
@@ -252,4 +254,5 @@ def check_embeddings(embeddings: Mapping[str, StrPath], encoders: Mapping[str, b
             raise ModelError(
                 f"{what}: {show_path(path)} holds vectors of {has} numbers, but the model's text encoders take {takes}"
             )
-    return checked
+    # Names are looked for in the form that the tokenizer gives the prompt.
+    return {clip_form(unicodedata.normalize("NFC", name)): path for name, path in checked.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import threading
@@ -196,3 +197,34 @@ def test_long_words_and_small_stacks_draw(checkpoint: Path) -> None:
             assert len(sd.txt2img(prompt, **small)) == 1  # type: ignore[arg-type]
         with pytest.raises(sdcpp_py.SdcppError, match="is no weight: write a number"):
             sd.txt2img("a (b:" + "9" * 30_000 + ")", **small)  # type: ignore[arg-type]
+
+
+def merged(symbols: list[str], pairs: list[tuple[str, str]]) -> list[str]:
+    """Return symbols merged as byte pair encoding is defined: the lowest rank, all its occurrences, again and again."""
+    ranks: dict[tuple[str, str], int] = {}
+    for pair in pairs:
+        ranks.setdefault(pair, len(ranks))
+    while found := [(ranks[pair], pair) for pair in itertools.pairwise(symbols) if pair in ranks]:
+        _, pair = min(found)
+        at, joined = 0, []
+        while at < len(symbols):
+            length = 2 if tuple(symbols[at : at + 2]) == pair else 1
+            joined.append("".join(symbols[at : at + length]))
+            at += length
+        symbols = joined
+    return symbols
+
+
+SYMBOLS = st.sampled_from(["a", "b", "ab", "ba", "aa", "bb", "aab", "aba", "abab"])
+
+
+@given(st.text("ab", max_size=20), st.lists(st.tuples(SYMBOLS, SYMBOLS), max_size=12))
+def test_pairs_are_merged_as_defined(text: str, pairs: list[tuple[str, str]]) -> None:
+    lines = "\n".join(f"{left} {right}" for left, right in pairs)
+    assert [symbol for symbol, _ in found("prompt_bpe", text, lines)] == merged(list(text), pairs)
+
+
+def test_merging_a_long_piece_takes_no_square() -> None:
+    pairs = [("a" * length, "a" * length) for length in (1, 2, 4, 8)]
+    lines = "\n".join(f"{left} {right}" for left, right in pairs)
+    assert [symbol for symbol, _ in found("prompt_bpe", "a" * 160_000, lines)] == ["a" * 16] * 10_000

@@ -21,6 +21,7 @@ extern "Python" void sdcpp_py_log(enum sd_log_level_t level, const char* text, v
 extern "Python" void sdcpp_py_progress(int step, int steps, float time, void* data);
 extern "Python" bool sdcpp_py_poll(void* data);
 extern "Python" void sdcpp_py_tap(const char* phase, const int64_t* ne, const float* values, void* data);
+extern "Python" const char* sdcpp_py_text(const char* form, const char* text, void* data);
 extern "Python" void sdcpp_py_preview(int step, int frame_count, sd_image_t* frames, bool is_noisy, void* data);
 """
 

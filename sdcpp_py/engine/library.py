@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import BackendError
+from .text_forms import FORMS
 
 log = logging.getLogger("sdcpp_py.engine")
 log.addHandler(logging.NullHandler())
@@ -38,6 +39,7 @@ class Listener:
         lines: the last warnings and errors of the call.
         exception: what a callback raised first.
         native: the native run, once it is made.
+        text: the text that the native side asked for last.
     """
 
     def __init__(self, progress: Progress | None, tap: Tap | None, quiet: bool) -> None:
@@ -47,6 +49,7 @@ class Listener:
         self.lines: deque[str] = deque(maxlen=ENGINE_LOG_LINES)
         self.exception: BaseException | None = None
         self.native: Any = None
+        self.text: Any = None
 
     def stop(self, exception: BaseException) -> None:
         """Keep what a callback raised, for the caller of the call, and cancel the call."""
@@ -113,6 +116,15 @@ def library() -> tuple[Any, Any]:
         if call is not None and call.tap is not None and call.exception is None:
             shape = tuple(int(size) for size in reversed(ffi.unpack(ne, 4)))
             call.tap(str(text(phase)), shape, ffi.buffer(values, 4 * math.prod(shape))[:])
+
+    @extern(name="sdcpp_py_text", error=ffi.NULL, onerror=failed)
+    def on_text(form: Any, text: Any, data: object) -> Any:
+        call = listener(data)
+        if call is None:
+            return ffi.NULL
+        made = FORMS[ffi.string(form).decode()](ffi.string(text).decode("utf-8", "surrogateescape"))
+        call.text = ffi.new("char[]", made.encode("utf-8", "surrogateescape"))
+        return call.text
 
     @extern(name="sdcpp_py_preview", onerror=failed)
     def on_preview(step: int, count: int, frames: Any, noisy: bool, data: object) -> None:

@@ -6,7 +6,16 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from ..errors import ArgumentError, BackendError, CancelledError, ClosedError, DeviceMemoryError, ModelError, SdcppError
+from ..errors import (
+    ArgumentError,
+    BackendError,
+    CancelledError,
+    ClosedError,
+    DeviceMemoryError,
+    GenerationError,
+    ModelError,
+    SdcppError,
+)
 from .library import Listener, Progress, Tap, library, text
 
 FORKED = (
@@ -45,6 +54,7 @@ class Run:
         callbacks.log = self.lib.sdcpp_py_log
         callbacks.progress = self.lib.sdcpp_py_progress
         callbacks.poll = self.lib.sdcpp_py_poll
+        callbacks.text = self.lib.sdcpp_py_text
         callbacks.tap = self.lib.sdcpp_py_tap if self._listener.tap is not None else self.ffi.NULL
         callbacks.data = self._handle
         self.native = self.ffi.gc(self.lib.sdcpp_run_new(callbacks), self.lib.sdcpp_run_free)
@@ -86,6 +96,10 @@ class Run:
         if status == lib.SDCPP_NO_ROOM:
             said = str(text(lib.sdcpp_run_error(self.native)))
             raise DeviceMemoryError(said, tuple(line for line in self.lines if line != said))
+        if status in (lib.SDCPP_REFUSED, lib.SDCPP_NOT_FINITE):
+            said = str(text(lib.sdcpp_run_error(self.native)))
+            refused = ArgumentError if status == lib.SDCPP_REFUSED else GenerationError
+            raise refused(said, tuple(line for line in self.lines if line != said))
         if status == lib.SDCPP_CLOSED:
             raise ClosedError(f"this StableDiffusion object cannot be used: {closed}")
         if status == lib.SDCPP_INSIDE:

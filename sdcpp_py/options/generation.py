@@ -9,7 +9,7 @@ from PIL.Image import Image
 from ..model_files import StrPath
 from .declare import REQUIRED, Opt, Range
 from .groups import MAX_SIDE, MAX_STEPS, Cache, Hires, Lora, Loras, PhotoMaker, SkipLayerGuidance, Tiling
-from .kinds import Callback, Picture
+from .kinds import Callback, Picture, Prompt
 
 MAX_BATCH = 1024
 MAX_SEED = 2**63 - 1
@@ -60,7 +60,7 @@ class Subject(TypedDict):
     prompt: Annotated[
         str,
         _prompt("what to draw; (word:1.3) weighs a word where the family supports it", field="prompt",
-                flags="--prompt -p", default=REQUIRED),
+                flags="--prompt -p", default=REQUIRED, kind=Prompt()),
     ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ class Prompting(TypedDict, total=False):
     negative_prompt: Annotated[
         str,
         _prompt("what to avoid; used when cfg_scale is not 1", field="negative_prompt",
-                flags="--negative-prompt -n", default=""),
+                flags="--negative-prompt -n", default="", kind=Prompt()),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,9 @@ from .checks import check_bool, check_choice, check_float, check_int, check_path
 
 if TYPE_CHECKING:
     from .declare import Opt, Option
+
+
+MAX_PROMPT = 65_536
 
 
 class UnreadableError(ValueError):
@@ -70,6 +74,21 @@ class Kind:
     def read(self, text: str, option: Option) -> Any:
         """Return the value that a text on the command line means, unchecked, or raise UnreadableError."""
         return text
+
+
+class Prompt(Kind):
+    """What text encoders are told."""
+
+    def check(self, name: str, value: Any, option: Option) -> str:
+        """Return the text."""
+        text = check_text(name, value)
+        if len(text) > MAX_PROMPT:
+            raise ArgumentError(f"{name} must have at most {MAX_PROMPT} characters, not {len(text)}")
+        return text
+
+    def engine_value(self, name: str, value: Any, option: Option) -> str:
+        """Return the text with composed characters (NFC), as the tokenizers' own pipelines compose them."""
+        return unicodedata.normalize("NFC", value)
 
 
 class Choice(Kind):

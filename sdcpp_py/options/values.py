@@ -106,10 +106,12 @@ def used(options: Options, values: Mapping[str, Any], struct: str) -> dict[str, 
 
 
 def check_sigmas(levels: tuple[float, ...] | None) -> None:
-    """Raise ArgumentError unless noise levels are at least two, and descend."""
+    """Raise ArgumentError unless noise levels are at least two, descend, and are above 0 but for the last."""
     if levels is None:
         return
     if len(levels) < 2:
         raise ArgumentError(f"sigmas needs at least two noise levels, usually ending in 0, not {show(list(levels))}")
     if list(levels) != sorted(levels, reverse=True):
         raise ArgumentError("sigmas must descend")
+    if not levels[-2] > 0:
+        raise ArgumentError("sigmas must be above 0, but for the last")

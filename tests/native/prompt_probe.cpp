@@ -1,11 +1,14 @@
 // The prompt's pieces as a library of its own, so that tests can compare them with a reference.
 #include <cstring>
+#include <map>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "sdcpp/prompt/attention.h"
+#include "sdcpp/prompt/bpe.h"
 #include "sdcpp/prompt/pieces.h"
 
 namespace {
@@ -24,6 +27,9 @@ int prompt_attention(const char* text);
 int prompt_pieces(const char* text);
 // Joins the spaces of a text: ASCII whitespace, or only ' '. Returns 1.
 int prompt_spaces(const char* text, bool all);
+// Merges a text of one-byte symbols by pairs, each "LEFT RIGHT" on a line, the first the lowest rank; returns how many
+// symbols are left.
+int prompt_bpe(const char* text, const char* pairs);
 // Returns one text that was found last, with its weight.
 const char* prompt_found(int index, float* weight);
 
@@ -50,6 +56,23 @@ int prompt_pieces(const char* text) {
 int prompt_spaces(const char* text, bool all) {
     found = {{all ? sdcpp::spaces_joined(text) : sdcpp::spaces_joined(text, " "), 1.0f}};
     return 1;
+}
+
+int prompt_bpe(const char* text, const char* pairs) {
+    std::map<std::pair<std::string, std::string>, int> ranks;
+    std::istringstream lines(pairs);
+    for (std::string left, right; lines >> left >> right;) {
+        ranks.emplace(std::make_pair(left, right), static_cast<int>(ranks.size()));
+    }
+    std::vector<std::string> symbols;
+    for (const char* at = text; *at != '\0'; ++at) {
+        symbols.emplace_back(1, *at);
+    }
+    found.clear();
+    for (const std::string& symbol : sdcpp::bpe_merged(symbols, ranks)) {
+        found.emplace_back(symbol, 1.0f);
+    }
+    return static_cast<int>(found.size());
 }
 
 const char* prompt_found(int index, float* weight) {

@@ -9,6 +9,7 @@
 #include "sdcpp/lora/loras.h"
 #include "sdcpp/placement/placement_report.h"
 #include "sdcpp/placement/runner_placement.h"
+#include "sdcpp/values/noise_levels.h"
 #include "util.h"
 
 struct sdcpp_ctx {
@@ -150,6 +151,8 @@ sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd
                                     sd_image_t** images) {
     *images = nullptr;
     const sdcpp_status_t status = with_context(*run, *ctx, [&](sd_ctx_t* loaded) {
+        request_check(loaded, *params);
+        run->pictures = params->batch_count;
         placements_of(loaded)->memory_budget.begin_generation();
         run->images = {generate_image(loaded, params), params->batch_count};
         return run->images.images != nullptr;

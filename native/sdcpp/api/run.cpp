@@ -1,7 +1,6 @@
 // What one call of the engine hears, asks and leaves, and the seams that belong to it.
 #include "sdcpp/api/run.h"
 
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -11,6 +10,8 @@
 #include "sdcpp/streaming/streaming.h"
 #include "sdcpp/threads/freeing.h"
 #include "sdcpp/threads/team.h"
+#include "sdcpp/values/finite.h"
+#include "sdcpp/values/refused.h"
 #include "util.h"
 
 namespace {
@@ -83,6 +84,13 @@ bool device_answers(ggml_backend_dev_t device) {
            }) == SDCPP_OK;
 }
 
+sdcpp_status_t failure_of(const std::exception& exception) {
+    return dynamic_cast<const sdcpp::NoRoom*>(&exception) != nullptr      ? SDCPP_NO_ROOM
+           : dynamic_cast<const sdcpp::Refused*>(&exception) != nullptr   ? SDCPP_REFUSED
+           : dynamic_cast<const sdcpp::NotFinite*>(&exception) != nullptr ? SDCPP_NOT_FINITE
+                                                                          : SDCPP_FAILED;
+}
+
 bool cancel_requested(void* run) {
     return static_cast<Run*>(run)->poll_cancelled();
 }
@@ -113,7 +121,7 @@ const char* sdcpp_run::keep(const char* text) {
 void sdcpp_run::failed(const std::exception& exception) {
     std::lock_guard<std::mutex> lock(mutex);
     if (!broken) {
-        no_room = dynamic_cast<const sdcpp::NoRoom*>(&exception) != nullptr;
+        failure = failure_of(exception);
         error = exception.what();
     }
 }
@@ -168,7 +176,7 @@ sdcpp_status_t sdcpp_run::outcome(bool done) const {
     if (stopping || (cancelled && done)) {
         return SDCPP_CANCELLED;
     }
-    return done ? SDCPP_OK : no_room ? SDCPP_NO_ROOM : SDCPP_FAILED;
+    return done ? SDCPP_OK : failure;
 }
 
 namespace sdcpp {
@@ -246,16 +254,6 @@ void load_wait(std::atomic<bool>& failed) {
         return;
     }
     std::this_thread::sleep_for(load_interval);
-}
-
-bool pixels_finite(const float* values, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-        if (!std::isfinite(values[i])) {
-            LOG_ERROR("the decoded image holds NaN or infinite values: the weights, their type or the VAE do not fit");
-            return false;
-        }
-    }
-    return true;
 }
 
 void context_broken() {

@@ -55,13 +55,18 @@ struct sdcpp_run {
     std::atomic<bool> cancelled{false};
     std::atomic<bool> stopping{false};  // the engine has seen the cancel
     bool half_changed = false;  // weights were left half changed
+    int pictures = 0;           // of a generation: how many are wanted
+    int sampled = 0;            // how many are sampled, those of a second pass counted again
+    int decoded = 0;            // how many are decoded
+    int step = 0;               // the sampling step that is under way, counted from 1
+    int steps = 0;              // how many there are; 0 between two pictures
     std::vector<sdcpp_phase_t> phases;
     sdcpp::Images images;
     std::string error;  // guarded by the mutex while the call lasts
 
 private:
     std::mutex mutex;
-    bool no_room = false;
+    sdcpp_status_t failure = SDCPP_FAILED;  // what the error is
     bool broken = false;
     std::deque<std::string> texts;
     std::chrono::steady_clock::time_point phase_start;

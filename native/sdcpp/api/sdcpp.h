@@ -18,6 +18,8 @@ enum sdcpp_status_t {
     SDCPP_CANCELLED,  /* the poll callback, sdcpp_run_cancel or sdcpp_ctx_cancel stopped the run */
     SDCPP_BROKEN,     /* an engine check failed halfway, or weights are half changed: the context closes itself */
     SDCPP_NO_ROOM,    /* device memory or its budget is too small; sdcpp_run_error says what would do */
+    SDCPP_REFUSED,    /* what was asked for cannot be done; sdcpp_run_error says why, and what can */
+    SDCPP_NOT_FINITE, /* NaN or infinite values came up; sdcpp_run_error says where, and the likely cause */
     SDCPP_CLOSED,     /* the context is closed, or was while the run waited for its turn */
     SDCPP_INSIDE,     /* called from a callback of a run on the same device, or on one that is busy: it would wait for ever */
     SDCPP_FORKED,     /* the process was forked after the engine was used */
@@ -122,6 +124,9 @@ typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
 typedef void (*sdcpp_tap_cb_t)(const char* phase, const int64_t* ne, const float* values, void* data);
 
+/* Returns a text in the form that a tokenizer looks at, "clip" or "t5"; it is valid until the next call. */
+typedef const char* (*sdcpp_text_cb_t)(const char* form, const char* text, void* data);
+
 /* Who listens to one run; NULL: nobody, for log lines whom sdcpp_log_set names. Those may come from any thread, everything
    else comes from the calling one. */
 typedef struct {
@@ -129,6 +134,7 @@ typedef struct {
     sd_progress_cb_t progress;
     sdcpp_poll_cb_t poll;
     sdcpp_tap_cb_t tap;
+    sdcpp_text_cb_t text;
     sd_preview_cb_t preview;
     enum preview_t preview_mode; /* how previews are made */
     int preview_interval;        /* steps between two of them */

@@ -20,6 +20,7 @@ void architecture_check(SDVersion version, const std::map<std::string, ggml_tens
     bool first_is_shape = false;
     size_t misfits = 0;
     for (const auto& [name, param] : params) {
+        ggml_set_name(param, name.c_str());
         const TensorStorage* tensor = is_unused_tensor(name) ? nullptr : find(file, name);
         if (tensor == nullptr) {
             // The engine's loader lets these two go, and so must this check.

@@ -31,6 +31,7 @@ struct Placement {
     std::unique_ptr<char[]> graph_memory;
     size_t graph_memory_bytes = 0;
     std::map<uint64_t, ComputeUse> compute_uses;  // by the shape of a graph
+    bool weights_checked = false;                 // for values that are not finite
     uint64_t compute_bytes = 0;                   // its compute buffer, when it is not streamed but others are
 };
 

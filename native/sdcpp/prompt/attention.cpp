@@ -5,7 +5,8 @@
 #include <cstring>
 #include <locale>
 #include <sstream>
-#include <stdexcept>
+
+#include "sdcpp/values/refused.h"
 
 namespace {
 
@@ -33,7 +34,7 @@ float number(const std::string& digits) {
     float value = 0.0f;
     if (!(stream >> value) || stream.peek() != std::istringstream::traits_type::eof() || !std::isfinite(value)) {
         const bool cut = digits.size() > longest_number_shown;
-        throw std::runtime_error("prompt: '" + digits.substr(0, longest_number_shown) + (cut ? "..." : "") +
+        throw sdcpp::Refused("prompt: '" + digits.substr(0, longest_number_shown) + (cut ? "..." : "") +
                                  "' is no weight: write a number such as (word:1.2)");
     }
     return value;

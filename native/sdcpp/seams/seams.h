@@ -13,6 +13,8 @@
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/placement/weights_copy.h"
 #include "sdcpp/streaming/streaming.h"
+#include "sdcpp/values/finite.h"
+#include "sdcpp/values/noise_levels.h"
 
 struct sdcpp_run;
 
@@ -52,9 +54,6 @@ void phase_begin(const char* name);
 
 // Waits a moment for the threads that read a checkpoint, and makes them fail when the run is cancelled.
 void load_wait(std::atomic<bool>& failed);
-
-// Tells whether every one of count values is finite, and logs an error when one is not.
-bool pixels_finite(const float* values, int64_t count);
 
 // Device memory or its budget is too small for a run; the message says what would do. The context works on.
 struct NoRoom : std::runtime_error {
