@@ -12,6 +12,7 @@
 #include "sdcpp/architecture/architecture.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/placement/weights_copy.h"
+#include "sdcpp/prompt/chunks.h"
 #include "sdcpp/streaming/streaming.h"
 #include "sdcpp/values/finite.h"
 #include "sdcpp/values/noise_levels.h"
