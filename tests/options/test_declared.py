@@ -74,6 +74,7 @@ WRONG = {
     "Number": ["bool", "text", "bytes", "list", "mapping", "complex", "object", "function"],
     "Switch": ["int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function"],
     "Kind": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
+    "Prompt": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "Choice": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "TypeRules": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "File": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
