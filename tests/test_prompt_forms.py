@@ -124,7 +124,7 @@ def test_an_embeddings_name_in_any_form(checkpoint: Path, tmp_path: Path) -> Non
     assert not named & {drawn[key] for key in drawn if key[1] == "an etoile"}
 
 
-@pytest.mark.parametrize("character", ["a", "字", "cat, ", "🐈", "é", "9", "(", "BREAK "])
+@pytest.mark.parametrize("character", ["a", "字", "cat, ", "🐈", "é", "9"])
 def test_long_prompts_of_one_kind(conditions: Conditions, character: str) -> None:
     """One encoder's vocabulary may take ten times the tokens of another's, and none takes the square of the length."""
     start = time.perf_counter()
@@ -144,7 +144,7 @@ def test_a_long_word_takes_no_square(sd: sdcpp_py.StableDiffusion) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused(sd: sdcpp_py.StableDiffusion) -> None:
-    with pytest.raises(sdcpp_py.ArgumentError, match="^prompt must have at most 16384 characters, not 1000000"):
+    with pytest.raises(sdcpp_py.ArgumentError, match="^prompt must have at most 100000 characters, not 1000000"):
         sd.txt2img("a" * 1_000_000)
-    with pytest.raises(sdcpp_py.ArgumentError, match="^negative_prompt must have at most 16384 characters"):
-        sd.txt2img("a", negative_prompt="b" * 16_385)
+    with pytest.raises(sdcpp_py.ArgumentError, match="^negative_prompt must have at most 100000 characters"):
+        sd.txt2img("a", negative_prompt="b" * 100_001)

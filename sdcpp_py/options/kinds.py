@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .declare import Opt, Option
 
 
-MAX_PROMPT = 16_384
+MAX_PROMPT = 100_000
 
 
 class UnreadableError(ValueError):
