@@ -90,7 +90,7 @@ void count_compute_buffer(Placement& placement, ggml_cgraph* graph) {
         return;
     }
     ggml_backend_dev_t dev = placement.runtime->dev;
-    const uint64_t bytes = compute_bytes(placement, compute_use(placement, graph));
+    const uint64_t bytes = compute_bytes(placement, *compute_use(placement, graph));
     const uint64_t more = saturating_sub(bytes, placement.compute_bytes);
     budget->make_room(dev, more);
     budget->count(dev, more);
