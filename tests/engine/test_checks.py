@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,13 @@ NO_ROOM = [
 OTHER = ["an illegal memory access was encountered", "unspecified launch failure", "CUBLAS_STATUS_ARCH_MISMATCH", "x"]
 
 
-@pytest.mark.parametrize("call", [None, b"cudaMalloc(&ptr, size)", b"cublasCreate_v2(&cublas_handles[device])"])
 @in_child
-def test_a_device_without_memory_inside_an_operation(call: bytes | None) -> None:
+def test_a_device_without_memory_inside_an_operation() -> None:
     ffi, lib = engine.library()
     function = ctypes.CDLL(str(engine.versions()["library"])).sdcpp_probe_device
     function.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
-    for text in [*NO_ROOM, *OTHER]:
+    calls = (None, b"cudaMalloc(&ptr, size)", b"cublasCreate_v2(&cublas_handles[device])")
+    for text, call in itertools.product([*NO_ROOM, *OTHER], calls):
         with Run() as run:
             status = function(int(ffi.cast("uintptr_t", run.native)), text.encode(), call)
             broken = lib.SDCPP_BROKEN if call else lib.SDCPP_NO_ROOM if text in NO_ROOM else lib.SDCPP_FAILED
