@@ -160,6 +160,7 @@ def test_an_interrupt_while_loading(tmp_path: Path) -> None:
         came.append(time.monotonic())
         raise StopError
 
+    sdcpp_py.StableDiffusion().close()  # loads the backends
     signal.signal(signal.SIGALRM, interrupt)
     for weight_type in (None, "q4_K"):
         for after in (0.1, 0.4, 0.8, 1.5, 2.5):

@@ -1,5 +1,6 @@
-// Large pages for large memory: the system gives and takes back a gigabyte of small ones in a quarter of a second, or in
-// some seconds where it is busy, and a cancel waits for that.
+// Large pages for large memory: the system takes a gigabyte of small ones back in a quarter of a second, or in some
+// seconds where it is busy, and a cancel waits for that. What is smaller is left as it is: large pages can take the system
+// longer to find.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,7 @@ namespace sdcpp {
 inline void take_large_pages(void* memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t page = 2u << 20;
-    constexpr size_t worth_it = 64u << 20;
+    constexpr size_t worth_it = 1u << 30;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
     const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
     if (bytes >= worth_it) {
