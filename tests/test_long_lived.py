@@ -18,7 +18,7 @@ STREAMED: dict[str, Any] = {
     "runtime_backend": "loopback0",
     "params_backend": "cpu",
     "stream_layers": True,
-    "max_vram": 0.02,
+    "max_vram": 0.052,
 }
 
 
