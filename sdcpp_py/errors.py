@@ -64,7 +64,8 @@ class CancelledError(GenerationError):
 class DeviceMemoryError(GenerationError):
     """A device's memory, or ``max_vram``, is too small for an image or a model; an object that was made works on.
 
-    The message says what would do, and for ``max_vram`` how much. Another size or tiles for the VAE may help, too.
+    Only where the device runs out of memory within an operation the object is closed. The message says what would do,
+    and for ``max_vram`` how much. Another size or tiles for the VAE may help, too.
     """
 
 

@@ -111,6 +111,48 @@ def test_budget_that_is_too_small(checkpoint: Path) -> None:
 
 
 @in_child
+def test_a_crowded_device_draws_what_can_be_drawn(checkpoint: Path) -> None:
+    """Whatever is free of it: the reserve is given up where the picture needs it, and is whole again afterwards."""
+    loopback = Loopback(memory_total=1 << 30)
+    given = steps(2)
+    expected = draw_on_cpu(checkpoint, **given)
+
+    def draw_with(max_vram: float) -> str | None:
+        with Model(checkpoint, DIFFUSION, max_vram=max_vram) as model:
+            try:
+                return model.draw(**given)
+            except sdcpp_py.DeviceMemoryError:
+                return None
+
+    drawn = []
+    for free in (0.0, 0.001, 0.003, 0.006, 0.008, 0.02, 0.06, 0.0999, 0.1, 0.1001, 0.102, 0.106, 0.12, 0.3, 1.0):
+        loopback.set(memory_reserved=GIB - int(free * GIB))
+        loopback.reset()
+        found = draw_with(0.0)
+        assert found == draw_with(max(free, 1e-5)), "a budget of all that is free"
+        assert found in (None, expected)
+        assert loopback.books()["device_bytes_peak"] <= free * GIB
+        drawn.append(found is not None)
+        (gpu,) = (device for device in sdcpp_py.devices() if device.name == "Loopback0")
+        assert gpu.memory_reserve < gpu.memory_free or free == 0.0
+    assert drawn == sorted(drawn), "more memory never draws less"
+    assert not drawn[0]
+    assert all(drawn[4:])
+
+    loopback.set(memory_reserved=GIB - int(0.102 * GIB))
+    with Model(checkpoint, DIFFUSION, max_vram=0.0) as model:
+        budgets = []
+        for free in (0.102, 0.3, 0.102, 0.02):
+            loopback.set(memory_reserved=GIB - int(free * GIB))
+            assert model.draw(**given) == expected
+            budgets.append(streams(model)["unet"]["budget_bytes"] / GIB)
+    assert budgets[1] == pytest.approx(0.2, rel=1e-3)
+    assert budgets[0] == budgets[2]
+    assert all(0.006 < budget <= 0.102 for budget in (budgets[0], budgets[3]))
+    assert_empty(loopback)
+
+
+@in_child
 def test_budget_is_what_is_free(checkpoint: Path) -> None:
     """A negative budget leaves that much free; one above the free memory is cut to it."""
     loopback = Loopback(memory_total=1 << 30)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -293,3 +294,24 @@ def test_random_settings_draw_the_same(checkpoint: Path) -> None:
 @in_child
 def test_many_random_settings_draw_the_same(checkpoint: Path) -> None:
     cycle(checkpoint, 150, seed=2)
+
+
+@in_child
+def test_graphs_in_parts_for_cancelling(checkpoint: Path) -> None:
+    """As a device that computes for long is given them; the others are given them whole."""
+    loopback = Loopback()
+    given = steps(2)
+    expected = draw_on_cpu(checkpoint, **given)
+    graphs = []
+    for parts in ("", "1", "4"):
+        os.environ["SDCPP_GRAPH_PARTS"] = parts
+        for placements, options in ((place("Loopback0"), {}), (DIFFUSION, {"max_vram": 0.012}), (DIFFUSION, {})):
+            with Model(checkpoint, placements, **options) as model:
+                loopback.reset()
+                assert model.draw(**given) == expected
+                graphs.append(loopback.books()["graphs"])
+    assert graphs[:3] == graphs[3:6]
+    # What is streamed within a small budget is given in more parts than that in any case.
+    assert graphs[6] > graphs[3]
+    assert graphs[7] == graphs[4]
+    assert graphs[8] > graphs[5]

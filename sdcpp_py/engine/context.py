@@ -155,7 +155,9 @@ class Context:
         with Run(progress) as run:
             status = lib.sdcpp_image_generate(run.native, self._handle, params, images)
             if status == lib.SDCPP_BROKEN:
-                self._closed_reason = "an engine check failed in it; make a new one"
+                no_room = lib.sdcpp_run_no_room(run.native)
+                what = "a device ran out of memory within an operation" if no_room else "an engine check failed in it"
+                self._closed_reason = f"{what}; make a new one"
             message = "the engine could not generate the image; its lines below say why"
             run.check(status, GenerationError, message, self._closed_reason)
             pixels = [self._pixels(images[0][index]) for index in range(params.batch_count)]

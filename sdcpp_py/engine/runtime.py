@@ -93,7 +93,7 @@ class Run:
             return
         if status == lib.SDCPP_CANCELLED:
             raise CancelledError("cancelled by cancel()")
-        if status == lib.SDCPP_NO_ROOM:
+        if lib.sdcpp_run_no_room(self.native):
             said = str(text(lib.sdcpp_run_error(self.native)))
             raise DeviceMemoryError(said, tuple(line for line in self.lines if line != said))
         if status in (lib.SDCPP_REFUSED, lib.SDCPP_NOT_FINITE):

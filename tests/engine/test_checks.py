@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,40 @@ def test_each_kind_of_thread(threads: int) -> None:
                 assert status == lib.SDCPP_BROKEN, (place, thread)
                 assert "failed on purpose" in error
                 assert probe("nowhere", threads) == (lib.SDCPP_OK, ""), "whatever failed before"
+
+
+NO_ROOM = [
+    "out of memory",
+    "hipErrorOutOfMemory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "HIPBLAS_STATUS_ALLOC_FAILED",
+    "rocblas_status_memory_error",
+    "the resource allocation failed",
+    "the library was not initialized",
+    "vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+]
+OTHER = ["an illegal memory access was encountered", "unspecified launch failure", "CUBLAS_STATUS_ARCH_MISMATCH", "x"]
+
+
+@in_child
+def test_a_device_without_memory_inside_an_operation() -> None:
+    ffi, lib = engine.library()
+    function = ctypes.CDLL(str(engine.versions()["library"])).sdcpp_probe_device
+    function.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+    calls = (None, b"cudaMalloc(&ptr, size)", b"cublasCreate_v2(&cublas_handles[device])")
+    for text, call in itertools.product([*NO_ROOM, *OTHER], calls):
+        with Run() as run:
+            status = function(int(ffi.cast("uintptr_t", run.native)), text.encode(), call)
+            broken = lib.SDCPP_BROKEN if call else lib.SDCPP_NO_ROOM if text in NO_ROOM else lib.SDCPP_FAILED
+            assert status == broken, text
+            with pytest.raises(sdcpp_py.GenerationError) as caught:
+                run.check(status, sdcpp_py.GenerationError, "failed")
+        assert isinstance(caught.value, sdcpp_py.DeviceMemoryError) == (text in NO_ROOM), text
+        if text in NO_ROOM:
+            said = f"a device has no memory left for an operation ({text}): free some of it"
+            assert str(caught.value).startswith(said)
 
 
 @in_child

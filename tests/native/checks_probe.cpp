@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ggml-cpp.h"
+#include "ggml-impl.h"
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/api/run.h"
 #include "sdcpp/api/turns.h"
@@ -92,6 +93,20 @@ bool throw_while_unwinding() {
 }  // namespace
 
 extern "C" {
+
+// Fails as a backend does whose call failed: it says what the call returned, where it was, and the call, and then fails a
+// check; or it throws what the call returned, without a call.
+SD_API sdcpp_status_t sdcpp_probe_device(sdcpp_run_t* run, const char* returned, const char* call) {
+    return run_guarded(*run, [&]() -> bool {
+        if (call == nullptr) {
+            throw std::runtime_error(returned);
+        }
+        GGML_LOG_ERROR("CUDA error: %s\n", returned);
+        GGML_LOG_ERROR("  current device: 0, in function alloc at ggml-cuda.cu:409\n");
+        GGML_LOG_ERROR("  %s\n", call);
+        GGML_ABORT("CUDA error");
+    });
+}
 
 // Fails in a place: "nowhere", "caller", "loader", "thread" (of the CPU backend, by its number), "exception" (there, but
 // no check), "inside" (there, while the others wait inside the node), "row" (an index that is out of bounds) or

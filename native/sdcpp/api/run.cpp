@@ -7,6 +7,8 @@
 
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/placement/runner_placement.h"
+#include "sdcpp/streaming/long_graphs.h"
+#include "sdcpp/streaming/no_room.h"
 #include "sdcpp/streaming/streaming.h"
 #include "sdcpp/threads/freeing.h"
 #include "sdcpp/threads/team.h"
@@ -20,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 using sdcpp::Run;
 
 constexpr auto poll_interval = std::chrono::milliseconds(50);
+constexpr size_t lines_of_failure = 3;
 constexpr auto load_interval = std::chrono::milliseconds(2);
 
 std::atomic<sd_log_cb_t> process_log{nullptr};
@@ -35,6 +38,9 @@ void log_route(sd_log_level_t level, const char* text, void*) {
 }
 
 void ggml_log_route(ggml_log_level level, const char* text, void*) {
+    if (Run* const run = sdcpp::run_current(); run != nullptr && level == GGML_LOG_LEVEL_ERROR) {
+        run->said(text);
+    }
     log_printf(level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT ? SD_LOG_ERROR
                : level == GGML_LOG_LEVEL_WARN                                ? SD_LOG_WARN
                                                                              : SD_LOG_DEBUG,
@@ -92,7 +98,7 @@ sdcpp_status_t failure_of(const std::exception& exception) {
 }
 
 bool cancel_requested(void* run) {
-    return static_cast<Run*>(run)->poll_cancelled();
+    return run != nullptr && static_cast<Run*>(run)->poll_cancelled();
 }
 
 // Hands a graph's output, which is its last node, to the tap.
@@ -120,9 +126,22 @@ const char* sdcpp_run::keep(const char* text) {
 
 void sdcpp_run::failed(const std::exception& exception) {
     std::lock_guard<std::mutex> lock(mutex);
-    if (!broken) {
-        failure = failure_of(exception);
-        error = exception.what();
+    if (broken) {
+        return;
+    }
+    error = exception.what();
+    failure = failure_of(exception);
+    if (failure == SDCPP_FAILED && sdcpp::says_no_room(error)) {
+        failure = SDCPP_NO_ROOM;
+        error = sdcpp::no_room_within(error);
+    }
+}
+
+void sdcpp_run::said(const char* line) {
+    std::lock_guard<std::mutex> lock(mutex);
+    lines.emplace_back(line);
+    if (lines.size() > lines_of_failure) {
+        lines.pop_front();
     }
 }
 
@@ -131,6 +150,14 @@ void sdcpp_run::check_failed(const char* message, bool in_graph) {
     if (!broken && (in_graph || !stopping)) {
         broken = true;
         error = message;
+        // A backend's call that failed: what it returned, where, and the call.
+        const bool call = lines.size() == lines_of_failure && lines.front().find(" error: ") != std::string::npos;
+        std::string reason = call ? lines.front().substr(lines.front().find(" error: ") + 8) : error;
+        reason.erase(reason.find_last_not_of(" \r\n") + 1);
+        failure = sdcpp::says_no_room(reason) ? SDCPP_NO_ROOM : SDCPP_FAILED;
+        if (failure == SDCPP_NO_ROOM) {
+            error = sdcpp::no_room_within(reason);
+        }
     }
 }
 
@@ -190,6 +217,7 @@ void routes_install() {
         sd_set_progress_callback(progress_route, nullptr);
         ggml_set_abort_callback(check_route);
         sdcpp_may_free_ask(device_answers);
+        sdcpp_team_ask(cancel_requested);
     });
 }
 
@@ -212,14 +240,16 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
     if (run != nullptr && run->poll_cancelled()) {
         return GGML_STATUS_ABORTED;
     }
-    // The CPU backend asks between two nodes; a device backend is asked between two graphs.
-    if (ggml_backend_is_cpu(backend)) {
-        ggml_backend_cpu_set_abort_callback(backend, run == nullptr ? nullptr : cancel_requested, run);
-    }
     note_computing(placement, graph);
-    const ggml_status status = stream_bound(placement)
-                                   ? stream_compute(placement, graph, [] { return cancel_requested(run_current()); })
-                                   : ggml_backend_graph_compute(backend, graph);
+    // The CPU's threads ask by themselves (threads/team.h).
+    const auto cancelled = [] { return cancel_requested(run_current()); };
+    const bool whole = placement.runtime == nullptr || ggml_backend_is_cpu(backend);
+    const ggml_status status = stream_bound(placement) ? stream_compute(placement, graph, cancelled)
+                               : whole                 ? ggml_backend_graph_compute(backend, graph)
+                                       : compute_in_parts(*placement.runtime, backend, graph, cancelled);
+    if (status == GGML_STATUS_ALLOC_FAILED) {
+        throw_no_room(placement, "a graph", "operations");
+    }
     if (status == GGML_STATUS_FAILED) {
         if (const std::string failure = sdcpp_team_failure(); !failure.empty()) {
             throw CheckFailed(failure);
@@ -239,6 +269,12 @@ bool run_cancelled() {
     }
     run->stopping = true;
     return true;
+}
+
+void stop_if_cancelled() {
+    if (run_cancelled()) {
+        throw Cancelled();
+    }
 }
 
 void phase_begin(const char* name) {
@@ -264,6 +300,9 @@ void context_broken() {
 
 void error_record(const std::exception& error) noexcept {
     try {
+        if (dynamic_cast<const Cancelled*>(&error) != nullptr) {
+            return;
+        }
         if (Run* run = run_current()) {
             run->failed(error);
         }
@@ -287,6 +326,10 @@ sdcpp_run_t* sdcpp_run_new(const sdcpp_callbacks_t* callbacks) {
 
 const char* sdcpp_run_error(const sdcpp_run_t* run) {
     return run->error.c_str();
+}
+
+bool sdcpp_run_no_room(const sdcpp_run_t* run) {
+    return run->is_without_room();
 }
 
 int sdcpp_run_phase_count(const sdcpp_run_t* run) {

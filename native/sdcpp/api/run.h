@@ -43,8 +43,12 @@ struct sdcpp_run {
     // Notes a failed engine check. One between two graphs, after the engine saw a cancel, is only its consequence: parts of
     // the engine check for the result that a cancelled graph does not leave.
     void check_failed(const char* message, bool in_graph);
+    // Notes an error line of ggml's: backends say there what failed, and then fail a check that says less.
+    void said(const char* line);
     // Tells whether a check has failed.
     bool is_broken();
+    // Tells whether a device had no memory left.
+    bool is_without_room() const { return failure == SDCPP_NO_ROOM; }
     // Tells whether the run is cancelled, after asking the poll callback when that was not long ago.
     bool poll_cancelled();
     void phase_begin(const char* name);
@@ -66,6 +70,7 @@ struct sdcpp_run {
 
 private:
     std::mutex mutex;
+    std::deque<std::string> lines;          // the last ones of ggml's, guarded by the mutex
     sdcpp_status_t failure = SDCPP_FAILED;  // what the error is
     bool broken = false;
     std::deque<std::string> texts;

@@ -169,6 +169,8 @@ SD_API sdcpp_run_t* sdcpp_run_new(const sdcpp_callbacks_t* callbacks);
 SD_API void sdcpp_run_cancel(sdcpp_run_t* run);
 /* Returns the text of the first failed engine check of a run, else of its last C++ exception, or "". */
 SD_API const char* sdcpp_run_error(const sdcpp_run_t* run);
+/* Tells whether a run ended since a device had no memory left; its status is SDCPP_NO_ROOM where the context works on. */
+SD_API bool sdcpp_run_no_room(const sdcpp_run_t* run);
 /* Returns the number of phases that a run went through. */
 SD_API int sdcpp_run_phase_count(const sdcpp_run_t* run);
 /* Fills in one phase of a run. */

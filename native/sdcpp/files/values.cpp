@@ -1,6 +1,7 @@
 // The numbers of a tensor.
 #include "sdcpp/files/values.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -9,10 +10,28 @@
 #include <utility>
 
 #include "model_io/tensor_storage.h"
+#include "sdcpp/seams/seams.h"
+
+// Of the engine's loader; no header declares it.
+void convert_tensor(void* src, ggml_type src_type, void* dst, ggml_type dst_type, int nrows, int n_per_row);
 
 namespace sdcpp::files {
 
 namespace {
+
+// What is read or converted between two looks whether the run is cancelled: some hundredths of a second's worth.
+constexpr size_t bytes_at_once = 8u << 20;
+constexpr size_t values_at_once = 1u << 20;
+
+// Reads in pieces, and no more when the run is cancelled.
+ReadAt in_pieces(const ReadAt& read) {
+    return [&read](uint64_t position, void* to, size_t count) {
+        for (size_t at = 0; at < count; at += bytes_at_once) {
+            stop_if_cancelled();
+            read(position + at, static_cast<uint8_t*>(to) + at, std::min(bytes_at_once, count - at));
+        }
+    };
+}
 
 // An 8-bit float: a sign, an exponent, a mantissa; the kind with 4 bits of exponent has no infinities.
 float fp8(uint8_t code, int exponent_bits) {
@@ -176,7 +195,20 @@ Scales scales_of(const Tensor& weight, const Tensor& scale, std::vector<float> f
     return scales;
 }
 
-void read_tensor(const TensorStorage& storage, void* to, size_t count, const ReadAt& read) {
+void convert_rows(void* from, ggml_type from_type, void* to, ggml_type to_type, int64_t rows, int64_t columns) {
+    const size_t from_row = ggml_row_size(from_type, columns);
+    const size_t to_row = ggml_row_size(to_type, columns);
+    const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(values_at_once) / std::max<int64_t>(columns, 1));
+    for (int64_t row = 0; row < rows; row += most) {
+        stop_if_cancelled();
+        convert_tensor(static_cast<char*>(from) + static_cast<size_t>(row) * from_row, from_type,
+                       static_cast<char*>(to) + static_cast<size_t>(row) * to_row, to_type,
+                       static_cast<int>(std::min(most, rows - row)), static_cast<int>(columns));
+    }
+}
+
+void read_tensor(const TensorStorage& storage, void* to, size_t count, const ReadAt& read_at) {
+    const ReadAt read = in_pieces(read_at);
     if (!storage.reading) {
         read(storage.offset, to, count);
         return;
@@ -190,6 +222,9 @@ void read_tensor(const TensorStorage& storage, void* to, size_t count, const Rea
     const auto bytes = bytes_of(tensor, read);
     auto* out = static_cast<uint8_t*>(to);
     each_number(*tensor.dtype, bytes, [&](size_t i, float number) {
+        if (i % values_at_once == 0) {
+            stop_if_cancelled();
+        }
         const float value = number * scales.at(i / scales.columns, i % scales.columns);
         if (storage.type == GGML_TYPE_F16) {
             const ggml_fp16_t half = ggml_fp32_to_fp16(value);

@@ -42,7 +42,10 @@ void read_bytes(const Tensor& tensor, void* to, const ReadAt& read);
 // Reads a tensor's numbers. Throws FileError for a type that has none.
 std::vector<float> read_floats(const Tensor& tensor, const ReadAt& read);
 
-// Reads a tensor as the engine's loader takes it: count bytes, of the type that the storage says.
+// Reads a tensor as the engine's loader takes it: count bytes, of the type that the storage says. Throws Cancelled.
 void read_tensor(const TensorStorage& storage, void* to, size_t count, const ReadAt& read);
+
+// Converts a tensor as the engine's loader does, some rows after others. Throws Cancelled.
+void convert_rows(void* from, ggml_type from_type, void* to, ggml_type to_type, int64_t rows, int64_t columns);
 
 }  // namespace sdcpp::files

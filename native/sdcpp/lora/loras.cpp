@@ -109,6 +109,7 @@ namespace sdcpp {
 struct Loras::State {
     std::vector<Wanted> applied;
     bool merged = false;
+    bool unfinished = false;  // a cancel came in between: some weights are changed that are not to be
     std::unique_ptr<Merger> merger;
     std::map<std::string, std::shared_ptr<RuntimeLoras>> adapters;
 };
@@ -124,7 +125,7 @@ std::shared_ptr<WeightAdapter> Loras::adapter(const std::string& module) const {
 
 void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const LoraModelParts& parts) {
     std::vector<Wanted> wanted = wanted_of(loras, count, parts.photo_maker);
-    if (wanted == state->applied && merge == state->merged) {
+    if (wanted == state->applied && merge == state->merged && !state->unfinished) {
         return;
     }
     const int64_t start = ggml_time_ms();
@@ -135,12 +136,21 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     state->applied.clear();
     state->adapters.clear();
     made.clear();
-    merger.restore();
+    CancelPoll poll;
+    state->unfinished = true;
+    if (!merger.restore([&] { return poll.cancelled(); })) {
+        return;
+    }
 
-    // A run that ends here leaves the model as it was loaded.
+    // A run that fails here leaves the model as it was loaded; one that is cancelled leaves that to the next one, since it
+    // takes its time.
     const auto undo = [&] {
         state->adapters.clear();
         made.clear();
+        if (run_cancelled()) {
+            return;
+        }
+        state->unfinished = false;
         if (!guard([&] {
                 merger.restore();
                 return true;
@@ -184,7 +194,6 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
         report.merged = !at_runtime;
     }
 
-    CancelPoll poll;
     std::map<std::string, std::vector<Norms>> norms;
     for (const auto& [module, ours] : division.attached) {
         for (const Change* change : ours) {
@@ -212,6 +221,7 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     }
     state->applied = std::move(wanted);
     state->merged = merge;
+    state->unfinished = false;
     for (const LoraReport& report : made) {
         LOG_INFO("LoRA %s: %" PRIu64 " of %" PRIu64 " tensors applied%s%s", report.path.c_str(), report.applied,
                  report.tensors, report.skipped_names.empty() ? "" : "; skipped: ", report.skipped_names.c_str());

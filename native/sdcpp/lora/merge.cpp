@@ -183,11 +183,15 @@ void Merger::merge(ggml_tensor* tensor, const std::vector<const Change*>& change
     weight_replace(tensor, encoded);
 }
 
-void Merger::restore() {
+bool Merger::restore(const std::function<bool()>& stopped) {
     while (!kept.empty()) {
+        if (stopped && stopped()) {
+            return false;
+        }
         weight_replace(kept.begin()->first, kept.begin()->second);
         kept.erase(kept.begin());
     }
+    return true;
 }
 
 }  // namespace sdcpp

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -49,8 +50,8 @@ public:
 
     // Adds changes of one tensor to it; its own bytes are kept for restore().
     void merge(ggml_tensor* tensor, const std::vector<const Change*>& changes);
-    // Gives every tensor that was changed its own bytes back.
-    void restore();
+    // Gives every tensor that was changed its own bytes back; false when it was stopped in between.
+    bool restore(const std::function<bool()>& stopped = {});
     // Returns DoRA's factors of a change to a weight as it is now.
     Norms norms(const Change& change);
 

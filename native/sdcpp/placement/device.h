@@ -21,7 +21,8 @@ struct Device {
 
     const ggml_backend_dev_t dev;
     const ggml_backend_t backend;
-    uint64_t pool_bytes = 0;  // what the backend's pool grew to: it never gives memory back
+    uint64_t pool_bytes = 0;       // what the backend's pool grew to: it never gives memory back
+    double seconds_of_cost = 0.0;  // what the last graph took, next to its cost (streaming/cost.h); 0: none yet
 
 private:
     ggml_backend_t copies = nullptr;

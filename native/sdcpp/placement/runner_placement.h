@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -30,9 +29,9 @@ struct Placement {
     std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
     std::unique_ptr<char[]> graph_memory;
     size_t graph_memory_bytes = 0;
-    std::map<uint64_t, ComputeUse> compute_uses;  // by the shape of a graph
-    bool weights_checked = false;                 // for values that are not finite
-    uint64_t compute_bytes = 0;                   // its compute buffer, when it is not streamed but others are
+    ComputeUses compute_uses;
+    bool weights_checked = false;  // for values that are not finite
+    uint64_t compute_bytes = 0;    // its compute buffer, when it is not streamed but others are
 };
 
 }  // namespace sdcpp

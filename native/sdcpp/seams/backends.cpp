@@ -112,7 +112,7 @@ sdcpp_device_t describe(sdcpp::Run& run, ggml_backend_dev_t dev) {
             answer == SDCPP_OK ? nullptr : run.keep(question.error.c_str()),
             answer == SDCPP_OK ? free_bytes : 0,
             answer == SDCPP_OK ? total_bytes : 0,
-            answer == SDCPP_OK ? sdcpp::device_reserve(total_bytes) : 0};
+            answer == SDCPP_OK ? sdcpp::device_reserve(total_bytes, free_bytes) : 0};
 }
 
 }  // namespace

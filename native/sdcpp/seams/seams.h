@@ -35,6 +35,12 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
 // Tells whether the run is cancelled, so that what was read may be only half of it.
 bool run_cancelled();
 
+// Throws Cancelled when the run is cancelled, so that a thread leaves what takes long. Does not ask the poll callback.
+void stop_if_cancelled();
+struct Cancelled : std::runtime_error {
+    Cancelled() : std::runtime_error("cancelled") {}
+};
+
 // The run that this thread works for; NULL: none.
 ::sdcpp_run* run_current();
 

@@ -178,15 +178,20 @@ void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_
     }
 }
 
-const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph) {
+std::shared_ptr<const ComputeUse> compute_use(Placement& placement, ggml_cgraph* graph) {
     const uint64_t shape = shape_hash(graph);
-    const auto known = placement.compute_uses.find(shape);
-    if (known != placement.compute_uses.end()) {
-        return known->second;
+    ComputeUses& uses = placement.compute_uses;
+    const auto known = std::find_if(uses.begin(), uses.end(), [&](const auto& use) { return use.first == shape; });
+    if (known != uses.end()) {
+        std::rotate(uses.begin(), known, known + 1);
+        return uses.front().second;
     }
-    ComputeUse use = lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend));
-    use.pool = pool_bytes(graph);
-    return placement.compute_uses.emplace(shape, std::move(use)).first->second;
+    auto use = std::make_shared<ComputeUse>(
+        lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend)));
+    use->pool = pool_bytes(graph);
+    uses.resize(std::min(uses.size(), most_compute_uses - 1));
+    uses.emplace(uses.begin(), shape, std::move(use));
+    return uses.front().second;
 }
 
 uint64_t compute_bytes(const Placement& placement, const ComputeUse& use) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -19,13 +21,16 @@ struct ComputeUse {
     std::vector<uint64_t> values;   // what it holds meanwhile, in bytes
 };
 
+// Those of the last graphs, by their shapes, the last one first: of a picture's few, not of all that a process draws.
+using ComputeUses = std::vector<std::pair<uint64_t, std::shared_ptr<const ComputeUse>>>;
+constexpr size_t most_compute_uses = 16;
+
 // Returns the tensor that has a tensor's values: itself, or what it is a view of.
 const ggml_tensor* root(const ggml_tensor* tensor);
 // Calls `visit` with each tensor of a graph.
 void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& visit);
-// Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer, which lasts
-// as long as the placement.
-const ComputeUse& compute_use(Placement& placement, ggml_cgraph* graph);
+// Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer.
+std::shared_ptr<const ComputeUse> compute_use(Placement& placement, ggml_cgraph* graph);
 // Returns what computing takes of the device: the buffer, and what the device takes besides and keeps.
 uint64_t compute_bytes(const Placement& placement, const ComputeUse& use);
 // Notes that a graph is computed, for which the device's pool grows.

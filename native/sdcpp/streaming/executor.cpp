@@ -20,8 +20,10 @@ ggml_cgraph nodes_of(ggml_cgraph* graph, const Launch& launch) {
 }  // namespace
 
 std::vector<Launch> launches(const Scan& scan, const StreamPlan& plan, std::vector<Weight>& weights,
-                             const ggml_cgraph* graph) {
+                             const ggml_cgraph* graph, size_t parts) {
     const size_t segments = scan.segments.size();
+    const size_t most = parts > 1 ? segments / parts + 1 : segments;  // in a launch
+    size_t first = 0;                                                 // of the launch
     uint64_t total = 0;
     std::vector<uint64_t> to_load(segments);
     std::vector<std::vector<Weight*>> loads(segments);
@@ -42,8 +44,9 @@ std::vector<Launch> launches(const Scan& scan, const StreamPlan& plan, std::vect
         const bool enters = slot < plan.slots.size() && plan.slots[slot].segments.front() == i;
         const bool leaves = inside && plan.slots[slot - 1].segments.back() < i;
         if (found.empty() || enters || leaves ||
-            (!inside && loading > 0 && loading + to_load[i] > total / load_share)) {
+            (!inside && (i - first >= most || (loading > 0 && loading + to_load[i] > total / load_share)))) {
             found.emplace_back();
+            first = i;
             found.back().begin = node_of(i);
             found.back().streamed = enters;
             loading = 0;
@@ -64,12 +67,15 @@ void Executor::note_gap() {
     }
 }
 
-ggml_status Executor::compute(ggml_cgraph* graph, const std::vector<Launch>& launches, bool (*cancelled)()) {
-    return queue_.overlaps() ? compute_overlapped(graph, launches, cancelled)
+ggml_status Executor::compute(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts,
+                              bool (*cancelled)()) {
+    return queue_.overlaps() ? compute_overlapped(graph, launches, parts, cancelled)
                              : compute_in_turn(graph, launches, cancelled);
 }
 
-ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<Launch>& launches, bool (*cancelled)()) {
+ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts,
+                                         bool (*cancelled)()) {
+    const size_t ahead = std::max<size_t>(launches.size() / parts, 1);
     const auto count = static_cast<uint64_t>(plan_.slots.size());
     const bool loading =
         std::any_of(launches.begin(), launches.end(), [](const Launch& launch) { return !launch.loads.empty(); });
@@ -125,6 +131,9 @@ ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<L
         }
         if (i + 1 < launches.size() && launches[i + 1].streamed) {
             look_ahead();
+        }
+        if (parts > 1 && (i + 1) % ahead == 0) {
+            ggml_backend_synchronize(compute_);
         }
     }
     if (measuring) {

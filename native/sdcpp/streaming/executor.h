@@ -20,17 +20,19 @@ struct Launch {
     std::vector<Weight*> loads;  // residents that are copied for them
 };
 
-// Divides the scanned graph at its slots, and where many residents have to be loaded also between them.
+// Divides the scanned graph at its slots, and between them where many residents have to be loaded, and for a long graph
+// into its parts (streaming/long_graphs.h).
 std::vector<Launch> launches(const Scan& scan, const StreamPlan& plan, std::vector<Weight>& weights,
-                             const ggml_cgraph* graph);
+                             const ggml_cgraph* graph, size_t parts);
 
 class Executor {
 public:
     Executor(ggml_backend_t compute, CopyQueue& queue, const StreamPlan& plan)
         : compute_(compute), queue_(queue), plan_(plan) {}
 
-    // Computes a graph; `cancelled` is asked between two launches.
-    ggml_status compute(ggml_cgraph* graph, const std::vector<Launch>& launches, bool (*cancelled)());
+    // Computes a graph of some parts; `cancelled` is asked between two launches, of which the host gives the device no more
+    // than a part's ahead.
+    ggml_status compute(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts, bool (*cancelled)());
 
     // Says that the host has built the next graph, for which it took a while.
     void note_gap();
@@ -42,7 +44,8 @@ public:
     void measure_stall() { stall_seconds_ = -1.0; }
 
 private:
-    ggml_status compute_overlapped(ggml_cgraph* graph, const std::vector<Launch>& launches, bool (*cancelled)());
+    ggml_status compute_overlapped(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts,
+                                   bool (*cancelled)());
     ggml_status compute_in_turn(ggml_cgraph* graph, const std::vector<Launch>& launches, bool (*cancelled)());
 
     ggml_backend_t const compute_;

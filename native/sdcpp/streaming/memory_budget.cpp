@@ -1,6 +1,7 @@
 #include "sdcpp/streaming/memory_budget.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
@@ -12,11 +13,13 @@ namespace {
 
 constexpr uint64_t reserve_share = 10;         // this part of the device's memory ...
 constexpr uint64_t reserve_most = 1ull << 30;  // ... but not more than this
+constexpr uint64_t crowded_share = 10;         // and where only that is left, or too little besides, this part of it
 
 }  // namespace
 
-uint64_t device_reserve(uint64_t total) {
-    return std::min(total / reserve_share, reserve_most);
+uint64_t device_reserve(uint64_t total, uint64_t reachable) {
+    const uint64_t usual = std::min(total / reserve_share, reserve_most);
+    return reachable > usual ? usual : reachable / crowded_share;
 }
 
 bool MemoryBudget::is_given(uint64_t budget) const {
@@ -35,9 +38,26 @@ uint64_t MemoryBudget::bytes(ggml_backend_dev_t dev) const {
         // Others may hold what was given to this context: it is not an error to be left less.
         return std::min(static_cast<uint64_t>(static_cast<double>(max_vram_) * gib), reachable);
     }
-    const uint64_t reserve =
-        max_vram_ < 0.0f ? static_cast<uint64_t>(static_cast<double>(-max_vram_) * gib) : device_reserve(total);
-    return saturating_sub(reachable, reserve);
+    if (max_vram_ < 0.0f) {
+        return saturating_sub(reachable, static_cast<uint64_t>(static_cast<double>(-max_vram_) * gib));
+    }
+    const auto given_up = given_up_.find(dev);
+    const uint64_t reserve = device_reserve(total, reachable);
+    return reachable - (given_up != given_up_.end() ? std::min(given_up->second.reserve, reserve) : reserve);
+}
+
+bool MemoryBudget::give_up_reserve(ggml_backend_dev_t dev, uint64_t needed) {
+    if (max_vram_ != 0.0f || bytes(dev) >= needed) {
+        return false;
+    }
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(dev, &free, &total);
+    const uint64_t reachable = free + held(dev);
+    if (reachable < needed) {
+        return false;
+    }
+    given_up_[dev] = {std::min(reachable / crowded_share, reachable - needed), needed};
+    return true;
 }
 
 uint64_t MemoryBudget::fixed(ggml_backend_dev_t dev) const {
@@ -91,6 +111,11 @@ void MemoryBudget::shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer
 }
 
 void MemoryBudget::begin_generation() {
+    for (const auto& [dev, was] : std::exchange(given_up_, {})) {
+        if (bytes(dev) < was.needed) {
+            given_up_[dev] = was;
+        }
+    }
     for (Streamer* streamer : streamers_) {
         streamer->begin_generation();
     }

@@ -12,8 +12,9 @@ namespace sdcpp {
 class Placements;
 class Streamer;
 
-// Returns the device memory, in bytes, that stays free when no budget is given, of a device that has `total` bytes.
-uint64_t device_reserve(uint64_t total);
+// Returns the device memory, in bytes, that stays free when no budget is given, of a device that has `total` bytes, of
+// which a context can have `reachable`. Where a graph needs some of it, it is given up: see MemoryBudget::give_up_reserve.
+uint64_t device_reserve(uint64_t total, uint64_t reachable);
 
 class MemoryBudget {
 public:
@@ -34,6 +35,9 @@ public:
 
     // Returns the device memory that the context may use, in bytes.
     uint64_t bytes(ggml_backend_dev_t dev) const;
+    // Gives up as much of a measured budget's reserve as lets the context use `needed` bytes; false where that does not
+    // help. The reserve is whole again in the first generation for which a whole one leaves as much.
+    bool give_up_reserve(ggml_backend_dev_t dev, uint64_t needed);
     // Returns what the context holds on a device but for what streamers hold, who can make room.
     uint64_t fixed(ggml_backend_dev_t dev) const;
     // Returns what the context holds on a device but for one streamer: weights that live there, and runners' memory.
@@ -55,6 +59,11 @@ private:
     float max_vram_;
     std::vector<Streamer*> streamers_;
     std::map<ggml_backend_dev_t, uint64_t> others_;
+    struct GivenUp {
+        uint64_t reserve;  // that is left
+        uint64_t needed;   // the budget that it was given up for
+    };
+    std::map<ggml_backend_dev_t, GivenUp> given_up_;
 };
 
 }  // namespace sdcpp

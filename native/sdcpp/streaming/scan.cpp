@@ -27,11 +27,11 @@ std::string cut_name(const ggml_tensor* node) {
 class Scanner {
 public:
     Scanner(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
-            const ComputeUse& use)
+            std::shared_ptr<const ComputeUse> use)
         : params_(params), graph_(graph), type_(type), layer_names_{runner} {
-        found_.use = &use;
-        if (!use.heights.empty()) {
-            found_.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(use.buffer));
+        found_.use = std::move(use);
+        if (!found_.use->heights.empty()) {
+            found_.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(found_.use->buffer));
         }
     }
 
@@ -211,7 +211,7 @@ uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor)
 }
 
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
-                const ComputeUse& use) {
+                std::shared_ptr<const ComputeUse> use) {
     return Scanner(runner, params, graph, type, use).scan();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -17,7 +18,7 @@ namespace sdcpp {
 using WeightSet = std::unordered_set<const ggml_tensor*>;
 
 struct Scan {
-    const ComputeUse* use = nullptr;
+    std::shared_ptr<const ComputeUse> use;
     uint64_t lendable = 0;              // bytes of the compute buffer, from its begin, in which slots may lie
     std::vector<ggml_tensor*> weights;  // in the order in which they are first read
     std::vector<int> segment_of;        // for each weight; -1: fixed, resident in any case
@@ -39,9 +40,9 @@ struct Scan {
 // Returns the bytes that a tensor takes in a buffer, with the padding to the next one.
 uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor);
 
-// Scans a graph of the network `runner`, whose weights are `params` and would lie in buffers of a type. The scan refers
-// to `use`, how the graph uses its compute buffer.
+// Scans a graph of the network `runner`, whose weights are `params` and would lie in buffers of a type, and which uses its
+// compute buffer as `use` says.
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
-                const ComputeUse& use);
+                std::shared_ptr<const ComputeUse> use);
 
 }  // namespace sdcpp

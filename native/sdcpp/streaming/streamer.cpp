@@ -1,11 +1,13 @@
 #include "sdcpp/streaming/streamer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
+#include "sdcpp/streaming/long_graphs.h"
 #include "sdcpp/streaming/memory_budget.h"
 #include "sdcpp/streaming/no_room.h"
 #include "sdcpp/streaming/test_hooks.h"
@@ -78,24 +80,24 @@ void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgrap
     get_to_know(runner, params);
     const uint64_t others = budget().fixed(dev());
     const uint64_t allowed = budget().bytes(dev());
-    const ComputeUse& use = compute_use(owner_, graph);
-    const uint64_t bytes = compute_bytes(owner_, use);
+    const auto use = compute_use(owner_, graph);
+    const uint64_t bytes = compute_bytes(owner_, *use);
     const Scan scan = scan_graph(runner_, params_, graph, arena_.type(), use);
     const uint64_t least = smallest_budget(input(scan, bytes, 0));
-    if (least > saturating_sub(allowed, others)) {
+    if (least > saturating_sub(allowed, others) && !budget().give_up_reserve(dev(), least + others)) {
         throw_budget_too_small(owner_, runner_, least + others, bytes, allowed);
     }
 }
 
 bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
     get_to_know(runner, params);
-    const ComputeUse& use = compute_use(owner_, graph);
-    const uint64_t bytes = compute_bytes(owner_, use);
+    const auto use = compute_use(owner_, graph);
+    const uint64_t bytes = compute_bytes(owner_, *use);
     Scan next = scan_graph(runner_, params_, graph, arena_.type(), use);
     const bool same = planned_ && next.same_weights(scan_);
     // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
     const bool outdated =
-        (!active_ && plan_.borrowed_end() > use.buffer) || (same && plan_.borrows() && next.needs_more_buffer(scan_));
+        (!active_ && plan_.borrowed_end() > use->buffer) || (same && plan_.borrows() && next.needs_more_buffer(scan_));
     if (same && (active_ || !outdated)) {
         next.lend_no_more_than(scan_);
     }
@@ -163,6 +165,10 @@ void Streamer::replan(uint64_t compute_bytes, bool same) {
         budget().shrink(dev(), saturating_sub(plan_.minimum_budget + others, budget_), this);
         others = budget().held(dev(), this);
         ceiling_ = UINT64_MAX;
+        plan(room_beside(others));
+    }
+    if (!plan_.feasible && budget().give_up_reserve(dev(), plan_.minimum_budget + others)) {
+        budget_ = budget().bytes(dev());
         plan(room_beside(others));
     }
     if (!plan_.feasible) {
@@ -318,6 +324,10 @@ void Streamer::stop_borrowing(ggml_cgraph* graph) {
     release();
     const uint64_t others = budget().held(dev(), this);
     plan(room_beside(others));
+    if (!plan_.feasible && budget().give_up_reserve(dev(), plan_.minimum_budget + others)) {
+        budget_ = budget().bytes(dev());
+        plan(room_beside(others));
+    }
     if (!plan_.feasible) {
         throw_budget_too_small(owner_, runner_, plan_.minimum_budget + others, compute_bytes_, budget_);
     }
@@ -351,7 +361,10 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
         arena_.end_borrowing();
         queue_.drain();
     });
-    const ggml_status status = executor_.compute(graph, launches(scan_, plan_, arena_.weights(), graph), cancelled);
+    const auto start = std::chrono::steady_clock::now();
+    const size_t parts = parts_of(*owner_.runtime, graph);
+    const ggml_status status =
+        executor_.compute(graph, launches(scan_, plan_, arena_.weights(), graph, parts), parts, cancelled);
     arena_.end_borrowing();
     if (status != GGML_STATUS_SUCCESS) {
         queue_.drain();
@@ -359,6 +372,8 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     }
     report_.add_pass();
     if (!loads) {
+        note_seconds(*owner_.runtime, graph,
+                     std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
         report_.add_seconds(now() - begin);
     }
     arena_.note_loaded();

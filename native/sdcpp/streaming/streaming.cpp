@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "ggml-impl.h"
+#include "sdcpp/host/large_pages.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/compute_use.h"
@@ -40,6 +42,19 @@ bool make_all_room(Placement& placement) {
         self->release();
     }
     return true;
+}
+
+// Lets a compute buffer in host memory have large pages, before anything is written there.
+void take_large_pages(ggml_cgraph* graph) {
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        ggml_backend_buffer_t const buffer = graph->nodes[i]->buffer;
+        if (buffer != nullptr && ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
+            if (ggml_backend_buffer_is_host(buffer)) {
+                sdcpp::take_large_pages(ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer));
+            }
+            return;
+        }
+    }
 }
 
 }  // namespace
@@ -90,7 +105,7 @@ void count_compute_buffer(Placement& placement, ggml_cgraph* graph) {
         return;
     }
     ggml_backend_dev_t dev = placement.runtime->dev;
-    const uint64_t bytes = compute_bytes(placement, compute_use(placement, graph));
+    const uint64_t bytes = compute_bytes(placement, *compute_use(placement, graph));
     const uint64_t more = saturating_sub(bytes, placement.compute_bytes);
     budget->make_room(dev, more);
     budget->count(dev, more);
@@ -100,6 +115,7 @@ void count_compute_buffer(Placement& placement, ggml_cgraph* graph) {
 bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
                    ggml_cgraph* graph) {
     if (allocate(allocator, graph)) {
+        take_large_pages(graph);
         return true;
     }
     // A refused allocator has lost its buffer and does not know: only reserving makes it ask again.

@@ -13,7 +13,15 @@ bool keeps(const char* precaution) {
     static const char* const left_out = std::getenv("SDCPP_LEAVE_OUT");
     return left_out == nullptr || std::strcmp(left_out, precaution) != 0;
 }
+size_t test_parts() {
+    const char* const parts = std::getenv("SDCPP_GRAPH_PARTS");
+    return parts != nullptr ? std::strtoul(parts, nullptr, 10) : 0;
+}
 #else
+size_t test_parts() {
+    return 0;
+}
+
 bool keeps(const char*) {
     return true;
 }

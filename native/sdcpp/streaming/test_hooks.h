@@ -1,10 +1,14 @@
 // What tests can replace in a build for them: the clock, and the precautions that keep copies in order.
 #pragma once
 
+#include <cstddef>
+
 namespace sdcpp {
 
 // Returns the time in seconds, from any begin.
 double now();
+// Returns into how many parts each graph is divided for cancelling; 0: into as many as it takes tenths of a second.
+size_t test_parts();
 // Tells whether a precaution is to be taken. A test leaves one out to see that the mistake is found.
 bool keeps(const char* precaution);
 

@@ -7,7 +7,10 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
+
+#include "sdcpp/threads/pieces.h"
 
 namespace {
 
@@ -17,6 +20,10 @@ using Clock = std::chrono::steady_clock;
 // and shorter than it takes to be worth the processor of a thread that does not run.
 constexpr auto spin_time = std::chrono::microseconds(50);
 constexpr int looks_per_clock = 32;
+// How often the thread that called asks whether the graph is still wanted, while it waits for the others.
+constexpr auto ask_interval = std::chrono::milliseconds(50);
+// How many looks there are to a question: some operations look every microsecond.
+constexpr unsigned looks_per_question = 4;
 
 // Thrown by the thread that fails, and by those that leave with it.
 struct Left {};
@@ -31,12 +38,15 @@ void relax() {
 
 thread_local void* work = nullptr;
 thread_local sdcpp_team* in_node = nullptr;
+thread_local unsigned looks = 0;
 thread_local std::string failure;
+
+std::atomic<sdcpp_team_unwanted_t> unwanted{nullptr};
 
 }  // namespace
 
 struct sdcpp_team {
-    // Looks for a while whether a condition holds, then sleeps until it does.
+    // Looks for a while whether a condition holds, then sleeps until it does, and asks now and then.
     template <typename F>
     void wait(F&& holds) {
         const auto end = Clock::now() + spin_time;
@@ -50,7 +60,14 @@ struct sdcpp_team {
         } while (Clock::now() < end);
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1);
-        woken.wait(lock, holds);
+        if (std::this_thread::get_id() != caller) {
+            woken.wait(lock, holds);
+        }
+        while (!woken.wait_for(lock, ask_interval, holds)) {
+            lock.unlock();
+            ask();
+            lock.lock();
+        }
         sleepers.fetch_sub(1);
     }
 
@@ -77,9 +94,15 @@ struct sdcpp_team {
     }
 
     void fail(const char* message) {
+        end(GGML_STATUS_FAILED, message);
+    }
+
+    // Ends the graph; the first who does says how.
+    void end(ggml_status how, const char* message) {
         {
             std::lock_guard<std::mutex> lock(mutex);
             if (!failed.load()) {
+                status = how;
                 error = message;
             }
             failed.store(true);
@@ -87,9 +110,19 @@ struct sdcpp_team {
         wake();
     }
 
+    // Ends the graph when it is wanted no more; asked by the thread that called alone.
+    void ask() {
+        const sdcpp_team_unwanted_t is_unwanted = unwanted.load(std::memory_order_relaxed);
+        if (is_unwanted != nullptr && std::this_thread::get_id() == caller && is_unwanted(work)) {
+            end(GGML_STATUS_ABORTED, "");
+        }
+    }
+
     int threads = 1;
     void* work = nullptr;
-    std::string error;  // guarded by the mutex
+    std::thread::id caller;
+    ggml_status status = GGML_STATUS_SUCCESS;  // guarded by the mutex
+    std::string error;                         // guarded by the mutex
     std::atomic<bool> failed{false};
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> rounds{0};
@@ -110,6 +143,7 @@ void sdcpp_team_free(sdcpp_team* team) {
 void sdcpp_team_begin(sdcpp_team* team, int threads) {
     team->threads = threads;
     team->work = work;
+    team->caller = std::this_thread::get_id();
     team->error.clear();
     team->failed.store(false);
     team->arrived.store(0);
@@ -137,7 +171,14 @@ void sdcpp_team_leave(sdcpp_team* team, bool caller) {
 bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_compute_params* params, ggml_tensor* node) {
     sdcpp_team* const outer = std::exchange(in_node, team);
     try {
-        compute(params, node);
+        sdcpp::Pieces pieces(*params, *node);
+        while (ggml_compute_params* const piece = pieces.next()) {
+            team->ask();
+            if (team->failed.load(std::memory_order_relaxed)) {
+                break;
+            }
+            compute(piece, node);
+        }
     } catch (const Left&) {
     } catch (const std::exception& error) {
         team->fail(error.what());
@@ -158,8 +199,25 @@ void sdcpp_team_meet_inside(sdcpp_team* team) {
     }
 }
 
-bool sdcpp_team_failed(const sdcpp_team* team) {
-    return team->failed.load();
+ggml_status sdcpp_team_status(const sdcpp_team* team, ggml_status status) {
+    return team->failed.load() ? team->status : status;
+}
+
+sdcpp_team_unwanted_t sdcpp_team_ask(sdcpp_team_unwanted_t is_unwanted) {
+    return unwanted.exchange(is_unwanted);
+}
+
+void sdcpp_team_look(void) {
+    sdcpp_team* const team = in_node;
+    if (team == nullptr) {
+        return;
+    }
+    if (++looks % looks_per_question == 0) {
+        team->ask();
+    }
+    if (team->failed.load(std::memory_order_relaxed)) {
+        throw Left{};
+    }
 }
 
 void sdcpp_team_fail(const char* message) {

@@ -1,6 +1,7 @@
 /* The threads that compute a graph together on the CPU: they wait for one another without burning the processor for
    long, and when one of them throws (a failed engine check, say) all of them leave the graph, and the thread that called
-   says why. Part of ggml-base, and called by the CPU backend in each of its variants, hence plain C. */
+   says why. So do they when the graph is wanted no more, which the thread that called asks within operations, too. Part
+   of ggml-base, and called by the CPU backend in each of its variants, hence plain C. */
 #pragma once
 
 #include <stdbool.h>
@@ -34,8 +35,15 @@ GGML_API bool sdcpp_team_compute(struct sdcpp_team * team, sdcpp_team_node_t com
 GGML_API bool sdcpp_team_meet(struct sdcpp_team * team);
 /* Waits for the others inside a node; unwinds it when a thread of the team has failed. */
 GGML_API void sdcpp_team_meet_inside(struct sdcpp_team * team);
-/* Tells whether a thread of the team has failed. */
-GGML_API bool sdcpp_team_failed(const struct sdcpp_team * team);
+/* Returns how the graph ended that ended so between its nodes. */
+GGML_API enum ggml_status sdcpp_team_status(const struct sdcpp_team * team, enum ggml_status status);
+
+/* Tells whether what a thread works for is wanted no more. */
+typedef bool (*sdcpp_team_unwanted_t)(void * work);
+/* Sets who is asked that, often and on the thread that called; returns who was before. */
+GGML_API sdcpp_team_unwanted_t sdcpp_team_ask(sdcpp_team_unwanted_t unwanted);
+/* Called every few milliseconds of a long node by each thread: unwinds it when the graph is over. */
+GGML_API void sdcpp_team_look(void);
 
 /* Unwinds this thread to its team with a message; returns when it is in no node of a team. */
 GGML_API void sdcpp_team_fail(const char * message);

@@ -1,0 +1,75 @@
+"""A process that draws for long holds no more for it: what is kept for graphs, LoRAs and models has a bound."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from typing import Any
+
+import pytest
+
+import sdcpp_py
+from sdcpp_py import engine
+from support.children import in_child
+from support.loopback import Loopback
+from support.memory import allocated_bytes, assert_no_leak, give_back_at_once, resident_bytes
+
+STREAMED: dict[str, Any] = {
+    "runtime_backend": "loopback0",
+    "params_backend": "cpu",
+    "stream_layers": True,
+    "max_vram": 0.052,
+}
+
+
+@in_child
+def test_shapes_of_graphs_that_are_kept_have_a_bound() -> None:
+    sdcpp_py.devices()
+    library = ctypes.CDLL(str(engine.versions()["library"]))
+    assert library.sdcpp_probe_shapes(5) == 6
+    assert library.sdcpp_probe_shapes(500) == 16
+
+
+def draw_any(sd: sdcpp_py.StableDiffusion, chance: random.Random, count: int) -> None:
+    """Draw pictures of random sizes, with prompts of random lengths."""
+    for _ in range(count):
+        sd.txt2img(
+            "a red circle " * chance.randrange(1, 40),
+            width=64 * chance.randrange(1, 5),
+            height=64 * chance.randrange(1, 5),
+            steps=1,
+            cfg_scale=chance.choice((1.0, 4.0)),
+            seed=chance.randrange(1 << 31),
+            progress=False,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streamed", [False, True])
+@in_child
+def test_two_thousand_pictures_of_random_sizes(streamed: bool) -> None:
+    """The process is as large after them as after the first two hundred."""
+    give_back_at_once()
+    if streamed:
+        Loopback()
+    given = STREAMED if streamed else {}
+    chance = random.Random(1)
+    with sdcpp_py.StableDiffusion(threads=2, **given) as sd:
+        draw_any(sd, chance, 200)
+        before, given_before = resident_bytes(), allocated_bytes()
+        for _ in range(9):
+            draw_any(sd, chance, 200)
+        grown, more = resident_bytes() - before, allocated_bytes() - given_before
+    assert more < 2 << 20, f"{more} bytes more of malloc's"
+    assert grown < max(0.02 * before, 4 << 20), f"{grown} bytes more resident"
+
+
+@in_child
+def test_opening_and_closing() -> None:
+    give_back_at_once()
+
+    def cycle() -> None:
+        with sdcpp_py.StableDiffusion() as sd:
+            sd.txt2img("a", width=16, height=16, steps=1, progress=False)
+
+    assert_no_leak(cycle, cycles=8, limit=2 << 20)
