@@ -135,7 +135,6 @@ def test_pipeline_of_sdxl(tmp_path: Path) -> None:
 def test_shards_of_one_checkpoint(weights: Weights, plain: bytes, tmp_path: Path) -> None:
     index = write_shards(tmp_path, "model", weights)
     assert draw(index) == plain
-    assert draw(tmp_path) == plain
     assert draw(tmp_path, mmap=True) == plain
 
 
@@ -153,7 +152,8 @@ def test_parts_of_a_pipeline(
 @pytest.mark.parametrize(
     "shard", ["../secret.safetensors", "/etc/passwd", "..", ".", "", "sub/x.safetensors", "..\\x", "C:x", "x\0y"]
 )
-def test_shards_stay_in_their_folder(shard: str, weights: Weights, tmp_path: Path) -> None:
+def test_shards_stay_in_their_folder(shard: str, tmp_path: Path) -> None:
+    weights = {name: np.zeros(3, np.float16) for name in "abc"}
     folder = tmp_path / "model"
     index = write_shards(folder, "model", weights)
     write(tmp_path / "secret.safetensors", weights)

@@ -87,16 +87,17 @@ def safetensors(header: object, data: bytes = b"", length: int | None = None) ->
 
 def safetensors_of(tensors: Mapping[str, np.ndarray | Bits]) -> bytes:
     """Return a whole file with these tensors."""
-    header, data = {}, b""
+    header, pieces, end = {}, [], 0
     for name, tensor in tensors.items():
         array = tensor.array if isinstance(tensor, Bits) else np.asarray(tensor)
         dtype = tensor.dtype if isinstance(tensor, Bits) else _SAFETENSORS_TYPES[array.dtype.name]
         piece = np.ascontiguousarray(array).tobytes()
         header[name] = {
-            "dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(piece)],
+            "dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + len(piece)],
         }  # fmt: skip
-        data += piece
-    return safetensors(header, data)
+        pieces.append(piece)
+        end += len(piece)
+    return safetensors(header, b"".join(pieces))
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
