@@ -1,4 +1,4 @@
-"""Pillow and numpy to and from the engine's pixels, and files of pictures."""
+"""Pictures that come out: Pillow images of the engine's pixels, and their files."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, Any, overload
 
 from PIL import Image
 
-from .errors import ArgumentError, OutputError
+from .errors import OutputError
 from .model_files import StrPath, show_path
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
 
@@ -65,49 +61,6 @@ def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> Gene
     image.__class__ = GeneratedImage
     image.info["parameters"] = parameters
     assert isinstance(image, GeneratedImage)
-    return image
-
-
-def check_picture(image: Any, what: str) -> Any:
-    """Return a picture as it was given, unless it is none.
-
-    Args:
-        image: a Pillow image or a uint8 array of shape (height, width, 3).
-        what: name of the argument, for messages.
-
-    Raises:
-        ArgumentError: it is neither.
-    """
-    if not isinstance(image, Image.Image) and not (
-        str(getattr(image, "dtype", "")) == "uint8" and len(shape := image.shape) == 3 and shape[2] == 3 and min(shape)
-    ):
-        raise ArgumentError(f"{what} must be a Pillow image or a uint8 array of shape (height, width, 3)")
-    return image
-
-
-def to_pixels(image: Image.Image | NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
-    """Return a picture as a contiguous uint8 array of shape (height, width, 3).
-
-    Raises:
-        ArgumentError: it is neither a Pillow image nor such an array.
-    """
-    import numpy as np
-
-    checked = check_picture(image, what)
-    return np.ascontiguousarray(checked.convert("RGB") if isinstance(checked, Image.Image) else checked)
-
-
-def open_picture(path: str, what: str) -> Image.Image:
-    """Return the picture in a file.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ArgumentError(f"{what} {show_path(path)}: not a picture ({error})") from None
     return image
 
 

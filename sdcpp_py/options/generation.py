@@ -4,9 +4,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
-from PIL.Image import Image
-
 from ..model_files import StrPath
+from ..pictures import PictureSource
 from .declare import REQUIRED, Opt, Range
 from .groups import MAX_SIDE, MAX_STEPS, Cache, Hires, Lora, Loras, PhotoMaker, SkipLayerGuidance, Tiling
 from .kinds import Callback, Picture, Prompt
@@ -217,7 +216,7 @@ class Control(TypedDict, total=False):
     """What a ControlNet is shown."""
 
     control_image: Annotated[
-        Image | None,
+        PictureSource | None,
         Opt("picture for the ControlNet", field="control_image", flags="--control-image", panel="ControlNet",
             kind=Picture()),
     ]  # fmt: skip

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from PIL.Image import Image
-
 from ..errors import ArgumentError
 from ..model_files import StrPath
+from ..pictures import PictureSource
 from .checks import check_bool, fold, show
 from .declare import Opt, Option, Range, declared
 from .group import Group, Grouped
@@ -385,7 +384,7 @@ class PhotoMaker(Group):
     """Pictures of the person to draw, for a model loaded with ``photo_maker``."""
 
     id_images: Annotated[
-        Sequence[Image],
+        Sequence[PictureSource],
         _person("pictures of the person", field="id_images", flags="--pm-id-images-dir", kind=Pictures()),
     ]
     id_embed: Annotated[
