@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, overload
@@ -47,7 +47,13 @@ def _format_of(fp: object) -> str:
     return Image.EXTENSION.get(Path(os.fsdecode(name)).suffix.lower(), "")
 
 
-def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> GeneratedImage:
+def from_pixels(
+    width: int,
+    height: int,
+    pixels: bytes,
+    parameters: str,
+    finish: Callable[[Image.Image], Image.Image] | None = None,
+) -> GeneratedImage:
     """Return engine pixels as a Pillow image.
 
     Args:
@@ -55,8 +61,11 @@ def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> Gene
         height: in pixels.
         pixels: RGB, row by row, width * height * 3 bytes.
         parameters: the text that saved files carry.
+        finish: what is done to the picture; None for nothing.
     """
     image = Image.frombytes("RGB", (width, height), pixels)
+    if finish is not None:
+        image = finish(image)
     # Pillow has no constructor that makes a subclass; the class only adds a method.
     image.__class__ = GeneratedImage
     image.info["parameters"] = parameters
@@ -120,6 +129,7 @@ class Timings:
         sampling: all sampling steps of all images.
         decoding: latents to pixels, and reading the model again where it was freed.
         total: the whole call, Python included.
+        encoding: pictures that go in to latents.
     """
 
     load: float
@@ -127,10 +137,11 @@ class Timings:
     sampling: float
     decoding: float
     total: float
+    encoding: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """Return the fields as plain values for JSON."""
-        return asdict(self)
+        """Return the fields as plain values for JSON, encoding where pictures went in."""
+        return {name: value for name, value in asdict(self).items() if value or name != "encoding"}
 
 
 class Images(Sequence[GeneratedImage]):

@@ -170,7 +170,7 @@ def _read(source: Any, what: str) -> Image.Image:
             source.load()
             return _upright(source)
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(source, f"{what} {show_path(source)}")
+        return _read_file(source, what)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_file(io.BytesIO(source), what)
     if callable(getattr(source, "read", None)):
@@ -193,11 +193,13 @@ def _read_file(file: Any, what: str) -> Image.Image:
     if isinstance(file, (str, os.PathLike)):
         path = os.fspath(file)
         if not isinstance(path, str):
-            raise ArgumentError(f"{what}: a path must be text; bytes are the content of a file")
+            raise ArgumentError(f"{what} must be {_EXPECTED}, not a path of bytes")
+        shown = " ".join(show_path(path).split()) or "''"
         if "\0" in path or not os.path.exists(path):
-            raise ArgumentError(f"{what}: not a picture, for there is no such file")
+            raise ArgumentError(f"{what} must be {_EXPECTED}; {shown}: not a picture, there is no such file")
         if os.path.isdir(path):
-            raise ArgumentError(f"{what}: not a picture, but a directory")
+            raise ArgumentError(f"{what} must be {_EXPECTED}; {shown}: not a picture, but a directory")
+        what = f"{what} {shown}"
     with _reading(what), Image.open(file) as image:
         _check_size(*image.size, what)
         image.load()

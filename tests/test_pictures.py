@@ -236,7 +236,7 @@ def damaged() -> dict[str, Any]:
         "must hold finite numbers": [np.full((4, 4), np.nan), np.full((4, 4), np.inf, np.float16),
                                      Image.fromarray(np.full((4, 4), np.nan, np.float32))],
         "must be a Pillow image, a path": [5, None, object(), [], {}, (1, 2)],
-        "no such file": ["none.png", "a\0b.png", "http://example.org/a.png"],
+        "no such file": ["none.png", "", "a\nb.png", "a\0b.png", "http://example.org/a.png"],
         "but a directory": ["."],
     }  # fmt: skip
 

@@ -167,6 +167,17 @@ class Switch(Kind):
         return text == yes
 
 
+class Said(Switch):
+    """True or False, of which pictures carry a phrase."""
+
+    def __init__(self, phrase: str) -> None:
+        self.phrase = phrase
+
+    def text(self, value: Any, option: Option) -> str:
+        """Return the phrase."""
+        return self.phrase if value else ""
+
+
 class File(Kind):
     """A model file."""
 
@@ -347,6 +358,8 @@ class References(Pictures):
 
     def check(self, name: str, value: Any, option: Option) -> tuple[Any, ...]:
         """Return them as RGB images."""
+        if value is None:
+            raise ArgumentError(f"{name} must be a picture or several, not None")
         alone = isinstance(value, (str, bytes)) or not isinstance(value, Sequence)
         return super().check(name, [value] if alone and not isinstance(value, Mapping) else value, option)
 
