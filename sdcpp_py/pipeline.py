@@ -99,6 +99,7 @@ class StableDiffusion:
         self._uses_control = values["control_net"] is not None
         self._uses_photo_maker = values["photo_maker"] is not None
         self._plan: Plan | None = None
+        self._encoder_surveyed = False
         start = time.perf_counter()
         # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
         placing = {name: values[name] for name in NOTHING_PLACED}
@@ -123,8 +124,7 @@ class StableDiffusion:
         found = devices()
         budget = measure_pin_budget(found, pin_budget=placing["pin_budget"])
         asked = {name: value for name, value in placing.items() if name != "pin_budget"}
-        made = placement.plan(engine.weights_survey(self._given), found, budget, **asked)
-        return dataclasses.replace(made, encoder_bytes=engine.encoder_bytes(self._given))
+        return placement.plan(engine.weights_survey(self._given), found, budget, **asked)
 
     def _check_pins(self, plan: Plan) -> None:
         """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""
@@ -150,6 +150,10 @@ class StableDiffusion:
         """
         if self._plan is None:
             self._plan = self._make_plan(NOTHING_PLACED)
+        if not self._encoder_surveyed:
+            # Not while loading: it takes as long as the rest of the plan.
+            self._plan = dataclasses.replace(self._plan, encoder_bytes=engine.encoder_bytes(self._given))
+            self._encoder_surveyed = True
         return self._plan
 
     def memory_report(self) -> MemoryReport:
