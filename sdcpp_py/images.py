@@ -1,21 +1,17 @@
-"""Pillow and numpy to and from the engine's pixels, and files of pictures."""
+"""Pictures that come out: Pillow images of the engine's pixels, and their files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, Any, overload
 
 from PIL import Image
 
-from .errors import ArgumentError, OutputError
+from .errors import OutputError
 from .model_files import StrPath, show_path
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
 
@@ -51,7 +47,13 @@ def _format_of(fp: object) -> str:
     return Image.EXTENSION.get(Path(os.fsdecode(name)).suffix.lower(), "")
 
 
-def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> GeneratedImage:
+def from_pixels(
+    width: int,
+    height: int,
+    pixels: bytes,
+    parameters: str,
+    finish: Callable[[Image.Image], Image.Image] | None = None,
+) -> GeneratedImage:
     """Return engine pixels as a Pillow image.
 
     Args:
@@ -59,55 +61,15 @@ def from_pixels(width: int, height: int, pixels: bytes, parameters: str) -> Gene
         height: in pixels.
         pixels: RGB, row by row, width * height * 3 bytes.
         parameters: the text that saved files carry.
+        finish: what is done to the picture; None for nothing.
     """
     image = Image.frombytes("RGB", (width, height), pixels)
+    if finish is not None:
+        image = finish(image)
     # Pillow has no constructor that makes a subclass; the class only adds a method.
     image.__class__ = GeneratedImage
     image.info["parameters"] = parameters
     assert isinstance(image, GeneratedImage)
-    return image
-
-
-def check_picture(image: Any, what: str) -> Any:
-    """Return a picture as it was given, unless it is none.
-
-    Args:
-        image: a Pillow image or a uint8 array of shape (height, width, 3).
-        what: name of the argument, for messages.
-
-    Raises:
-        ArgumentError: it is neither.
-    """
-    if not isinstance(image, Image.Image) and not (
-        str(getattr(image, "dtype", "")) == "uint8" and len(shape := image.shape) == 3 and shape[2] == 3 and min(shape)
-    ):
-        raise ArgumentError(f"{what} must be a Pillow image or a uint8 array of shape (height, width, 3)")
-    return image
-
-
-def to_pixels(image: Image.Image | NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
-    """Return a picture as a contiguous uint8 array of shape (height, width, 3).
-
-    Raises:
-        ArgumentError: it is neither a Pillow image nor such an array.
-    """
-    import numpy as np
-
-    checked = check_picture(image, what)
-    return np.ascontiguousarray(checked.convert("RGB") if isinstance(checked, Image.Image) else checked)
-
-
-def open_picture(path: str, what: str) -> Image.Image:
-    """Return the picture in a file.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ArgumentError(f"{what} {show_path(path)}: not a picture ({error})") from None
     return image
 
 
@@ -167,6 +129,7 @@ class Timings:
         sampling: all sampling steps of all images.
         decoding: latents to pixels, and reading the model again where it was freed.
         total: the whole call, Python included.
+        encoding: pictures that go in to latents.
     """
 
     load: float
@@ -174,10 +137,11 @@ class Timings:
     sampling: float
     decoding: float
     total: float
+    encoding: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """Return the fields as plain values for JSON."""
-        return asdict(self)
+        """Return the fields as plain values for JSON, encoding where pictures went in."""
+        return {name: value for name, value in asdict(self).items() if value or name != "encoding"}
 
 
 class Images(Sequence[GeneratedImage]):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,17 +20,18 @@ from .errors import ArgumentError, ClosedError, ModelError, PlacementError
 from .images import Images, Timings, from_pixels
 from .metadata import parameters_text
 from .model_files import check_embeddings, show_path
-from .modes import LOADING, TXT2IMG, Request, make_request
+from .modes import DRAWING, EDIT, IMG2IMG, INPAINT, LOADING, TXT2IMG, Abilities, Mode, Request, make_request
 from .options import Hires, LoadingOptions, Progress, StrPath, declared
 from .options.loading import Placing
 from .options.signature import describe
+from .pictures import PictureSource
 from .placement import Plan, measure_pin_budget
 from .reports import MemoryReport, TransferReport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .modes import Txt2ImgOptions
+    from .modes import EditOptions, Img2ImgOptions, InpaintOptions, Txt2ImgOptions
 
 log = logging.getLogger("sdcpp_py")
 
@@ -96,8 +98,8 @@ class StableDiffusion:
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
         self._uses_control = values["control_net"] is not None
         self._uses_photo_maker = values["photo_maker"] is not None
-        self._encodes = not values["vae_decode_only"]
         self._plan: Plan | None = None
+        self._encoder_surveyed = False
         start = time.perf_counter()
         # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
         placing = {name: values[name] for name in NOTHING_PLACED}
@@ -148,6 +150,10 @@ class StableDiffusion:
         """
         if self._plan is None:
             self._plan = self._make_plan(NOTHING_PLACED)
+        if not self._encoder_surveyed:
+            # Not while loading: it takes as long as the rest of the plan.
+            self._plan = dataclasses.replace(self._plan, encoder_bytes=engine.encoder_bytes(self._given))
+            self._encoder_surveyed = True
         return self._plan
 
     def memory_report(self) -> MemoryReport:
@@ -242,14 +248,78 @@ class StableDiffusion:
             CancelledError: :meth:`cancel` was called.
             ClosedError: the object is closed.
         """
+        return self._draw(TXT2IMG, {"prompt": prompt, **options})
+
+    def img2img(self, prompt: str, image: PictureSource, **options: Unpack[Img2ImgOptions]) -> Images:
+        """Draw a picture anew, as far as *strength* says.
+
+        int(steps * strength) steps are drawn, as by diffusers. The picture says the size unless width or height does.
+        The first call reads the VAE's encoder from the model's files.
+
+        Returns:
+            The pictures with their seeds, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, or the picture is none or has a size that does not fit.
+            ModelError: the model's files hold no encoder; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._draw(IMG2IMG, {"prompt": prompt, "image": image, **options})
+
+    def inpaint(
+        self, prompt: str, image: PictureSource, mask: PictureSource, **options: Unpack[InpaintOptions]
+    ) -> Images:
+        """Draw a picture anew where a mask is white; where it is black every pixel stays as it is.
+
+        int(steps * strength) steps are drawn, as by diffusers. Models that are made for inpainting and others will do.
+
+        Returns:
+            The pictures with their seeds, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, a picture is none or has a size that does not fit, or the
+                mask leaves nothing to draw or nothing to keep.
+            ModelError: the model's files hold no encoder; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._draw(INPAINT, {"prompt": prompt, "image": image, "mask": mask, **options})
+
+    def edit(
+        self, prompt: str, images: PictureSource | Sequence[PictureSource], **options: Unpack[EditOptions]
+    ) -> Images:
+        """Make of reference pictures what a text says, with a model that reads them: Kontext, Qwen-Image-Edit, Flux.2.
+
+        Without a width and a height the first picture says the size, up to a megapixel.
+
+        Returns:
+            The pictures with their seeds, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, a picture is none, or the model reads no references.
+            ModelError: the model's files hold no encoder; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._draw(EDIT, {"prompt": prompt, "images": images, **options})
+
+    def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
+        """Draw what a mode is asked for."""
         start = time.perf_counter()
         context = self._open_context()
-        request = make_request(TXT2IMG, {"prompt": prompt, **options}, self._defaults)
-        if not context.supports_images():
-            raise ArgumentError("this model draws video only; txt2img needs a model for images")
-        self._check_request(request, context.clip_layers())
+        suits = (self._defaults["width"], self._defaults["height"]) if self._defaults else None
+        able = Abilities(**context.abilities(), size=suits)
+
+        def check(values: Mapping[str, Any]) -> None:
+            if not able.draws_images:
+                raise ArgumentError(f"this model draws video only; {mode.name} needs a model for images")
+            self._check_values(values, context.clip_layers(), able)
+
+        request = make_request(mode, given, self._defaults, able, check)
         wanted = request.values["progress"]
-        with _progress(self._progress if wanted is None else wanted, "sampling") as callback:
+        wanted = self._progress if wanted is None else wanted
+        if self._needs_encoder(request):
+            with _progress(wanted, "loading") as callback:
+                context.load_encoder(self._given, callback)
+        with _progress(wanted, "sampling") as callback:
             pixels, seconds = context.image_generate(request.settings, progress=callback)
         made = f"{pixels[0][0]}x{pixels[0][1]}"
         used = dict(request.used)
@@ -263,27 +333,39 @@ class StableDiffusion:
             used.setdefault("scheduler", scheduler)
         used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(self._name)[0]}
         images = [
-            from_pixels(wide, high, data, parameters_text({**used, "seed": each}, TXT2IMG.declared))
+            from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), request.finish)
             for (wide, high, data), each in zip(pixels, request.seeds, strict=True)
         ]
-        phases = {name: seconds.get(name, 0.0) for name in ("text", "sampling", "decoding")}
+        phases = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
         timings = Timings(load=self._load_seconds, **phases, total=time.perf_counter() - start)
-        return Images(images, request.seeds, timings, {**used, "size": made})
+        size = f"{images[0].width}x{images[0].height}"
+        return Images(images, request.seeds, timings, {**used, "size": size})
 
-    def _check_request(self, request: Request, clip_layers: int) -> None:
+    @staticmethod
+    def _needs_encoder(request: Request) -> bool:
+        """Tell whether the VAE must encode for a request."""
+        hires: Hires | None = request.values.get("hires")
+        given = any(request.values.get(name) is not None for name in ("image", "images"))
+        return given or (hires is not None and hires.needs_encoder)
+
+    def _check_values(self, values: Mapping[str, Any], clip_layers: int, able: Abilities) -> None:
         """Raise ArgumentError for what the model has not, or was not loaded for."""
-        clip_skip = request.values["clip_skip"] or 0
+        clip_skip = values["clip_skip"] or 0
         if clip_skip > 0 and not clip_layers:
             raise ArgumentError("clip_skip has no effect: this model has no CLIP text encoder")
         if clip_skip > clip_layers:
             raise ArgumentError(f"clip_skip must be at most {clip_layers}, the layers of this CLIP, not {clip_skip}")
-        if request.values["control_image"] is not None and not self._uses_control:
+        if values.get("control_image") is not None and not (self._uses_control or able.reads_control_image):
             raise ArgumentError("control_image needs control_net=... when loading the model")
-        if request.values["photo_maker"] is not None and not self._uses_photo_maker:
+        if values.get("control_image") is not None and values.get("hires") is not None:
+            raise ArgumentError("control_image shows one size and hires draws two: use one of them")
+        if values.get("photo_maker") is not None and not self._uses_photo_maker:
             raise ArgumentError("photo_maker pictures need photo_maker=... when loading the model")
-        hires: Hires | None = request.values["hires"]
-        if hires is not None and hires.needs_encoder and not self._encodes:
-            raise ArgumentError(f"hires: {hires.upscaler} needs vae_decode_only=False when loading the model")
+        if values.get("images") is not None and not able.reads_references:
+            raise ArgumentError(
+                "this model reads no reference pictures; edit needs one that does, such as FLUX.1 Kontext, "
+                "Qwen-Image-Edit or FLUX.2; img2img works with any"
+            )
 
     def _open_context(self) -> engine.Context:
         """Return the engine's side of the object, or raise ClosedError."""
@@ -294,4 +376,5 @@ class StableDiffusion:
 
 
 describe(StableDiffusion.__init__, declared(LOADING.subject), declared(LOADING.options), doc=StableDiffusion)
-describe(StableDiffusion.txt2img, declared(TXT2IMG.subject), declared(TXT2IMG.options))
+for _mode in DRAWING:
+    describe(getattr(StableDiffusion, _mode.name), declared(_mode.subject), declared(_mode.options))

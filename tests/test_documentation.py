@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,12 @@ def test_families_are_those_of_the_tests() -> None:
     known = inspect.signature(sdcpp_py.StableDiffusion).parameters
     for _, files, _ in rows:
         assert set(re.findall(r"`(\w+)`", files)) <= set(known)
+
+
+def test_the_example_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (ROOT / "docs" / "pictures.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.setitem(sdcpp_py.models.EMBEDDED_DEFAULTS, "steps", 2)  # to be done soon
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    assert [made[name][0].size for name in ("night", "star", "larger")] == [(128, 128), (128, 128), (192, 192)]

@@ -4,11 +4,10 @@ import io
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from sdcpp_py import ArgumentError, GeneratedImage, OutputError, Timings, images
+from sdcpp_py import GeneratedImage, OutputError, Timings, images
 
 PIXELS = bytes(range(48))  # 4 x 4 RGB
 
@@ -54,26 +53,6 @@ def test_save_to_file_object_and_own_pnginfo() -> None:
     picture().save(file, format="PNG", pnginfo=PngInfo())
     with Image.open(file) as read:
         assert "parameters" not in read.info
-
-
-def test_to_pixels() -> None:
-    array = images.to_pixels(Image.new("RGBA", (3, 2), (1, 2, 3, 4)), "control_image")
-    assert array.shape == (2, 3, 3)
-    assert array.dtype == np.uint8
-    assert array.flags.c_contiguous
-    assert tuple(array[0, 0]) == (1, 2, 3)
-    for bad in ("no", 5, None, np.zeros((2, 2)), np.zeros((2, 2, 3)), np.zeros((2, 2, 4), np.uint8), np.uint8(3)):
-        with pytest.raises(ArgumentError, match="control_image must be"):
-            images.to_pixels(bad, "control_image")  # type: ignore[arg-type]
-
-
-def test_open_picture(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
-    assert images.open_picture(str(tmp_path / "a.png"), "--x").size == (4, 4)
-    (tmp_path / "b.png").write_bytes(b"no")
-    for name in ("b.png", "none.png", "."):
-        with pytest.raises(ArgumentError, match=rf"^--x .*{name}: not a picture"):
-            images.open_picture(str(tmp_path / name), "--x")
 
 
 def test_check_output(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 """Compare the engine's pictures and modules with diffusers' on the same SD 1.x checkpoint.
 
 The engine draws with ``rng="cpu"``, whose noise is torch's; diffusers draws the same with the same weights, read by
-scripts/training/sd1_to_diffusers.py, in f32 on the CPU. Two samplers, two schedulers, guidance off and on, two sizes:
+scripts/training/sd1_to_diffusers.py, in f32 on the CPU. Two samplers, two schedulers, guidance off and on, two sizes,
+and what parity_pictures.py lists for modes that pictures go into:
 
     scripts/training/check_parity.py [--model FILE] [--prompt TEXT] [--json FILE] [--work DIR]
 
@@ -13,7 +14,7 @@ once. Exit status: 0 when every row reaches 40 dB, 1 when one does not, 2 when t
 What a row says: for pictures the PSNR of the 8-bit pixels; for a module alone 20 log10(|reference| / |difference|)
 of its output, both as Euclidean norms. A module alone gets the engine's own inputs: CLIP the token ids of
 embedded/grammar.py (one row for every word of the grammar, so a wrong id shows), the UNet the latents of every step of
-the engine's run, and the autoencoder that run's last latents.
+the engine's run, the decoder that run's last latents, and the encoder a picture.
 
 Where engine and diffusers define things differently:
 
@@ -30,13 +31,14 @@ Where engine and diffusers define things differently:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +46,7 @@ from typing import Any
 
 import numpy as np
 
+import parity_pictures
 from embedded.grammar import WORDS, tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +59,7 @@ REQUIREMENTS = (
     "numpy>=1.26,<3",
 )
 LEAST = 40.0  # dB
+CONTROL = "control.safetensors"
 SAMPLERS = ("euler", "dpm++2m")
 SCHEDULERS = ("discrete", "karras")
 GUIDANCE = (1.0, 5.0)
@@ -152,8 +156,13 @@ def grammar_prompts() -> list[str]:
 # --- the engine, in this process ---------------------------------------------------------------------------
 
 
-def run_engine(settings: Settings) -> dict[str, np.ndarray]:
-    """Return what the engine makes: pictures by case, and the modules' outputs by module and run."""
+def run_engine(settings: Settings, control: Path) -> dict[str, np.ndarray]:
+    """Return what the engine makes: pictures by case, and the modules' outputs by module and run.
+
+    Args:
+        settings: what both sides are told.
+        control: the ControlNet's file.
+    """
     import sdcpp_py
     from sdcpp_py import engine
 
@@ -163,7 +172,8 @@ def run_engine(settings: Settings) -> dict[str, np.ndarray]:
     def tap(phase: str, shape: tuple[int, ...], values: bytes) -> None:
         seen.setdefault(phase, []).append(np.frombuffer(values, np.float32).reshape(shape))
 
-    with sdcpp_py.StableDiffusion(settings.model, rng="cpu", threads=settings.threads, progress=False) as sd:
+    common: dict[str, Any] = {"rng": "cpu", "threads": settings.threads, "progress": False}
+    with sdcpp_py.StableDiffusion(settings.model, control_net=control, **common) as sd:
 
         def draw(prompt: str, case: Case, steps: int) -> np.ndarray:
             seen.clear()
@@ -180,6 +190,14 @@ def run_engine(settings: Settings) -> dict[str, np.ndarray]:
         for prompt in (settings.prompt, "", *grammar_prompts()):
             draw(prompt, smallest, 1)
             made[f"clip {prompt}"] = seen["text"][0][0]
+
+        @contextlib.contextmanager
+        def tapped() -> Iterator[dict[str, list[np.ndarray]]]:
+            seen.clear()
+            with engine.tap(tap):
+                yield seen
+
+        made |= parity_pictures.run_engine(sd, settings.prompt, settings.steps, settings.seed, tapped)
     return made
 
 
@@ -229,11 +247,11 @@ def make_scheduler(case: Case) -> Any:
     return EngineDpm(algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", **betas)
 
 
-def picture_row(case: Case, found: np.ndarray, wanted: np.ndarray) -> Row:
+def picture_row(what: str, found: np.ndarray, wanted: np.ndarray) -> Row:
     """Compare two pictures with values from 0 to 255."""
     difference = found.astype(np.float64) - wanted
     mean = max(float(np.mean(difference**2)), 1e-9)
-    return Row("picture", str(case), float(10.0 * np.log10(255.0**2 / mean)), float(np.abs(difference).max()))
+    return Row("picture", what, float(10.0 * np.log10(255.0**2 / mean)), float(np.abs(difference).max()))
 
 
 def module_row(part: str, what: str, found: np.ndarray, wanted: np.ndarray) -> Row:
@@ -243,7 +261,7 @@ def module_row(part: str, what: str, found: np.ndarray, wanted: np.ndarray) -> R
     return Row(part, what, float(-20.0 * np.log10(max(share, 1e-9))), float(np.abs(difference).max()))
 
 
-def compare(settings: Settings, made: dict[str, np.ndarray]) -> list[Row]:
+def compare(settings: Settings, made: dict[str, np.ndarray], control: Path) -> list[Row]:
     """Do with diffusers what the engine did, and return the rows."""
     import diffusers
     import torch
@@ -309,19 +327,43 @@ def compare(settings: Settings, made: dict[str, np.ndarray]) -> list[Row]:
             latents=noise(case),
             output_type="np",
         ).images[0]
-        rows.append(picture_row(case, made[f"picture {case}"], np.round(picture * 255.0)))
+        rows.append(picture_row(str(case), made[f"picture {case}"], np.round(picture * 255.0)))
+
+    square = Case("euler", "discrete", 1.0, parity_pictures.SIDE, parity_pictures.SIDE)
+    wanted = parity_pictures.run_diffusers(
+        modules, control, lambda: make_scheduler(square), noise(square), (context, empty), settings.steps
+    )
+    rows.append(module_row("vae", "encoder, 128x128", made["encoder"], wanted["encoder"]))
+    for each in parity_pictures.cases():
+        rows.append(picture_row(str(each), made[f"picture {each}"], wanted[f"picture {each}"]))
     return rows
 
 
 def worker(folder: Path) -> None:
-    """Read what the engine made in a folder, and leave the rows there."""
+    """Make the ControlNet in a folder; or read what the engine made there, and leave the rows."""
     settings = Settings(**json.loads((folder / "settings.json").read_text()))
+    control = folder / CONTROL
+    if not control.exists():
+        parity_pictures.make_control(Path(settings.model), control)
+        return
     with np.load(folder / "engine.npz") as stored:
         made = {name: stored[name] for name in stored.files}
-    rows = compare(settings, made)
+    rows = compare(settings, made, control)
     versions = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
     answer = {"versions": versions, "rows": [asdict(row) for row in rows]}
     (folder / "rows.json").write_text(json.dumps(answer) + "\n")
+
+
+def start_worker(python: Path, folder: Path, threads: int) -> None:
+    """Run worker() on a folder, in the environment."""
+    # Nothing is looked up on a hub: every weight comes from the checkpoint.
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": str(threads)}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | quiet
+    command = [python, Path(__file__).resolve(), "--worker", folder]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        tail = "\n".join(done.stderr.strip().splitlines()[-10:])
+        raise ParityError(f"diffusers' side failed with status {done.returncode}:\n{tail}")
 
 
 # --- the environment ---------------------------------------------------------------------------------------
@@ -394,15 +436,9 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "settings.json").write_text(json.dumps(asdict(settings)))
-        np.savez(folder / "engine.npz", **run_engine(settings))
-        # Nothing is looked up on a hub: every weight comes from the checkpoint.
-        quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": str(settings.threads)}
-        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | quiet
-        command = [python, Path(__file__).resolve(), "--worker", folder]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        if done.returncode != 0:
-            tail = "\n".join(done.stderr.strip().splitlines()[-10:])
-            raise ParityError(f"diffusers' side failed with status {done.returncode}:\n{tail}")
+        start_worker(python, folder, settings.threads)
+        np.savez(folder / "engine.npz", **run_engine(settings, folder / CONTROL))
+        start_worker(python, folder, settings.threads)
         answer = json.loads((folder / "rows.json").read_text())
     rows = [Row(**row) for row in answer["rows"]]
     passed = all(row.passed for row in rows)

@@ -11,6 +11,7 @@ import typer
 
 from .._version import __version__
 from ..errors import SdcppError
+from ..modes import DRAWING
 from . import devices, doctor, txt2img
 from .flags import PanelCommand
 
@@ -24,13 +25,20 @@ app = typer.Typer(
 )
 
 
-class _Txt2Img(PanelCommand):
-    """The command with the flags of its options."""
+class _Drawing(PanelCommand):
+    """A command with the flags of a mode's options."""
 
-    alone = frozenset(name for flag in txt2img.FLAGS if flag.may_stand_alone for name in flag.names)
+    alone = frozenset(
+        name
+        for found in (*txt2img.DRAWING_FLAGS.values(), txt2img.LOADING_FLAGS)
+        for flag in found
+        if flag.may_stand_alone
+        for name in flag.names
+    )
 
 
-app.command("txt2img", cls=_Txt2Img)(txt2img.command)
+for _mode in DRAWING:
+    app.command(_mode.name, cls=_Drawing)(txt2img.drawing_command(_mode))
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

@@ -1,12 +1,13 @@
-"""``sdcpp txt2img``: the flags of loading a model and of drawing from a text."""
+"""``sdcpp txt2img`` and the commands of the other modes that draw: the flags of loading a model and of the mode."""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +18,13 @@ from ..devices import devices
 from ..errors import OutputError
 from ..images import Images, check_output, save_all
 from ..model_files import show_path
-from ..modes import LOADING, TXT2IMG, make_request
+from ..modes import DRAWING, LOADING, TXT2IMG, Abilities, Mode, make_request
 from ..pipeline import StableDiffusion
 from .flags import Flag, flags, options_of, take_flags
 
-DRAWING_FLAGS = flags(TXT2IMG.declared)
 LOADING_FLAGS = flags(LOADING.declared)
-FLAGS = [*DRAWING_FLAGS, *LOADING_FLAGS]
+DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in DRAWING}
+FLAGS = [*DRAWING_FLAGS[TXT2IMG.name], *LOADING_FLAGS]
 
 
 def _check_report(report: Path | None) -> None:
@@ -73,7 +74,8 @@ def start_logging(verbose: bool) -> None:
     logging.getLogger("sdcpp_py.engine").propagate = verbose
 
 
-def _txt2img(
+def _draw(
+    mode: Mode,
     output: Annotated[
         str,
         typer.Option(
@@ -90,18 +92,18 @@ def _txt2img(
     *,
     given: Mapping[Flag, Any],
 ) -> None:
-    """Draw pictures from a text."""
+    """Load a model, draw, and write what came out."""
     start_logging(verbose)
     # What is cheap to find wrong is found first, and all of it before the model is loaded.
-    options = options_of({flag: given[flag] for flag in DRAWING_FLAGS if flag in given}, TXT2IMG.declared)
+    options = options_of({flag: given[flag] for flag in DRAWING_FLAGS[mode.name] if flag in given}, mode.declared)
     loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
-    checked = TXT2IMG.check(options)
+    checked = mode.check(options)
     LOADING.check(loading)
     files = check_output(output, checked["batch_count"])
     _check_report(report)
-    make_request(TXT2IMG, options)
+    make_request(mode, options, able=Abilities() if mode.takes_size else None)
     with StableDiffusion(**loading) as sd:
-        images = sd.txt2img(**options)
+        images = getattr(sd, mode.name)(**options)
         save_all(images, files)
         if report is not None:
             _write_report(report, _report(sd, images, files))
@@ -109,4 +111,11 @@ def _txt2img(
         typer.echo(f"{show_path(file)}  seed {each}")
 
 
-command = take_flags(_txt2img, FLAGS)
+def drawing_command(mode: Mode) -> Callable[..., None]:
+    """Return the command of a mode."""
+    draw = functools.partial(_draw, mode)
+    draw.__doc__ = mode.title
+    return take_flags(draw, [*DRAWING_FLAGS[mode.name], *LOADING_FLAGS])
+
+
+command = drawing_command(TXT2IMG)

@@ -9,7 +9,7 @@ garbage collection can come in between.
 
 from __future__ import annotations
 
-from .context import Context, weights_survey
+from .context import Context, encoder_bytes, weights_survey
 from .devices import backend_load, cuda_backend, device_list
 from .library import ENGINE_LOG_LINES, Progress, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
@@ -25,6 +25,7 @@ __all__ = [
     "cache_mode",
     "cuda_backend",
     "device_list",
+    "encoder_bytes",
     "enum_names",
     "library",
     "physical_cores",

@@ -37,6 +37,21 @@ def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
         return {str(text(row.module)): int(row.bytes) for row in found[0 : count[0]]}
 
 
+def encoder_bytes(options: Mapping[str, Any]) -> int:
+    """Return the bytes that the VAE's encoder takes besides, when it is loaded; 0 where the files hold none.
+
+    Args:
+        options: fields of the engine's context parameters, as for Context.
+    """
+    ffi, lib = library()
+    filler = Filler()
+    found = ffi.new("uint64_t*")
+    with Run(quiet=True) as run:
+        status = lib.sdcpp_encoder_survey(run.native, filler.context_params(options), found)
+        run.check(status, ModelError, "the engine cannot load the model; its lines below say why")
+    return int(found[0])
+
+
 class Context:
     """A loaded model.
 
@@ -122,6 +137,25 @@ class Context:
         """Close the model without waiting: its memory is freed when its devices are free. For finalizers."""
         if self._handle is not None:
             self.lib.sdcpp_ctx_close(self.ffi.NULL, self._handle)
+
+    def load_encoder(self, options: Mapping[str, Any], progress: Progress | None = None) -> None:
+        """Load the VAE's encoder, with which pictures go in, if it is not loaded.
+
+        Args:
+            options: the fields that the model was loaded with.
+            progress: called with tensors read, tensors in all and seconds a tensor.
+
+        Raises:
+            ModelError: the files hold no encoder, or are gone or damaged now; the model draws on without it.
+            DeviceMemoryError: there is no room for it.
+            CancelledError: the call was cancelled.
+            ClosedError: the model is closed.
+        """
+        filler = Filler()
+        with Run(progress) as run:
+            status = self.lib.sdcpp_ctx_load_encoder(run.native, self._handle, filler.context_params(options))
+            message = "the VAE's encoder, which pictures that go in need, cannot be loaded; the lines below say why"
+            run.check(status, ModelError, message, self._closed_reason)
 
     def image_generate(
         self,
@@ -212,6 +246,8 @@ class Context:
         """Return how many layers the model's CLIP text encoders have, the least of them; 0 without one."""
         return int(self.lib.sdcpp_ctx_clip_layers(self._handle))
 
-    def supports_images(self) -> bool:
-        """Tell whether the model draws images, not only video."""
-        return bool(self.lib.sdcpp_ctx_supports_images(self._handle))
+    def abilities(self) -> dict[str, Any]:
+        """Return what the model is able to do: the fields of sdcpp_abilities_t."""
+        able = self.ffi.new("sdcpp_abilities_t*")
+        self.lib.sdcpp_ctx_abilities(self._handle, able)
+        return row_values(able[0])

@@ -112,6 +112,6 @@ class Run:
         if status == lib.SDCPP_EXITING:
             raise ClosedError("the interpreter is exiting: nothing can be drawn any more")
         said = str(text(lib.sdcpp_run_error(self.native)))
-        if said.startswith("LoRA: "):
+        if said.startswith(("LoRA: ", "the model's files hold no ")):
             raise ModelError(said, tuple(line for line in self.lines if line != said))
         raise kind(message, self.lines)

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from .edit import EDIT, EditOptions
+from .img2img import IMG2IMG, Img2ImgOptions
+from .inpaint import INPAINT, InpaintOptions
+from .inputs import Abilities
 from .loading import LOADING
 from .mode import Mode
 from .request import Request, make_request
 from .txt2img import TXT2IMG, Txt2ImgOptions
 
-__all__ = ["LOADING", "TXT2IMG", "Mode", "Request", "Txt2ImgOptions", "make_request"]
+DRAWING = (TXT2IMG, IMG2IMG, INPAINT, EDIT)
+"""The modes that draw pictures."""
+
+__all__ = [
+    "DRAWING",
+    "EDIT",
+    "IMG2IMG",
+    "INPAINT",
+    "LOADING",
+    "TXT2IMG",
+    "Abilities",
+    "EditOptions",
+    "Img2ImgOptions",
+    "InpaintOptions",
+    "Mode",
+    "Request",
+    "Txt2ImgOptions",
+    "make_request",
+]

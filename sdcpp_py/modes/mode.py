@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from .. import engine
 from ..options.declare import Option, declared
 from ..options.schema import Names, object_schema
 from ..options.values import engine_fields, nest, resolve, take
+from .inputs import Abilities, Prepared
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Mode:
         subject: the options that may be passed by position, as a TypedDict.
         options: the others.
         struct: the engine's struct that they fill.
+        prepare: brings checked values in order, once it is known what the model is able to do.
+        takes_size: whether pictures that go in say the size, where it is not given.
     """
 
     name: str
@@ -30,6 +33,8 @@ class Mode:
     subject: type
     options: type
     struct: str
+    prepare: Callable[[dict[str, Any], Abilities], Prepared] | None = None
+    takes_size: bool = False
 
     @functools.cached_property
     def declared(self) -> Mapping[str, Option]:

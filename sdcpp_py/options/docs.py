@@ -56,11 +56,18 @@ def page(calls: Mapping[str, Mapping[str, Option]]) -> str:
     """Return the page.
 
     Args:
-        calls: heading -> the options of a call.
+        calls: heading -> the options of a call. What an earlier call has is only named.
     """
     parts = [_HEADER]
-    for heading, options in calls.items():
+    shown: dict[str, Option] = {}
+    for heading, every in calls.items():
+        options = {
+            name: option for name, option in every.items() if name not in shown or shown[name].opt is not option.opt
+        }
         parts.append(f"## {heading}\n\n{table(options)}\n")
+        if known := [f"`{name}`" for name in every if name not in options]:
+            parts.append(f"As above: {', '.join(known)}.\n")
+        shown |= options
         for option in _groups(options):
             assert isinstance(option.kind, Grouped)
             owner = option.kind.owner

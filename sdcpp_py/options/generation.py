@@ -4,12 +4,22 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
-from PIL.Image import Image
-
 from ..model_files import StrPath
+from ..pictures import RESIZE_MODES, PictureSource
 from .declare import REQUIRED, Opt, Range
-from .groups import MAX_SIDE, MAX_STEPS, Cache, Hires, Lora, Loras, PhotoMaker, SkipLayerGuidance, Tiling
-from .kinds import Callback, Picture, Prompt
+from .groups import (
+    DENOISING_STRENGTH,
+    MAX_SIDE,
+    MAX_STEPS,
+    Cache,
+    Hires,
+    Lora,
+    Loras,
+    PhotoMaker,
+    SkipLayerGuidance,
+    Tiling,
+)
+from .kinds import Callback, Mask, Picture, Prompt, References, Said
 
 MAX_BATCH = 1024
 MAX_SEED = 2**63 - 1
@@ -52,6 +62,7 @@ _prompt = functools.partial(Opt, panel="Prompt")
 _picture = functools.partial(Opt, panel="Picture")
 _sampling = functools.partial(Opt, panel="Sampling")
 _guidance = functools.partial(Opt, panel="Guidance")
+_input = functools.partial(Opt, panel="Pictures in")
 
 
 class Subject(TypedDict):
@@ -213,11 +224,22 @@ class SecondPass(TypedDict, total=False):
     ]  # fmt: skip
 
 
+class Fitting(TypedDict, total=False):
+    """What becomes of pictures of another size than the one that is drawn."""
+
+    resize_mode: Annotated[
+        str,
+        Opt("what becomes of a picture of another size than the one that is drawn: error, crop (the middle), pad "
+            "(edges repeated, a mask's black) or resize (stretched)", flags="--resize-mode", default="error",
+            png="Resize mode", panel="Picture", metavar="|".join(RESIZE_MODES), pattern="|".join(RESIZE_MODES)),
+    ]  # fmt: skip
+
+
 class Control(TypedDict, total=False):
     """What a ControlNet is shown."""
 
     control_image: Annotated[
-        Image | None,
+        PictureSource | None,
         Opt("picture for the ControlNet", field="control_image", flags="--control-image", panel="ControlNet",
             kind=Picture()),
     ]  # fmt: skip
@@ -226,6 +248,113 @@ class Control(TypedDict, total=False):
         Range(0.0, 100.0),
         Opt("strength of the ControlNet", field="control_strength", flags="--control-strength", panel="ControlNet",
             png="Control strength", engine_default=0.9),
+    ]  # fmt: skip
+    canny: Annotated[
+        bool,
+        Opt("show it the edges of control_image, as OpenCV's Canny finds them", flags="--canny", default=False,
+            png="Canny", panel="ControlNet"),
+    ]  # fmt: skip
+    canny_low: Annotated[
+        float,
+        Range(0.0, 2040.0),
+        Opt("least change of an edge that continues another one", flags="--canny-low", default=100.0,
+            png="Canny low", panel="ControlNet"),
+    ]  # fmt: skip
+    canny_high: Annotated[
+        float,
+        Range(0.0, 2040.0),
+        Opt("least change of an edge that begins", flags="--canny-high", default=200.0, png="Canny high",
+            panel="ControlNet"),
+    ]  # fmt: skip
+
+
+class InitImage(Subject):
+    """The picture to begin with."""
+
+    image: Annotated[
+        PictureSource,
+        _input("the picture to begin with: a Pillow image, a path, the bytes of a file, a file object or an array",
+               field="init_image", flags="--init-img -i", default=REQUIRED, kind=Picture(),
+               flag_doc="picture to begin with"),
+    ]  # fmt: skip
+
+
+class MaskedImage(InitImage):
+    """The picture to begin with, and where it is drawn anew."""
+
+    mask: Annotated[
+        PictureSource,
+        _input("where the picture is drawn anew: white, and elsewhere black; soft edges blend the two. Any picture of "
+               "the same size", field="mask_image", flags="--mask", default=REQUIRED, kind=Mask(),
+               flag_doc="picture that is white where it is drawn anew"),
+    ]  # fmt: skip
+
+
+class RefImages(Subject):
+    """The pictures that are edited or combined."""
+
+    images: Annotated[
+        PictureSource | list[PictureSource] | tuple[PictureSource, ...],
+        _input("one or more reference pictures, of any size", field="ref_images", flags="--ref-image -r",
+               default=REQUIRED, kind=References(), flag_doc="reference picture; repeat it for more"),
+    ]  # fmt: skip
+
+
+class Noising(TypedDict, total=False):
+    """How much of a picture is drawn anew."""
+
+    strength: Annotated[
+        float | None,
+        Range(0.0, 1.0),
+        _input("share of the steps that are drawn, and so how much changes: of 20 steps 0.5 draws 10; 1 ignores the "
+               "picture", field="strength", flags="--strength", png=DENOISING_STRENGTH, always=True,
+               engine_default=0.75),
+    ]  # fmt: skip
+
+
+class Masking(TypedDict, total=False):
+    """How a mask is taken."""
+
+    invert: Annotated[
+        bool,
+        _input("draw anew what is black in the mask, and keep what is white", flags="--invert", default=False,
+               png="Mask mode", kind=Said("Inpaint not masked")),
+    ]  # fmt: skip
+    mask_blur: Annotated[
+        int,
+        Range(0, 256),
+        _input("pixels from the mask's edge inwards over which the new picture fades in; outside nothing changes",
+               flags="--mask-blur", default=0, png="Mask blur"),
+    ]  # fmt: skip
+    only_masked: Annotated[
+        bool,
+        _input("draw the surroundings of the mask alone, at the whole size, and put them back: more detail in large "
+               "pictures, which may have any size", flags="--only-masked", default=False, png="Inpaint area",
+               kind=Said("Only masked")),
+    ]  # fmt: skip
+    padding: Annotated[
+        int,
+        Range(0, MAX_SIDE),
+        _input("pixels around the mask that only_masked shows the model besides", flags="--padding", default=32,
+               png="Masked area padding"),
+    ]  # fmt: skip
+
+
+class Referencing(TypedDict, total=False):
+    """How reference pictures are taken."""
+
+    auto_resize: Annotated[
+        bool,
+        _input("resize reference pictures to the area that is drawn, at most a megapixel, in their own proportions; "
+               "else they go in as they are", field="auto_resize_ref_image",
+               flags="--disable-auto-resize-ref-image", sets=False, default=True, png="Resize references",
+               flag_doc="resize reference pictures"),
+    ]  # fmt: skip
+    increase_ref_index: Annotated[
+        bool | None,
+        _input("number several reference pictures in their order, so that they are told apart",
+               field="increase_ref_index", flags="--increase-ref-index", png="Increase ref index",
+               engine_default=False),
     ]  # fmt: skip
 
 

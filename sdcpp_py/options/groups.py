@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from PIL.Image import Image
-
 from ..errors import ArgumentError
 from ..model_files import StrPath
+from ..pictures import PictureSource
 from .checks import check_bool, fold, show
 from .declare import Opt, Option, Range, declared
 from .group import Group, Grouped
@@ -17,6 +16,7 @@ from .kinds import Kind, Pictures, number_text
 
 MAX_SIDE = 16384
 MAX_STEPS = 10_000
+DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
 _INT_MAX = 2**31 - 1
 
 _file = functools.partial(Opt, metavar="FILE")
@@ -306,7 +306,7 @@ class Hires(Group):
 
     upscaler: Annotated[
         str | None,
-        _hires("how to enlarge: in latent space, or with the VAE's encoder (load with vae_decode_only=False)",
+        _hires("how to enlarge: in latent space, or with the VAE's encoder, which is loaded then",
                field="upscaler", flags="--hires-upscaler", choices="upscaler", without=("None",),
                png="Hires upscaler", always=True, engine_default="Latent, or Model where one is given"),
     ] = None  # fmt: skip
@@ -342,7 +342,7 @@ class Hires(Group):
         float | None,
         Range(0.0001, 1.0),
         _hires("how much of the first pass is drawn anew", field="denoising_strength",
-               flags="--hires-denoising-strength", png="Denoising strength", always=True, engine_default=0.7),
+               flags="--hires-denoising-strength", png=DENOISING_STRENGTH, always=True, engine_default=0.7),
     ] = None  # fmt: skip
     upscale_tile_size: Annotated[
         int | None,
@@ -385,7 +385,7 @@ class PhotoMaker(Group):
     """Pictures of the person to draw, for a model loaded with ``photo_maker``."""
 
     id_images: Annotated[
-        Sequence[Image],
+        Sequence[PictureSource],
         _person("pictures of the person", field="id_images", flags="--pm-id-images-dir", kind=Pictures()),
     ]
     id_embed: Annotated[

@@ -167,6 +167,17 @@ class Switch(Kind):
         return text == yes
 
 
+class Said(Switch):
+    """True or False, of which pictures carry a phrase."""
+
+    def __init__(self, phrase: str) -> None:
+        self.phrase = phrase
+
+    def text(self, value: Any, option: Option) -> str:
+        """Return the phrase."""
+        return self.phrase if value else ""
+
+
 class File(Kind):
     """A model file."""
 
@@ -287,22 +298,30 @@ class Picture(Kind):
     schema: ClassVar[Mapping[str, Any]] = {"type": "string", "contentEncoding": "base64"}
 
     def check(self, name: str, value: Any, option: Option) -> Any:
-        """Return it as it was given."""
-        from ..images import check_picture
+        """Return it as an RGB image."""
+        from ..pictures import open_picture
 
-        return check_picture(value, name)
+        return open_picture(value, name)
 
     def engine_value(self, name: str, value: Any, option: Option) -> Any:
-        """Return it as an array of shape (height, width, 3)."""
-        from ..images import to_pixels
+        """Return it as an array of shape (height, width, channels)."""
+        from ..pictures import to_pixels
 
-        return to_pixels(value, name)
+        return to_pixels(value)
 
     def read(self, text: str, option: Option) -> Any:
         """Return the picture in a file, or raise ArgumentError when there is none."""
-        from ..images import open_picture
+        return self.check(option.flags[0], text, option)
 
-        return open_picture(text, option.flags[0])
+
+class Mask(Picture):
+    """A picture that says where something happens."""
+
+    def check(self, name: str, value: Any, option: Option) -> Any:
+        """Return it as an L image."""
+        from ..pictures import open_mask
+
+        return open_mask(value, name)
 
 
 class Pictures(Picture):
@@ -312,7 +331,7 @@ class Pictures(Picture):
     schema: ClassVar[Mapping[str, Any]] = {"type": "array", "items": dict(Picture.schema)}
 
     def check(self, name: str, value: Any, option: Option) -> tuple[Any, ...]:
-        """Return them as they were given."""
+        """Return them as RGB images."""
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
             raise ArgumentError(f"{name} must be several pictures, not {show(value)}")
         if not value:
@@ -328,7 +347,25 @@ class Pictures(Picture):
         if not os.path.isdir(text):
             raise ArgumentError(f"{option.flags[0]} {text!r} is not a directory of pictures")
         files = [os.path.join(text, each) for each in sorted(os.listdir(text)) if not each.startswith(".")]
-        return [super(Pictures, self).read(each, option) for each in files]
+        return [super(Pictures, self).check(option.flags[0], each, option) for each in files]
+
+
+class References(Pictures):
+    """Pictures that go in, each by a flag of its own; one alone may be passed without a list."""
+
+    metavar = "FILE"
+    several = True
+
+    def check(self, name: str, value: Any, option: Option) -> tuple[Any, ...]:
+        """Return them as RGB images."""
+        if value is None:
+            raise ArgumentError(f"{name} must be a picture or several, not None")
+        alone = isinstance(value, (str, bytes)) or not isinstance(value, Sequence)
+        return super().check(name, [value] if alone and not isinstance(value, Mapping) else value, option)
+
+    def read(self, text: str, option: Option) -> list[Any]:
+        """Return the picture in a file."""
+        return [Picture.check(self, option.flags[0], text, option)]
 
 
 _OF_TYPE: dict[Any, Callable[[], Kind]] = {

@@ -185,8 +185,9 @@ class Running(TypedDict, total=False):
     ]  # fmt: skip
     vae_decode_only: Annotated[
         bool,
-        _engine("do not load the VAE's encoder", field="vae_decode_only", flags="--no-vae-decode-only", sets=False,
-                default=True),
+        _engine("load the VAE's encoder, with which pictures go in, only when one does; False: at once, and the vision "
+                "part of a language model in the same files with it", field="vae_decode_only",
+                flags="--no-vae-decode-only", sets=False, default=True),
     ]  # fmt: skip
     mmap: Annotated[
         bool, _engine("read files through a memory map", field="enable_mmap", flags="--mmap", default=False)

@@ -99,7 +99,9 @@ def used(options: Options, values: Mapping[str, Any], struct: str) -> dict[str, 
             inner = {path.removeprefix(prefix): each for path, each in own.items() if path.startswith(prefix)}
             value = option.kind.used(value, inner, found)
         elif value is not None:
-            value = option.kind.plain(value) if option.kind.written else None
+            # What the engine does not see and nobody asked for is not worth a word.
+            asked = option.opt.field or value != option.default
+            value = option.kind.plain(value) if option.kind.written and asked else None
         if value is not None and value not in ("", [], ()):
             found[name] = value
     return found

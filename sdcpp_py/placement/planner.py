@@ -59,12 +59,15 @@ class Plan:
         unaffordable: the modules that ``auto`` would have pinned if the budget were larger.
         device_budgets: how much memory of each device may be used; empty when neither ``stream_layers`` nor
             ``max_vram`` was asked for.
+        encoder_bytes: what the VAE takes besides as soon as a picture goes in, when its encoder is loaded; 0 where the
+            files hold none, or it is loaded at once.
     """
 
     modules: tuple[ModulePlan, ...]
     budget: PinBudget
     unaffordable: tuple[str, ...] = ()
     device_budgets: tuple[DeviceBudget, ...] = ()
+    encoder_bytes: int = 0
 
     @property
     def pinned_bytes(self) -> int:
@@ -106,6 +109,8 @@ class Plan:
         lines = [table(header, rows, ("size",))]
         if absent:
             lines.append(f"not in these files: {absent}")
+        if self.encoder_bytes:
+            lines.append(f"when a picture goes in: {show_bytes(self.encoder_bytes)} more for the encoder of vae")
         lines += ["", str(self.budget)]
         if self.device_budgets:
             budgets = [(budget.device, show_bytes(budget.bytes), budget.detail) for budget in self.device_budgets]
@@ -120,6 +125,7 @@ class Plan:
             "unaffordable": list(self.unaffordable),
             "budget": self.budget.to_dict(),
             "device_budgets": [asdict(budget) for budget in self.device_budgets],
+            "encoder_bytes": self.encoder_bytes,
         }
 
 

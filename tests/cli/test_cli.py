@@ -136,7 +136,6 @@ BAD = {
     "type rules": (["--tensor-type-rules", "vae"], "tensor_type_rules: 'vae' is no PATTERN=TYPE"),
     "type rule's type": (["--tensor-type-rules", "vae=q9"], "tensor_type_rules: type 'q9' is unknown; valid: f32"),
     "type rule's pattern": (["--tensor-type-rules", "(=f16"], "tensor_type_rules: '(' is no regular expression"),
-    "encoder": (["--hires-upscaler", "lanczos"], "hires: Lanczos needs vae_decode_only=False"),
     "person": (["--pm-id-images-dir", "none"], "--pm-id-images-dir 'none' is not a directory of pictures"),
     "embedding": (["--embedding", "x=none.safetensors"], "embedding x: none.safetensors does not exist"),
     "output directory": (["-o", "none/out.png"], "does not exist"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import parity_pictures
 import sdcpp_py
 from check_parity import LEAST, ROOT, cases, engine_schedule, grammar_prompts, training_sigmas
 from embedded.grammar import LENGTH, WORDS, tokens
@@ -87,6 +88,7 @@ def test_parity_with_diffusers(model: str, tmp_path: Path) -> None:
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(report.read_text())["rows"]
-    assert [row["what"] for row in rows if row["part"] == "picture"] == [str(case) for case in cases()]
+    pictures = [*map(str, cases()), *map(str, parity_pictures.cases())]
+    assert [row["what"] for row in rows if row["part"] == "picture"] == pictures
     assert {row["part"] for row in rows} == {"clip", "unet", "vae", "picture"}
     assert all(row["decibel"] >= LEAST for row in rows)

@@ -1,11 +1,13 @@
 // The entry points: each is one run, which waits for its turn, looks its context up, and reports how it ended.
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "sdcpp/api/run.h"
 #include "sdcpp/api/turns.h"
+#include "sdcpp/autoencoder/autoencoder.h"
 #include "sdcpp/lora/loras.h"
 #include "sdcpp/placement/placement_report.h"
 #include "sdcpp/placement/runner_placement.h"
@@ -59,11 +61,42 @@ sdcpp_status_t table(Run& run, const sdcpp_ctx_t& ctx, Row* rows, int capacity, 
 // Notes what a loaded model says of itself, which never changes.
 void describe(Context& context, sd_ctx_t* loaded) {
     context.clip_layers = placements_of(loaded)->clip_layers;
-    context.supports_images = sd_ctx_supports_image_generation(loaded);
+    const Abilities able = abilities_of(loaded);
+    sdcpp_abilities_t& noted = context.abilities;
+    noted.size_multiple = able.size_multiple;
+    noted.draws_images = sd_ctx_supports_image_generation(loaded);
+    noted.reads_references = able.edits;
+    noted.reference_multiple = able.edit_multiple;
+    noted.reads_control_image = able.shows;
+    noted.fills_masks = able.fills;
     context.sampler = sd_get_default_sample_method(loaded);
     for (int sampler = 0; sampler < SAMPLE_METHOD_COUNT; ++sampler) {
         context.schedulers.push_back(sd_get_default_scheduler(loaded, static_cast<sample_method_t>(sampler)));
     }
+}
+
+// Returns what the weights of each module would take.
+std::map<std::string, uint64_t> survey(const sd_ctx_params_t& params) {
+    backends_load();
+    sd_ctx_params_t wanted = params;
+    // Loading PhotoMaker reads weights while the context is made, so its file is looked at by itself.
+    wanted.photo_maker_path = nullptr;
+    auto placements = std::make_shared<Placements>(&wanted);
+    placements->survey_begin();
+    PlacementScope scope(placements);
+    if (sd_ctx_t* made = new_sd_ctx(&wanted)) {
+        free_sd_ctx(made);
+    }
+    return placements->surveyed;
+}
+
+// Returns a model's parameters without what its autoencoder has nothing to do with.
+sd_ctx_params_t autoencoder_params(const sd_ctx_params_t& params) {
+    sd_ctx_params_t wanted = params;
+    wanted.vae_decode_only = false;
+    wanted.embeddings = nullptr;
+    wanted.embedding_count = 0;
+    return wanted;
 }
 
 }  // namespace
@@ -76,19 +109,7 @@ sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* par
         return turn.status();
     }
     const sdcpp_status_t status = run_guarded(*run, [&] {
-        backends_load();
-        sd_ctx_params_t wanted = *params;
-        // Loading PhotoMaker reads weights while the context is made, so its file is looked at by itself.
-        wanted.photo_maker_path = nullptr;
-        auto placements = std::make_shared<Placements>(&wanted);
-        placements->survey_begin();
-        {
-            PlacementScope scope(placements);
-            if (sd_ctx_t* made = new_sd_ctx(&wanted)) {
-                free_sd_ctx(made);
-            }
-        }
-        auto& bytes = placements->surveyed;
+        auto bytes = survey(*params);
         if (bytes.empty()) {
             return false;
         }
@@ -100,6 +121,25 @@ sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* par
                 weights[(*count)++] = {name.c_str(), bytes[name]};
             }
         }
+        return true;
+    });
+    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
+}
+
+sdcpp_status_t sdcpp_encoder_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, uint64_t* bytes) {
+    *bytes = 0;
+    const Turn turn(*run, Claim{});
+    if (turn.status() != SDCPP_OK) {
+        return turn.status();
+    }
+    const sdcpp_status_t status = run_guarded(*run, [&] {
+        const AutoencoderScope autoencoder;
+        const sd_ctx_params_t with = autoencoder_params(*params);
+        sd_ctx_params_t without = with;
+        without.vae_decode_only = true;
+        const uint64_t whole = survey(with)["vae"];
+        const bool none = !run->error.empty();  // NoEncoder, or files that are gone
+        *bytes = params->vae_decode_only && !none ? whole - survey(without)["vae"] : 0;
         return true;
     });
     return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
@@ -147,6 +187,22 @@ sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_p
     return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
 }
 
+sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params) {
+    return with_context(*run, *ctx, [&](sd_ctx_t* loaded) {
+        if (encoder_loaded(loaded)) {
+            return true;
+        }
+        const auto placements = placements_of(loaded);
+        const sd_ctx_params_t wanted = autoencoder_params(*params);
+        const OnException not_loading([&] { placements->load_end(); });
+        const PlacementScope scope(placements);
+        const AutoencoderScope autoencoder;
+        const bool done = encoder_load(loaded, &wanted);
+        placements->load_end();
+        return done;
+    });
+}
+
 sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
                                     sd_image_t** images) {
     *images = nullptr;
@@ -154,6 +210,7 @@ sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd
         request_check(loaded, *params);
         run->pictures = params->batch_count;
         placements_of(loaded)->memory_budget.begin_generation();
+        const FillingScope filling(*params);
         run->images = {generate_image(loaded, params), params->batch_count};
         return run->images.images != nullptr;
     });
@@ -215,8 +272,8 @@ int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx) {
     return ctx->context ? ctx->context->clip_layers : 0;
 }
 
-bool sdcpp_ctx_supports_images(const sdcpp_ctx_t* ctx) {
-    return ctx->context && ctx->context->supports_images;
+void sdcpp_ctx_abilities(const sdcpp_ctx_t* ctx, sdcpp_abilities_t* abilities) {
+    *abilities = ctx->context ? ctx->context->abilities : sdcpp_abilities_t{};
 }
 
 sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx) {

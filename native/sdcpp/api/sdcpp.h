@@ -46,7 +46,7 @@ typedef struct {
 } sdcpp_device_t;
 
 typedef struct {
-    const char* name;  /* "text", "sampling" or "decoding" */
+    const char* name;  /* "encoding" (of pictures), "text", "sampling" or "decoding" */
     double seconds;
 } sdcpp_phase_t;
 
@@ -118,6 +118,15 @@ typedef struct {
     uint64_t skipped;           /* number of the others */
     const char* skipped_names;  /* the first few of the others, each with the reason, separated by "; " */
 } sdcpp_lora_t;
+
+typedef struct {
+    int size_multiple;         /* sides of pictures are multiples of it, in pixels */
+    bool draws_images;         /* not only video */
+    bool reads_references;     /* reference pictures */
+    int reference_multiple;    /* sides of these are multiples of it */
+    bool reads_control_image;  /* a control picture itself, without a ControlNet */
+    bool fills_masks;          /* made for inpainting: it needs a picture and a mask */
+} sdcpp_abilities_t;
 
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
@@ -192,11 +201,17 @@ SD_API enum sdcpp_status_t sdcpp_devices(sdcpp_run_t* run, sdcpp_device_t* devic
 /* Reads the headers of a model's files and fills in what the weights of each module will take. */
 SD_API enum sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* params,
                                                 sdcpp_weights_t* weights, int capacity, int* count);
+/* Reads the headers of a model's files and says what the VAE's encoder takes besides what the survey says; 0: they hold
+   none, or it counts there already. */
+SD_API enum sdcpp_status_t sdcpp_encoder_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, uint64_t* bytes);
 /* Makes an empty context; sdcpp_ctx_free frees it. */
 SD_API sdcpp_ctx_t* sdcpp_ctx_new(void);
 /* Loads a model into an empty context with its modules placed, those not named as the flags in params say. */
 SD_API enum sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params,
                                           const sdcpp_placement_t* placements, int count);
+/* Reads the VAE's encoder, with the VAE itself, from the files of a loaded model; does nothing where it is loaded. Without
+   it pictures cannot go in. The parameters are those that the model was loaded with. */
+SD_API enum sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params);
 /* Generates params->batch_count images; they belong to the run. */
 SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
                                                 sd_image_t** images);
@@ -215,8 +230,8 @@ SD_API int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx);
 /* Says what became of each LoRA file of the last picture. */
 SD_API enum sdcpp_status_t sdcpp_ctx_loras(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_lora_t* rows, int capacity,
                                            int* count);
-/* Tells whether the loaded model draws images, not only video. */
-SD_API bool sdcpp_ctx_supports_images(const sdcpp_ctx_t* ctx);
+/* Fills in what the loaded model is able to do. */
+SD_API void sdcpp_ctx_abilities(const sdcpp_ctx_t* ctx, sdcpp_abilities_t* abilities);
 /* Returns the sampler that the engine takes for the loaded model. */
 SD_API enum sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx);
 /* Returns the scheduler that the engine takes for the loaded model and a sampler. */

@@ -23,7 +23,7 @@ struct Context {
     Claim claim;
     bool closed = false;
     std::vector<Run*> runs;  // that wait for their turn or have it
-    bool supports_images = false;
+    sdcpp_abilities_t abilities = {};
     int clip_layers = 0;  // the least that a CLIP text encoder has; 0: there is none
     sample_method_t sampler = SAMPLE_METHOD_COUNT;
     std::vector<scheduler_t> schedulers;  // by sampler

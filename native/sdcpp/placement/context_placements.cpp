@@ -95,6 +95,11 @@ void Placements::load_waiting() {
     }
 }
 
+void Placements::load_end() {
+    loading = false;
+    waiting.clear();
+}
+
 std::shared_ptr<Device> Placements::open(ggml_backend_dev_t dev) {
     for (const auto& device : devices) {
         if (device->dev == dev) {

@@ -49,6 +49,8 @@ public:
     const sd_ctx_params_t* load_begin(const sd_ctx_params_t* params);
     // Allocates the weights of the runners that wait, and lets no more wait.
     void load_waiting();
+    // Forgets the runners that wait, and lets no more wait.
+    void load_end();
 
     // Opens a device; throws std::runtime_error when that fails.
     std::shared_ptr<Device> open(ggml_backend_dev_t dev);

@@ -7,6 +7,7 @@
 
 #include "ggml-alloc.h"
 #include "ggml_extend_backend.hpp"
+#include "sdcpp/autoencoder/autoencoder.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/streaming.h"
@@ -109,6 +110,9 @@ bool placed(const Placement& placement) {
 
 bool place_runner(Placement& placement, const std::string& network, RunnerFields runner,
                   std::function<void()> allocate) {
+    if (autoencoder_only() && module_of_network(network) != "vae") {
+        return true;
+    }
     if (!placed(placement)) {
         if (!current) {
             placement.runtime_backend = runner.runtime_backend;

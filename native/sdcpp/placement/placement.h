@@ -62,8 +62,9 @@ struct RunnerFields {
 // Returns the placement of a new runner, which has the backends that it was made with until it is placed.
 std::shared_ptr<Placement> placement_new();
 // Places a runner in the scope, the first time that it is called for it; network is the engine's description of it.
-// Returns true when its weights are not to be allocated now: while surveying, which notes their size, and while a
-// context is being loaded, which calls `allocate` when all of them are known to fit the checkpoint.
+// Returns true when its weights are not to be allocated now: while surveying, which notes their size, while a context
+// is being loaded, which calls `allocate` when all of them are known to fit the checkpoint, and while only the autoencoder
+// is loaded, and it is none.
 bool place_runner(Placement& placement, const std::string& network, RunnerFields runner,
                   std::function<void()> allocate);
 // Tells whether a runner was placed in a scope, so that its backends are the placements' and not its own.
