@@ -28,6 +28,7 @@ def in_child(test: Callable[..., None]) -> Callable[..., None]:
         command = [sys.executable, "-X", "faulthandler", "-c", code, test.__module__, test.__name__, json.dumps(given)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.stdout == "", "the library wrote to standard output"
 
     return run
 
