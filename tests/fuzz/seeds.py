@@ -146,6 +146,10 @@ ROLES = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_magnitude_vector", "diff",
     "diff_b", "hada_w1_a", "hada_t2", "lokr_w1", "lokr_w2_b", "lora_B.bias", "scale", "w_norm",
 )  # fmt: skip
+LEVELS = (
+    "model.diffusion_model.input_blocks", "model.diffusion_model.output_blocks", "first_stage_model.decoder.up",
+    "first_stage_model.encoder.down",
+)  # fmt: skip
 
 
 def spread_out(layers: list[Layer], count: int) -> list[Layer]:
@@ -168,6 +172,9 @@ def lora_seeds() -> dict[str, bytes]:
         own = [*shapes][:: max(1, len(shapes) // 12)]
         own += [name.removesuffix("weight") + "diff" for name in own if name.endswith(".weight")]
         seeds[f"{family}-model"] = "\n".join(own).encode()
+    # Found by the fuzzer: the numbers after these do not exist.
+    odd = [f"{where}.{number}.0.conv.weight" for where in LEVELS for number in (2**31, 2**31 - 1, 10**30, -1)]
+    seeds["numbers"] = "\n".join(["lora_unet_time_embed_0.diff", *odd]).encode()
     return seeds
 
 
