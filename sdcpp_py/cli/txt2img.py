@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,37 +12,16 @@ import typer
 
 from .._version import __version__
 from ..devices import devices
-from ..errors import OutputError
 from ..images import Images, check_output, save_all
 from ..model_files import show_path
 from ..modes import LOADING, TXT2IMG, make_request
 from ..pipeline import StableDiffusion
 from .flags import Flag, flags, options_of, take_flags
+from .output import check_report, echo, write_report
 
 DRAWING_FLAGS = flags(TXT2IMG.declared)
 LOADING_FLAGS = flags(LOADING.declared)
 FLAGS = [*DRAWING_FLAGS, *LOADING_FLAGS]
-
-
-def _check_report(report: Path | None) -> None:
-    """Raise OutputError unless the report can be written."""
-    if report is None:
-        return
-    if not report.parent.is_dir():
-        raise OutputError(f"--report {show_path(report)}: the directory does not exist; make it first")
-    part = report.with_name(f".{report.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise OutputError(f"--report {show_path(report)} cannot be written ({error.strerror})") from None
-
-
-def _write_report(report: Path, content: dict[str, Any]) -> None:
-    """Write a report, whole or not at all."""
-    part = report.with_name(f".{report.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(report)
 
 
 def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[str, Any]:
@@ -55,6 +32,7 @@ def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[
         "seeds": list(images.seeds),
         "timings": images.timings.to_dict(),
         "parameters": images.parameters,
+        "loras": [lora.to_dict() for lora in images.loras],
         "devices": [device.to_dict() for device in devices()],
         "plan": sd.plan.to_dict(),
         "memory": sd.memory_report().to_dict(),
@@ -97,16 +75,16 @@ def _txt2img(
     loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
     checked = TXT2IMG.check(options)
     LOADING.check(loading)
-    files = check_output(output, checked["batch_count"])
-    _check_report(report)
-    make_request(TXT2IMG, options)
+    asked = make_request(TXT2IMG, options)
+    files = check_output(output, checked["batch_count"], asked.largest)
+    check_report(report, files)
     with StableDiffusion(**loading) as sd:
         images = sd.txt2img(**options)
         save_all(images, files)
         if report is not None:
-            _write_report(report, _report(sd, images, files))
+            write_report(report, _report(sd, images, files))
     for file, each in zip(files, images.seeds, strict=True):
-        typer.echo(f"{show_path(file)}  seed {each}")
+        echo(f"{show_path(file)}  seed {each}")
 
 
 command = take_flags(_txt2img, FLAGS)
