@@ -10,7 +10,9 @@ Quick start::
 
 from __future__ import annotations
 
+from . import _command as _command  # first: it watches the rest being imported, where this is the command
 from ._version import __version__
+from .applied_loras import AppliedLora
 from .devices import Device, choices, devices, doctor
 from .errors import (
     ArgumentError,
@@ -31,6 +33,7 @@ from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
 from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
 
 __all__ = [
+    "AppliedLora",
     "ArgumentError",
     "BackendError",
     "BudgetPart",

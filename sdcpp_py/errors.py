@@ -13,7 +13,8 @@
     ├── BackendError                       the engine or a device backend is not usable
     └── ClosedError (also ValueError)      an object that was closed
 
-Each message is one line that says what to do. ``engine_log`` holds the engine's own last warnings and errors.
+Each message is one line that says what to do. ``engine_log`` holds the engine's own last warnings and errors, which a
+traceback shows too from Python 3.11 on.
 """
 
 from __future__ import annotations
@@ -32,13 +33,8 @@ class SdcppError(Exception):
     def __init__(self, message: str, engine_log: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.engine_log = tuple(engine_log)
-
-    def __str__(self) -> str:
-        """Return the message, followed by the engine's lines when there are any."""
-        message = super().__str__()
-        if not self.engine_log:
-            return message
-        return message + "".join(f"\n  engine: {line}" for line in self.engine_log)
+        if self.engine_log and hasattr(self, "add_note"):  # Python 3.11: a traceback shows them
+            self.add_note("\n".join(f"engine: {line}" for line in self.engine_log))
 
 
 class ArgumentError(SdcppError, ValueError):

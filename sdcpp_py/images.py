@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +12,14 @@ from typing import IO, Any, overload
 
 from PIL import Image
 
+from ._command import unfinished
+from .applied_loras import AppliedLora
 from .errors import OutputError
 from .model_files import StrPath, show_path
 
 _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
+# Formats whose files hold pictures of some sizes only; Pillow shrinks others without a word.
+_FIXED_SIZES = ("ICO", "ICNS")
 
 
 class GeneratedImage(Image.Image):
@@ -73,34 +79,106 @@ def from_pixels(
     return image
 
 
-def check_output(path: StrPath, count: int = 1) -> list[Path]:
+def check_output(path: StrPath, count: int = 1, size: tuple[int, int] = (1, 1)) -> list[Path]:
     """Return the files that *count* images are written to, after making sure that they can be.
 
     Args:
         path: file of the first image; the others get ``_2``, ``_3``, ... before the suffix.
         count: number of images.
+        size: their width and height in pixels.
 
     Raises:
-        OutputError: no such directory, not writable, a directory itself, or a suffix Pillow cannot write.
+        OutputError: no such directory, not writable, a directory itself, or a suffix or size Pillow cannot write.
     """
     base = Path(os.fsdecode(path))
     shown = show_path(path)
     Image.init()
     kind = Image.EXTENSION.get(base.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
+    if kind is None:
         raise OutputError(f"{shown}: {base.suffix or 'no suffix'} is no picture format; use .png, .jpg or .webp")
-    if not base.parent.is_dir():
-        raise OutputError(f"{shown}: the directory {show_path(base.parent)} does not exist; make it first")
-    if base.is_dir():
-        raise OutputError(f"{shown} is a directory; name a file in it")
+    _try_format(kind, shown, size)
     files = [base, *(base.with_name(f"{base.stem}_{i}{base.suffix}") for i in range(2, count + 1))]
-    probe = base.with_name(f".{base.name}.{os.getpid()}.part")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"{shown} cannot be written ({error.strerror}); choose another directory") from None
+    for file in files:
+        check_writable(file, show_path(file))
     return files
+
+
+def _try_format(kind: str, shown: str, size: tuple[int, int]) -> None:
+    """Raise OutputError unless Pillow writes a format in a size; small pictures as long and as high are tried."""
+    if kind in _FIXED_SIZES:
+        raise OutputError(f"{shown}: {kind} has room for icons only; use .png, .jpg or .webp")
+    if kind not in Image.SAVE:
+        raise OutputError(f"{shown}: this Pillow does not write {kind}; use .png, .jpg or .webp")
+    for width, height in dict.fromkeys([(1, 1), (size[0], 1), (1, size[1])]):
+        try:
+            from_pixels(width, height, bytes(width * height * 3), "a trial").save(io.BytesIO(), format=kind)
+        except Exception as error:  # whatever an encoder raises
+            what = kind if (width, height) == (1, 1) else f"{kind} of {size[0]}x{size[1]}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OutputError(f"{shown}: this Pillow cannot write {what} ({reason}); use .png") from None
+
+
+def _part(file: Path) -> Path:
+    """Return where a file is written before it is whole: beside the one that a link leads to."""
+    target = Path(os.path.realpath(file))
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
+
+
+def check_writable(file: Path, shown: str) -> None:
+    """Make sure that a file can be written, without changing it.
+
+    Args:
+        file: its path.
+        shown: the path, or argument and path, for messages.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    part = _part(file)
+    try:
+        mode = os.stat(file).st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{shown} cannot be written ({_reason(error)})") from None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError(f"{shown} is a directory; name a file in it")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OutputError(f"{shown} is no regular file; choose another name")
+    if mode is not None and not mode & 0o222:
+        raise OutputError(f"{shown} is write-protected; remove it or choose another name")
+    if not os.path.isdir(part.parent):
+        raise OutputError(f"{shown}: the directory does not exist; make it first")
+    try:
+        with unfinished(part):
+            part.touch()
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{shown} cannot be written ({_reason(error)}); choose another directory") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong, in the system's words where those are known, in one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def write_whole(file: Path, shown: str, write: Callable[[Path], object]) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        file: its path; what a link leads to is replaced, not the link.
+        shown: the path, or argument and path, for messages.
+        write: called with the path of a new file beside it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    part = _part(file)
+    try:
+        with unfinished(part):
+            write(part)
+            part.replace(os.path.realpath(file))
+    except Exception as error:  # whatever the system or an encoder raises
+        raise OutputError(f"{shown} cannot be written ({_reason(error)})") from None
 
 
 def save_all(images: Iterable[Image.Image], files: Sequence[Path]) -> None:
@@ -110,13 +188,8 @@ def save_all(images: Iterable[Image.Image], files: Sequence[Path]) -> None:
         OutputError: a file cannot be written; those before it are complete.
     """
     for image, file in zip(images, files, strict=True):
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
-        try:
-            image.save(part, format=_format_of(file))
-            part.replace(file)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"{show_path(file)} cannot be written ({error.strerror or error})") from None
+        kind = _format_of(file)
+        write_whole(file, show_path(file), lambda part: image.save(part, format=kind))  # noqa: B023 (called at once)
 
 
 @dataclass(frozen=True)
@@ -152,6 +225,7 @@ class Images(Sequence[GeneratedImage]):
         seeds: the seed of each.
         timings: seconds of each phase.
         parameters: what was done, by option, the engine's own defaults among it; ``Model`` and ``Version`` besides.
+        loras: what became of each LoRA that was asked for.
     """
 
     def __init__(
@@ -160,11 +234,13 @@ class Images(Sequence[GeneratedImage]):
         seeds: Sequence[int],
         timings: Timings,
         parameters: Mapping[str, Any],
+        loras: Sequence[AppliedLora] = (),
     ) -> None:
         self._images = tuple(images)
         self.seeds = tuple(seeds)
         self.timings = timings
         self.parameters = dict(parameters)
+        self.loras = tuple(loras)
 
     @overload
     def __getitem__(self, index: int) -> GeneratedImage: ...

@@ -131,8 +131,10 @@ def check_file(path: StrPath, what: str) -> bytes:
             start = file.read(8)
     except FileNotFoundError:
         raise ModelError(f"{what}: {shown} does not exist; check the path") from None
-    except OSError as error:
+    except PermissionError as error:
         raise ModelError(f"{what}: {shown} cannot be read ({error.strerror}); check its rights") from None
+    except OSError as error:
+        raise ModelError(f"{what}: {shown} cannot be read ({error.strerror}); check the path") from None
     kind = next((kind for magic, kind in _NOT_MODELS.items() if start.startswith(magic)), None)
     if kind is not None:
         raise ModelError(f"{what}: {shown} is {kind}, not a model")

@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import engine, models, placement
 from ._version import __version__
+from .applied_loras import applied_loras, loras_text, used_loras, warn_of_skipped
 from .devices import devices
+from .effects import LOADING as EFFECTS_OF_LOADING
+from .effects import check_effects, check_generation
 from .errors import ArgumentError, ClosedError, ModelError, PlacementError
 from .images import Images, Timings, from_pixels
+from .load_failures import explained
 from .metadata import parameters_text
 from .model_files import check_embeddings, show_path
 from .modes import DRAWING, EDIT, IMG2IMG, INPAINT, LOADING, TXT2IMG, Abilities, Mode, Request, make_request
 from .options import Hires, LoadingOptions, Progress, StrPath, declared
+from .options.kinds import File
 from .options.loading import Placing
 from .options.signature import describe
 from .pictures import PictureSource
@@ -92,28 +97,32 @@ class StableDiffusion:
         self._progress = values["progress"]
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
+        self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
         terms = check_embeddings(self._given.pop("embeddings", {}), encoders)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
         self._uses_control = values["control_net"] is not None
         self._uses_photo_maker = values["photo_maker"] is not None
+        self._prediction = values["prediction"]
         self._plan: Plan | None = None
         self._encoder_surveyed = False
+        self._said_of_loras: set[tuple[str, int]] = set()
         start = time.perf_counter()
         # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
         placing = {name: values[name] for name in NOTHING_PLACED}
         if placing != NOTHING_PLACED:
             self._plan = self._make_plan(placing)
         places = () if self._plan is None else self._plan.placements()
-        with _progress(self._progress, "loading") as callback:
+        with _progress(self._progress, "loading") as callback, explained(self._files):
             self._context = engine.Context(self._given, terms, callback, placements=places)
-        if self._plan is not None:
-            try:
+        try:
+            check_effects(EFFECTS_OF_LOADING, values, self._context.traits())
+            if self._plan is not None:
                 self._check_pins(self._plan)
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
         self._load_seconds = time.perf_counter() - start
         log.info("loaded %s in %.2f s", self._name, self._load_seconds)
 
@@ -124,7 +133,9 @@ class StableDiffusion:
         found = devices()
         budget = measure_pin_budget(found, pin_budget=placing["pin_budget"])
         asked = {name: value for name, value in placing.items() if name != "pin_budget"}
-        return placement.plan(engine.weights_survey(self._given), found, budget, **asked)
+        with explained(self._files):
+            weights = engine.weights_survey(self._given)
+        return placement.plan(weights, found, budget, **asked)
 
     def _check_pins(self, plan: Plan) -> None:
         """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""
@@ -307,30 +318,45 @@ class StableDiffusion:
         context = self._open_context()
         suits = (self._defaults["width"], self._defaults["height"]) if self._defaults else None
         able = Abilities(**context.abilities(), size=suits)
+        traits = context.traits()
 
         def check(values: Mapping[str, Any]) -> None:
             if not able.draws_images:
                 raise ArgumentError(f"this model draws video only; {mode.name} needs a model for images")
             self._check_values(values, context.clip_layers(), able)
+            sampler, _ = context.defaults(values["sampler"])
+            check_generation({**values, "sampler": sampler, "prediction": self._prediction}, traits)
 
         request = make_request(mode, given, self._defaults, able, check)
+        sampler, scheduler = context.defaults(request.values["sampler"])
         wanted = request.values["progress"]
         wanted = self._progress if wanted is None else wanted
         if self._needs_encoder(request):
             with _progress(wanted, "loading") as callback:
                 context.load_encoder(self._given, callback)
+        rows: list[dict[str, Any]] = []
         with _progress(wanted, "sampling") as callback:
-            pixels, seconds = context.image_generate(request.settings, progress=callback)
+            pixels, seconds = context.image_generate(request.settings, progress=callback, loras=rows)
         made = f"{pixels[0][0]}x{pixels[0][1]}"
         used = dict(request.used)
+        if request.values["sigmas"] and given.get("scheduler") is not None:
+            log.warning("scheduler had no effect: sigmas say the noise levels")
+        if not traits["image_guidance"]:
+            used.pop("image_cfg_scale", None)
+        if used["cfg_scale"] == 1 and used.pop("negative_prompt", None):
+            log.warning("negative_prompt had no effect: cfg_scale 1 switches guidance off")
         if "hires" not in used:
             if made != request.size:
                 log.warning("%s is no size for this model; the engine drew %s", request.size, made)
             used["width"], used["height"], _ = pixels[0]
-        sampler, scheduler = context.defaults(used.get("sampler"))
         used.setdefault("sampler", sampler)
         if not request.values["sigmas"]:
             used.setdefault("scheduler", scheduler)
+        loras = applied_loras(rows, request.settings.get("loras", ()))
+        warn_of_skipped(loras, self._said_of_loras, stacklevel=3)
+        used.pop("loras", None)
+        if changing := used_loras(loras):
+            used |= {"loras": changing, "Lora tensors": loras_text(changing)}
         used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(self._name)[0]}
         images = [
             from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), request.finish)
@@ -339,7 +365,7 @@ class StableDiffusion:
         phases = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
         timings = Timings(load=self._load_seconds, **phases, total=time.perf_counter() - start)
         size = f"{images[0].width}x{images[0].height}"
-        return Images(images, request.seeds, timings, {**used, "size": size})
+        return Images(images, request.seeds, timings, {**used, "size": size}, loras)
 
     @staticmethod
     def _needs_encoder(request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 from collections.abc import Iterator
@@ -35,6 +36,39 @@ def pytest_xdist_auto_num_workers() -> int:
     """One for each core that this process may use; each takes up to 1 GiB."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
+
+
+@pytest.fixture(scope="session")
+def stdout_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A file that standard output goes to while a test runs."""
+    with (tmp_path_factory.mktemp("stdout") / "out").open("w+b") as file:
+        yield file.fileno()
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_stdout(request: pytest.FixtureRequest, stdout_file: int) -> Iterator[None]:
+    """Fail a test in which native code, or a child, wrote to standard output: that is the caller's.
+
+    What Python prints goes elsewhere while pytest captures, so that the command's own output is no matter here.
+    """
+    if request.config.getoption("capture") != "fd":
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush  # C's own buffers
+    flush(None)
+    outer = os.dup(1)
+    os.dup2(stdout_file, 1)
+    try:
+        yield
+        flush(None)
+    finally:
+        os.dup2(outer, 1)
+        os.close(outer)
+    size = os.lseek(stdout_file, 0, os.SEEK_END)
+    written = os.pread(stdout_file, size, 0)
+    os.ftruncate(stdout_file, 0)
+    os.lseek(stdout_file, 0, os.SEEK_SET)
+    assert written == b"", "the library wrote to standard output"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import sdcpp_py
 from sdcpp_py import engine
 
 PUBLIC = {
-    "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
+    "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
     "DeviceBudget", "DeviceMemoryError", "GeneratedImage", "GenerationError", "Hires", "Images", "Lora",
     "MemoryReport", "ModelError", "ModuleMemory", "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError",
     "PhotoMaker", "PinBudget", "PlacementError", "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion",

@@ -10,6 +10,7 @@ import typer
 
 from ..devices import Device, devices
 from ..reports import GIB, table
+from .output import echo
 
 
 def _device_table(found: Sequence[Device]) -> str:
@@ -27,6 +28,6 @@ def command(
     """List the devices that can compute or hold weights."""
     found = devices()
     if as_json:
-        typer.echo(json.dumps([device.to_dict() for device in found], indent=2))
+        echo(json.dumps([device.to_dict() for device in found], indent=2))
     else:
-        typer.echo(_device_table(found))
+        echo(_device_table(found))

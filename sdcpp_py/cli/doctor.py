@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..devices import choices, doctor
+from .output import echo
 
 
 def command(
@@ -19,26 +20,26 @@ def command(
     if names and not report["problems"]:
         report["names"] = {name: list(valid) for name, valid in choices().items()}
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         built = report["engine"] or {}
-        typer.echo(f"sdcpp-py  {report['sdcpp_py']}, Python {report['python']}, {report['platform']}")
+        echo(f"sdcpp-py  {report['sdcpp_py']}, Python {report['python']}, {report['platform']}")
         if built:
-            typer.echo(f"engine    stable-diffusion.cpp {built['engine_commit']}, patched")
-            typer.echo(f"ggml      {built['ggml']} ({built['ggml_commit']})")
-            typer.echo(f"library   {built['library']}")
+            echo(f"engine    stable-diffusion.cpp {built['engine_commit']}, patched")
+            echo(f"ggml      {built['ggml']} ({built['ggml_commit']})")
+            echo(f"library   {built['library']}")
         for device in report["devices"]:
             features = " ".join(
                 name if value == "1" else f"{name}={value}" for name, value in device["features"].items()
             )
-            typer.echo(f"{device['name']:<9} {device['description']}, module {device['module_path'] or 'built in'}")
+            echo(f"{device['name']:<9} {device['description']}, module {device['module_path'] or 'built in'}")
             if features:
-                typer.echo(f"{'':<9} {features}")
+                echo(f"{'':<9} {features}")
         for name, valid in report.get("names", {}).items():
-            typer.echo(f"{name}: {', '.join(valid)}")
+            echo(f"{name}: {', '.join(valid)}")
         for hint in report["hints"]:
-            typer.echo(f"hint      {hint}")
+            echo(f"hint      {hint}")
         for problem in report["problems"]:
-            typer.echo(f"problem   {problem}")
+            echo(f"problem   {problem}")
     if report["problems"]:
         raise typer.Exit(1)

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Protocol
 import typer
 from typer.core import TyperCommand
 
+from ..errors import SdcppError
 from ..options.checks import fold
 from ..options.declare import REQUIRED, Option, declared
 from ..options.group import Grouped
-from ..options.kinds import Integer, Number, Switch, UnreadableError
+from ..options.kinds import Choice, Integer, Number, Switch, UnreadableError
 
 _NAMES = "see sdcpp doctor --names"
 
@@ -83,6 +84,20 @@ class Flag:
         if self.option.opt.words:
             return "|".join(self.option.opt.words)
         return self.option.opt.metavar or self.option.kind.metavar
+
+    def complete(self, incomplete: str) -> list[str]:
+        """Return the values that begin with what is typed, for the shell; none where any text may be one."""
+        kind, opt = self.option.kind, self.option.opt
+        if opt.key:
+            found = [f"{each.option.opt.key}=" for each in self.targets]
+        elif isinstance(kind, Choice):
+            try:
+                found = kind.names(self.option)
+            except SdcppError:  # the engine cannot be loaded; who runs the command is told
+                found = []
+        else:
+            found = [*(opt.words or opt.suggest)]
+        return [each for each in dict.fromkeys(found) if each.startswith(incomplete)]
 
     @property
     def help(self) -> str:
@@ -188,6 +203,7 @@ def take_flags(command: Callable[..., None], found: list[Flag]) -> Callable[...,
             metavar=flag.metavar,
             rich_help_panel=flag.option.opt.panel,
             show_default=False,
+            autocompletion=flag.complete,
         )
         default = inspect.Parameter.empty if required else (False if flag.is_switch else None)
         hint = flag.type if required or flag.is_switch else flag.type | None
@@ -215,6 +231,17 @@ def _keyed(flag: Flag, text: str, mode: str) -> Iterator[tuple[Target, Any]]:
         yield fitting[0], fitting[0].option.kind.read(value, fitting[0].option)
 
 
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one mapping of several, none of which may give a name that another gave."""
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in joined and joined[name] != value:
+                raise UnreadableError(f"{name!r} is given twice: {joined[name]} and {value}")
+            joined[name] = value
+    return joined
+
+
 def _read(flag: Flag, value: Any, mode: str) -> Iterator[tuple[Target, Any]]:
     """Yield what one flag sets, with the values."""
     first = flag.targets[0]
@@ -233,12 +260,7 @@ def _read(flag: Flag, value: Any, mode: str) -> Iterator[tuple[Target, Any]]:
         yield first, value
     elif isinstance(value, list):
         read = [first.option.kind.read(each, first.option) for each in value]
-        yield (
-            first,
-            {k: v for each in read for k, v in each.items()}
-            if isinstance(read[0], dict)
-            else list(itertools.chain.from_iterable(read)),
-        )
+        yield first, _joined(read) if isinstance(read[0], dict) else list(itertools.chain.from_iterable(read))
     else:
         yield first, first.option.kind.read(value, first.option) if isinstance(value, str) else value
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,37 +13,16 @@ import typer
 
 from .._version import __version__
 from ..devices import devices
-from ..errors import OutputError
 from ..images import Images, check_output, save_all
 from ..model_files import show_path
 from ..modes import DRAWING, LOADING, TXT2IMG, Abilities, Mode, make_request
 from ..pipeline import StableDiffusion
 from .flags import Flag, flags, options_of, take_flags
+from .output import check_report, echo, write_report
 
 LOADING_FLAGS = flags(LOADING.declared)
 DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in DRAWING}
 FLAGS = [*DRAWING_FLAGS[TXT2IMG.name], *LOADING_FLAGS]
-
-
-def _check_report(report: Path | None) -> None:
-    """Raise OutputError unless the report can be written."""
-    if report is None:
-        return
-    if not report.parent.is_dir():
-        raise OutputError(f"--report {show_path(report)}: the directory does not exist; make it first")
-    part = report.with_name(f".{report.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise OutputError(f"--report {show_path(report)} cannot be written ({error.strerror})") from None
-
-
-def _write_report(report: Path, content: dict[str, Any]) -> None:
-    """Write a report, whole or not at all."""
-    part = report.with_name(f".{report.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(report)
 
 
 def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[str, Any]:
@@ -56,6 +33,7 @@ def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[
         "seeds": list(images.seeds),
         "timings": images.timings.to_dict(),
         "parameters": images.parameters,
+        "loras": [lora.to_dict() for lora in images.loras],
         "devices": [device.to_dict() for device in devices()],
         "plan": sd.plan.to_dict(),
         "memory": sd.memory_report().to_dict(),
@@ -99,16 +77,16 @@ def _draw(
     loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
     checked = mode.check(options)
     LOADING.check(loading)
-    files = check_output(output, checked["batch_count"])
-    _check_report(report)
-    make_request(mode, options, able=Abilities() if mode.takes_size else None)
+    asked = make_request(mode, options, able=Abilities() if mode.takes_size else None)
+    files = check_output(output, checked["batch_count"], asked.largest)
+    check_report(report, files)
     with StableDiffusion(**loading) as sd:
         images = getattr(sd, mode.name)(**options)
         save_all(images, files)
         if report is not None:
-            _write_report(report, _report(sd, images, files))
+            write_report(report, _report(sd, images, files))
     for file, each in zip(files, images.seeds, strict=True):
-        typer.echo(f"{show_path(file)}  seed {each}")
+        echo(f"{show_path(file)}  seed {each}")
 
 
 def drawing_command(mode: Mode) -> Callable[..., None]:

@@ -33,7 +33,7 @@ def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
     count = ffi.new("int*")
     with Run(quiet=True) as run:
         status = lib.sdcpp_weights_survey(run.native, filler.context_params(options), found, len(found), count)
-        run.check(status, ModelError, "the engine cannot load the model; its lines below say why")
+        run.check(status, ModelError, "the engine cannot load the model; engine_log has what it says")
         return {str(text(row.module)): int(row.bytes) for row in found[0 : count[0]]}
 
 
@@ -92,7 +92,7 @@ class Context:
         try:
             with Run(progress) as run:
                 status = self.lib.sdcpp_ctx_load(run.native, self._handle, params, rows, len(places))
-                run.check(status, ModelError, "the engine cannot load the model; its lines below say why")
+                run.check(status, ModelError, "the engine cannot load the model; engine_log has what it says")
         except BaseException:
             self.close()
             raise
@@ -162,6 +162,7 @@ class Context:
         options: Mapping[str, Any],
         *,
         progress: Progress | None = None,
+        loras: list[dict[str, Any]] | None = None,
     ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
         """Generate images.
 
@@ -169,6 +170,7 @@ class Context:
             options: fields of the engine's image parameters, nested as they are there; sequences fill arrays, and uint8
                 arrays of shape (height, width, 3) are pictures.
             progress: called after each sampling step.
+            loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
 
         Returns:
             (width, height, RGB bytes of width * height * 3) of each image, and the seconds of each phase.
@@ -192,7 +194,7 @@ class Context:
                 no_room = lib.sdcpp_run_no_room(run.native)
                 what = "a device ran out of memory within an operation" if no_room else "an engine check failed in it"
                 self._closed_reason = f"{what}; make a new one"
-            message = "the engine could not generate the image; its lines below say why"
+            message = "the engine could not draw the picture; engine_log has what it says"
             run.check(status, GenerationError, message, self._closed_reason)
             pixels = [self._pixels(images[0][index]) for index in range(params.batch_count)]
             seconds: dict[str, float] = {}
@@ -201,6 +203,9 @@ class Context:
                 lib.sdcpp_run_phase_get(run.native, index, phase)
                 name = str(text(phase.name))
                 seconds[name] = seconds.get(name, 0.0) + float(phase.seconds)
+            lora = filler.keep("sdcpp_lora_t*")
+            while loras is not None and lib.sdcpp_run_lora_get(run.native, len(loras), lora):
+                loras.append(row_values(lora[0]))
         return pixels, seconds
 
     def _pixels(self, image: Any) -> tuple[int, int, bytes]:
@@ -215,7 +220,8 @@ class Context:
         count = self.ffi.new("int*")
         with Run() as run:
             status = getattr(self.lib, function)(run.native, self._handle, rows, len(rows), count)
-            run.check(status, GenerationError, "the engine cannot tell; its lines below say why", self._closed_reason)
+            message = "the engine cannot tell; engine_log has what it says"
+            run.check(status, GenerationError, message, self._closed_reason)
             return [row_values(row) for row in rows[0 : count[0]]]
 
     def memory(self) -> list[dict[str, Any]]:
@@ -251,3 +257,9 @@ class Context:
         able = self.ffi.new("sdcpp_abilities_t*")
         self.lib.sdcpp_ctx_abilities(self._handle, able)
         return row_values(able[0])
+
+    def traits(self) -> dict[str, Any]:
+        """Return what the model can be asked for: the fields of sdcpp_traits_t."""
+        traits = self.ffi.new("sdcpp_traits_t*")
+        self.lib.sdcpp_ctx_traits(self._handle, traits)
+        return row_values(traits[0])

@@ -13,9 +13,9 @@ from ..errors import (
     ClosedError,
     DeviceMemoryError,
     GenerationError,
-    ModelError,
     SdcppError,
 )
+from .failures import failure
 from .library import Listener, Progress, Tap, library, text
 
 FORKED = (
@@ -112,6 +112,4 @@ class Run:
         if status == lib.SDCPP_EXITING:
             raise ClosedError("the interpreter is exiting: nothing can be drawn any more")
         said = str(text(lib.sdcpp_run_error(self.native)))
-        if said.startswith(("LoRA: ", "the model's files hold no ")):
-            raise ModelError(said, tuple(line for line in self.lines if line != said))
-        raise kind(message, self.lines)
+        raise failure(said, self.lines, kind, message, closed=status == lib.SDCPP_BROKEN and kind is GenerationError)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import engine
 from ..errors import ArgumentError
+from ..host_memory import GIB, host_memory
 from ..options import MAX_SEED
 from ..options.values import check_sigmas, used
 from .inputs import Abilities, Finish, Prepared, check_control
 from .mode import Mode
+
+BYTES_A_PIXEL = 3 + 3 + 4
+"""Of each picture of a call: what the engine gives, its copy, and Pillow's own form of it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,32 @@ class Request:
     def size(self) -> str:
         """The size as asked for, ``WIDTHxHEIGHT``."""
         return f"{self.used['width']}x{self.used['height']}"
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The width and height that the pictures are to have, after a second pass; 1 where that is not known yet."""
+        size = (int(self.used.get("width") or 1), int(self.used.get("height") or 1))
+        hires = self.used.get("hires")
+        if hires is None:
+            return size
+        if "target_width" in hires:
+            return (hires["target_width"], hires["target_height"])
+        return (int(size[0] * hires["scale"]), int(size[1] * hires["scale"]))
+
+
+def check_room(count: int, width: int, height: int) -> None:
+    """Raise ArgumentError for pictures whose pixels alone this machine cannot hold."""
+    memory = host_memory()
+    one = width * height * BYTES_A_PIXEL
+    if memory is None or count * one <= memory:
+        return
+    most = memory // one
+    number = f"{count} pictures" if count > 1 else "a picture"
+    hint = f"batch_count may be at most {most} here" if most else "make width and height smaller"
+    raise ArgumentError(
+        f"{number} of {width}x{height} take {count * one / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB; "
+        f"{hint}"
+    )
 
 
 def draw_seed(seed: int, count: int) -> int:
@@ -77,7 +107,10 @@ def make_request(
     check_control(values, mode.declared)
     check_sigmas(values.get("sigmas"))
     if values.get("sigmas"):
-        values["steps"] = len(values["sigmas"]) - 1
+        steps = len(values["sigmas"]) - 1
+        if given.get("steps") not in (None, steps):
+            raise ArgumentError(f"steps has no effect with sigmas: {steps + 1} noise levels are {steps} steps")
+        values["steps"] = steps
     count = values.get("batch_count", 1)
     if "seed" in values:
         values["seed"] = draw_seed(values["seed"], count)
@@ -92,4 +125,6 @@ def make_request(
         option = mode.declared["control_strength"]
         noted.setdefault("control_strength", engine.fields.defaults(mode.struct)[option.opt.field])
     seeds = [values.get("seed", 0) + index for index in range(count)]
-    return Request(values, {**mode.fields(values), **prepared.settings}, noted, seeds, prepared.finish)
+    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish)
+    check_room(count, *request.largest)
+    return replace(request, settings={**mode.fields(values), **prepared.settings})

@@ -61,6 +61,7 @@ class Opt:
         key: what a flag that several options share calls it, in ``KEY=VALUE,...``.
         sets: what a switch sets, of an option that is True or False.
         words: the flag's words for False and True, instead of a switch.
+        suggest: what the command's completion offers, where no list of the engine says it.
         flag_doc: what it is on the command line, where that differs.
         panel: heading of the command's help.
         metavar: what that help calls the value.
@@ -83,6 +84,7 @@ class Opt:
     key: str = ""
     sets: bool = True
     words: tuple[str, str] | None = None
+    suggest: tuple[str, ...] = ()
     flag_doc: str = ""
     panel: str = ""
     metavar: str = ""

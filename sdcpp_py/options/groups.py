@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,12 +13,13 @@ from ..pictures import PictureSource
 from .checks import check_bool, fold, show
 from .declare import Opt, Option, Range, declared
 from .group import Group, Grouped
-from .kinds import Kind, Pictures, number_text
+from .kinds import Kind, Pictures, UnreadableError, number_text
 
 MAX_SIDE = 16384
 MAX_STEPS = 10_000
 DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
 _INT_MAX = 2**31 - 1
+_MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 _file = functools.partial(Opt, metavar="FILE")
 _tiling = functools.partial(Opt, panel="Decoding")
@@ -85,6 +87,11 @@ class Tiling(Group):
         _tiling("tile height, likewise", field="rel_size_y", flags="--vae-relative-tile-size",
                 png="VAE relative tile size"),
     ] = None  # fmt: skip
+
+    def _check_together(self) -> None:
+        for side in ("x", "y"):
+            if getattr(self, f"tile_size_{side}") and getattr(self, f"rel_size_{side}"):
+                raise ArgumentError(f"Tiling.tile_size_{side} has no effect with rel_size_{side}; give one of them")
 
     @classmethod
     def of(cls, value: Any) -> "Tiling | None":
@@ -257,6 +264,8 @@ class Cache(Group):
             only = fields[name].opt.only
             if only and fold(self.mode) not in only:
                 raise ArgumentError(f"Cache.{name} has no effect with mode {show(self.mode)}: {', '.join(only)}")
+        if self.scm_policy_dynamic is not None and not self.scm_mask:
+            raise ArgumentError("Cache.scm_policy_dynamic has no effect without scm_mask")
         start, end = (
             fields[name].opt.engine_default if (value := getattr(self, name)) is None else value
             for name in ("start_percent", "end_percent")
@@ -359,6 +368,8 @@ class Hires(Group):
             raise ArgumentError(f"Hires.model has no effect with upscaler {show(self.upscaler)}; use Model")
         elif named == "model" and self.model is None:
             raise ArgumentError("Hires.upscaler Model needs a model")
+        if self.upscale_tile_size is not None and self.model is None:
+            raise ArgumentError("Hires.upscale_tile_size has no effect without a model")
         if self.scale is not None and (self.target_width or self.target_height):
             raise ArgumentError("Hires.scale has no effect with target_width or target_height; give one of them")
 
@@ -446,7 +457,9 @@ class Loras(Kind):
     def read(self, text: str, option: Option) -> list[Lora]:
         """Return what ``PATH`` or ``PATH:MULTIPLIER`` means."""
         path, separator, number = text.rpartition(":")
-        try:
-            return [Lora(path, float(number)) if separator else Lora(text)]
-        except ValueError:
+        # A path may hold colons of its own, and so may one on Windows.
+        if not separator or os.path.exists(text) or not _MULTIPLIER.fullmatch(number):
             return [Lora(text)]
+        if not path:
+            raise UnreadableError(f"{show(text)} names no file")
+        return [Lora(path, float(number))]

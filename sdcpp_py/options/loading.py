@@ -11,7 +11,7 @@ from ..model_files import StrPath
 from .checks import check_choice, show
 from .declare import Opt, Option, Range
 from .generation import Progress
-from .kinds import Callback, Embeddings, Kind, Place
+from .kinds import Callback, Embeddings, Kind, Place, UnreadableError
 
 
 class TypeRules(Kind):
@@ -22,15 +22,27 @@ class TypeRules(Kind):
     def check(self, name: str, value: Any, option: Option) -> str:
         """Return the text when every rule has a pattern that compiles, and a type."""
         text = str(super().check(name, value, option))
+        if wrong := self._wrong(text):
+            raise ArgumentError(f"{name}: {wrong}")
+        return text
+
+    def read(self, text: str, option: Option) -> str:
+        """Return the rules, or raise UnreadableError for what is none."""
+        if wrong := self._wrong(text):
+            raise UnreadableError(wrong)
+        return text
+
+    def _wrong(self, text: str) -> str:
+        """Return what is wrong with the first rule that is none; empty for nothing."""
         for rule in filter(None, text.split(",")):
             pattern, equals, kind = rule.partition("=")
             if not equals or not kind:
-                raise ArgumentError(f"{name}: {show(rule)} is no PATTERN=TYPE")
+                return f"{show(rule)} is no PATTERN=TYPE"
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
-                raise ArgumentError(f"{name}: {show(pattern)} is no regular expression ({error})") from None
-        return text
+                return f"{show(pattern)} is no regular expression ({error})"
+        return ""
 
     def resolve(self, name: str, value: Any, option: Option) -> str:
         """Return the rules with the engine's spelling of types."""
@@ -107,18 +119,18 @@ class Placing(TypedDict, total=False):
         _placement("the device that computes: NAME, module=NAME,... with all= for the others, or a mapping of module "
                    "to name. A name is a device of devices() or a unique beginning of one, cpu, gpu or auto (a GPU if "
                    "there is one); modules are diffusion, te, vae, clip_vision, controlnet, photomaker and upscaler",
-                   flags="--runtime-backend --backend", kind=Place()),
+                   flags="--runtime-backend --backend", kind=Place(), suggest=("cpu", "gpu", "auto")),
     ]  # fmt: skip
     params_backend: Annotated[
         str | Mapping[str, str] | None,
         _placement("the device that keeps the weights, likewise; by default the one that computes",
-                   flags="--params-backend", kind=Place()),
+                   flags="--params-backend", kind=Place(), suggest=("cpu",)),
     ]  # fmt: skip
     pin_params: Annotated[
         str | Mapping[str, str],
         _placement("whether weights that the CPU keeps for another device lie in its host buffer type: auto (what "
                    "the pin budget affords), require (or raise) or never; one word, or by module likewise",
-                   flags="--pin-params", default="auto", kind=Place()),
+                   flags="--pin-params", default="auto", kind=Place(), suggest=("auto", "require", "never")),
     ]  # fmt: skip
     pin_budget: Annotated[
         float | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 import sdcpp_py
 from sdcpp_py import cli
 from sdcpp_py.cli import txt2img
+from sdcpp_py.modes import TXT2IMG
 from support.native_placement import NativePlacement
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "1", "--seed", "1"]
@@ -133,7 +135,6 @@ BAD = {
     "tile overlap": (["--vae-tile-overlap", "0.9"], "Tiling.target_overlap must be a finite number from 0 to 0.5"),
     "skipped layer": (["--skip-layers", "-1", "--slg-scale", "2"], "SkipLayerGuidance.layers[0] must be from 0"),
     "cache mode": (["--cache-mode", "x"], "cache.mode 'x' is unknown; valid: easycache"),
-    "type rules": (["--tensor-type-rules", "vae"], "tensor_type_rules: 'vae' is no PATTERN=TYPE"),
     "type rule's type": (["--tensor-type-rules", "vae=q9"], "tensor_type_rules: type 'q9' is unknown; valid: f32"),
     "type rule's pattern": (["--tensor-type-rules", "(=f16"], "tensor_type_rules: '(' is no regular expression"),
     "person": (["--pm-id-images-dir", "none"], "--pm-id-images-dir 'none' is not a directory of pictures"),
@@ -141,6 +142,20 @@ BAD = {
     "output directory": (["-o", "none/out.png"], "does not exist"),
     "output suffix": (["-o", "out.txt"], "is no picture format"),
     "output not writable": (["-o", "/proc/out.png"], "cannot be written"),
+    "output folder": (["-o", ".."], "no suffix is no picture format"),
+    "output device": (["-o", "device.png"], "device.png is no regular file"),
+    "output protected": (["-o", "protected.png"], "protected.png is write-protected"),
+    "second output": (["-o", "taken.png", "-b", "2"], "taken_2.png is a directory"),
+    "output icon": (["-o", "out.ico"], "ICO has room for icons only"),
+    "output mode": (["-o", "out.xbm"], "this Pillow cannot write XBM (cannot write mode RGB as XBM)"),
+    "output size": (["-o", "out.webp", "-W", "16384", "-H", "8"], "cannot write WEBP of 16384x8"),
+    "output name": (["-o", f"{'x' * 250}.png"], "cannot be written (File name too long)"),
+    "output loop": (["-o", "loop.png"], "loop.png cannot be written"),
+    "report protected": (["--report", "protected.png"], "--report protected.png is write-protected"),
+    "report folder": (["--report", "folder"], "--report folder is a directory"),
+    "report and picture": (["--report", "out.png", "-o", "out.png"], "is a picture's file too"),
+    "pictures that nothing holds": (["-W", "16384", "-H", "16384", "-b", "1024"], "batch_count may be at most"),
+    "multiplier": (["--lora", "x.safetensors:nan"], "Lora.multiplier must be a finite number"),
     "report directory": (["--report", "none/r.json"], "the directory does not exist"),
     "control image": (["--control-image", "none.png"], "not a picture"),
     "lora": (["--lora", "none.safetensors:0.5"], "LoRA: none.safetensors does not exist"),
@@ -152,6 +167,12 @@ def test_bad_input_gets_one_line(
     kind: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "protected.png").touch(0o444)
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for folder in ("folder", "taken_2.png"):
+        (tmp_path / folder).mkdir()
+    there = sorted(tmp_path.iterdir())
     arguments, message = BAD[kind]
     status, out, err = run("txt2img", "-m", checkpoint, "-p", "a", *SMALL, *arguments, capsys=capsys)
     assert status == 1
@@ -159,7 +180,7 @@ def test_bad_input_gets_one_line(
     assert err.startswith("sdcpp: error: ")
     assert err.count("\n") == 1
     assert out == ""
-    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+    assert sorted(tmp_path.iterdir()) == there, "nothing half-written"
 
 
 def test_undecodable_arguments(checkpoint: Path, tmp_path: Path) -> None:
@@ -206,6 +227,12 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         (["--scm-policy", "x", "--cache-mode", "dbcache"], "--scm-policy: 'x' is neither static nor dynamic"),
         (["--vae-tile-size", "8x8x8"], "'8x8x8' is not N[xN]"),
         (["--hires", "2x"], "--hires: '2x' is not a number"),
+        (["--tensor-type-rules", "vae"], "--tensor-type-rules: 'vae' is no PATTERN=TYPE"),
+        (["--tensor-type-rules", "(=f16"], "--tensor-type-rules: '(' is no regular expression"),
+        (["--embedding", "x=a.pt", "--embedding", "x=b.pt"], "--embedding: 'x' is given twice: a.pt and b.pt"),
+        (["--lora", ":0.5"], "--lora: ':0.5' names no file"),
+        (["--hires-width", "1.5"], "--hires-width"),
+        (["--pin-budget", "much"], "--pin-budget"),
         (["--steps", "x"], "--steps"),
         (["--no-such-flag"], "--no-such-flag"),
     ],
@@ -218,6 +245,98 @@ def test_what_cannot_be_read_is_a_usage_error(
     assert (status, out) == (2, "")
     assert message in err
     assert err.startswith("Usage: ")
+
+
+def test_lora_paths_with_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file:0.5").touch()
+    option = TXT2IMG.declared["loras"]
+    for text, path, multiplier in [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.8", "a.safetensors", 0.8),
+        ("C:\\x.safetensors:0.8", "C:\\x.safetensors", 0.8),
+        ("C:\\x.safetensors", "C:\\x.safetensors", 1.0),
+        ("a:b.safetensors", "a:b.safetensors", 1.0),
+        ("a:b.safetensors:-.5", "a:b.safetensors", -0.5),
+        ("a:1e-1", "a", 0.1),
+        ("file:0.5", "file:0.5", 1.0),
+        ("file:0.5:2", "file:0.5", 2.0),
+        ("a:1_0", "a:1_0", 1.0),
+    ]:
+        (lora,) = option.kind.read(text, option)
+        assert (lora.path, lora.multiplier) == (path, multiplier), text
+
+
+COMPLETIONS = {
+    "--sampler eu": ["euler", "euler_a"],
+    "--sampling-method dd": ["ddim_trailing"],
+    "--type q8": ["q8_0", "q8_1", "q8_K"],
+    "--scm-policy ": ["dynamic", "static"],
+    "--cache-option thr": ["threshold="],
+    "--pin-params ": ["auto", "never", "require"],
+    "--runtime-backend c": ["cpu"],
+    "--schedul": ["--scheduler"],
+    "--prompt x": [],
+}
+
+
+@pytest.mark.parametrize("typed", COMPLETIONS)
+def test_completion(typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sdcpp", "txt2img", *typed.split(" ")]
+    monkeypatch.setenv("_SDCPP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setattr(sys, "argv", ["sdcpp"])
+    cli.main([])
+    assert sorted(capsys.readouterr().out.split()) == COMPLETIONS[typed]
+
+
+def test_completion_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run("--show-completion", "bash", capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "_SDCPP_COMPLETE=complete_bash" in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_standard_output_that_takes_nothing() -> None:
+    command = [sys.executable, "-m", "sdcpp_py", "devices"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "sdcpp: error: standard output cannot be written (No space left on device)\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_full_disk_leaves_no_half_of_a_picture(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(self: Image.Image, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        if path.name.startswith(".a_2"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sdcpp_py.GeneratedImage, "save", save)
+    monkeypatch.setattr("sdcpp_py.images._try_format", lambda *_: None)
+    arguments = ["txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-b", 3, "-o", tmp_path / "a.png"]
+    status, out, err = run(*arguments, capsys=capsys)
+    assert (status, out) == (1, "")
+    assert err == f"sdcpp: error: {tmp_path}/a_2.png cannot be written (No space left on device)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_link_stays_one(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "a.png", tmp_path / "folder" / "b.png"
+    link.symlink_to(target)
+    status, _, err = run("txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-o", link, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert link.is_symlink()
+    with Image.open(target) as image:
+        assert image.size == (64, 64)
 
 
 def test_help_names_every_option_of_txt2img(capsys: pytest.CaptureFixture[str]) -> None:

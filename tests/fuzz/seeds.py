@@ -1,4 +1,4 @@
-"""Valid inputs from which the fuzzer starts: small files of every format and layout, prompts, tensor names."""
+"""Valid inputs from which the fuzzer starts: small files of every format and layout, prompts, tensor names, LoRAs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from support.checkpoints import FAMILIES, checkpoint_shapes
+from support.lora_formats import DIALECTS
+from support.lora_layers import Layer, layers_of
 from support.model_formats import (
     ORDERED_DICT,
     GgufTensor,
@@ -139,6 +142,55 @@ def index_seeds() -> dict[str, bytes]:
     }
 
 
+ROLES = (
+    "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_magnitude_vector", "diff",
+    "diff_b", "hada_w1_a", "hada_t2", "lokr_w1", "lokr_w2_b", "lora_B.bias", "scale", "w_norm",
+)  # fmt: skip
+LEVELS = (
+    "model.diffusion_model.input_blocks", "model.diffusion_model.output_blocks", "first_stage_model.decoder.up",
+    "first_stage_model.encoder.down",
+)  # fmt: skip
+
+
+def spread_out(layers: list[Layer], count: int) -> list[Layer]:
+    """Return some of the layers, of every part of the model."""
+    return layers[:: max(1, len(layers) // count)]
+
+
+def lora_seeds() -> dict[str, bytes]:
+    """Return the names of a LoRA's tensors, of every family in every dialect, and names of the models' own tensors."""
+    seeds = {}
+    for family in FAMILIES:
+        shapes = checkpoint_shapes(family, tiny=True)
+        for title, dialect in DIALECTS.items():
+            layers = [each for each in layers_of(family, shapes, dialect.naming) if each.component in dialect.prefixes]
+            names = [
+                dialect.name(layer, ROLES[index % len(ROLES)]) for index, layer in enumerate(spread_out(layers, 6))
+            ]
+            if names:
+                seeds[f"{family}-{title}".replace(" ", "_")] = "\n".join(names).encode()
+        own = [*shapes][:: max(1, len(shapes) // 12)]
+        own += [name.removesuffix("weight") + "diff" for name in own if name.endswith(".weight")]
+        seeds[f"{family}-model"] = "\n".join(own).encode()
+    # Found by the fuzzer: the numbers after these do not exist.
+    odd = [f"{where}.{number}.0.conv.weight" for where in LEVELS for number in (2**31, 2**31 - 1, 10**30, -1)]
+    seeds["numbers"] = "\n".join(["lora_unet_time_embed_0.diff", *odd]).encode()
+    return seeds
+
+
+def scale_seeds() -> dict[str, bytes]:
+    """Return what says a LoRA's scales: PEFT's configuration, and diffusers' in a file's header."""
+    peft = {"r": 4, "lora_alpha": 8, "use_rslora": True, "alpha_pattern": {"blocks.0.attn": 2.5, "b": 1}}
+    diffusers = {f"transformer.{key}": value for key, value in peft.items()}
+    header = {"__metadata__": {"lora_adapter_metadata": json.dumps(diffusers)}}
+    tensor = {"a": {"dtype": "F16", "shape": [], "data_offsets": [0, 2]}}
+    return {
+        "peft": json.dumps(peft).encode(),
+        "diffusers": json.dumps(diffusers).encode(),
+        "header": safetensors({**header, **tensor}, b"\0\0"),
+    }
+
+
 SEEDS = {
     "safetensors": safetensors_seeds,
     "gguf": gguf_seeds,
@@ -146,6 +198,8 @@ SEEDS = {
     "index": index_seeds,
     "prompts": lambda: {str(index): text.encode() for index, text in enumerate(PROMPTS)},
     "names": lambda: {str(index): text.encode() for index, text in enumerate(NAMES)},
+    "loras": lora_seeds,
+    "scales": scale_seeds,
 }
 """Target of the fuzzer -> what makes its seeds."""
 
@@ -155,3 +209,6 @@ def write_seeds(target: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in SEEDS[target]().items():
         (folder / name).write_bytes(content)
+    if target == "loras":
+        models = [name for family in FAMILIES for name in checkpoint_shapes(family, tiny=True)]
+        (folder.parent / "model-names").write_text("\n".join(models))

@@ -28,12 +28,14 @@ def in_child(test: Callable[..., None]) -> Callable[..., None]:
         command = [sys.executable, "-X", "faulthandler", "-c", code, test.__module__, test.__name__, json.dumps(given)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.stdout == "", "the library wrote to standard output"
 
     return run
 
 
 def main(module: str, name: str, given: str) -> None:
     """Run one test function, in the child."""
+    sys.stdout = sys.stderr  # what tests print is no matter: only the library must not write there
     fixtures = {
         key: Path(value["path"]) if isinstance(value, dict) else value for key, value in json.loads(given).items()
     }

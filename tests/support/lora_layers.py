@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import sdcpp_py
-
 Array = np.ndarray[Any, Any]
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -234,6 +232,8 @@ BLOCKS = {
 @functools.cache
 def ggml() -> ctypes.CDLL:
     """Return the engine's own ggml, which quantises as the loader does."""
+    import sdcpp_py  # here, since the fuzzer needs no built package
+
     library = Path(sdcpp_py.doctor()["engine"]["library"])
     found = ctypes.CDLL(str(library.with_name(library.name.replace("stable-diffusion", "ggml-base"))))
     pointer, whole = ctypes.c_void_p, ctypes.c_int64

@@ -58,6 +58,11 @@ sdcpp_status_t table(Run& run, const sdcpp_ctx_t& ctx, Row* rows, int capacity, 
     });
 }
 
+sdcpp_lora_t lora_row(Run& run, const LoraReport& report) {
+    return {run.keep(report.path.c_str()), report.strength, report.merged, report.tensors, report.applied,
+            report.tensors - report.applied, run.keep(report.skipped_names.c_str())};
+}
+
 // Notes what a loaded model says of itself, which never changes.
 void describe(Context& context, sd_ctx_t* loaded) {
     context.clip_layers = placements_of(loaded)->clip_layers;
@@ -69,6 +74,7 @@ void describe(Context& context, sd_ctx_t* loaded) {
     noted.reference_multiple = able.edit_multiple;
     noted.reads_control_image = able.shows;
     noted.fills_masks = able.fills;
+    context.traits = placements_of(loaded)->traits;
     context.sampler = sd_get_default_sample_method(loaded);
     for (int sampler = 0; sampler < SAMPLE_METHOD_COUNT; ++sampler) {
         context.schedulers.push_back(sd_get_default_scheduler(loaded, static_cast<sample_method_t>(sampler)));
@@ -212,6 +218,9 @@ sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd
         placements_of(loaded)->memory_budget.begin_generation();
         const FillingScope filling(*params);
         run->images = {generate_image(loaded, params), params->batch_count};
+        for (const LoraReport& report : loras_of(loaded).reports()) {
+            run->loras.push_back(lora_row(*run, report));
+        }
         return run->images.images != nullptr;
     });
     *images = status == SDCPP_OK ? run->images.images : nullptr;
@@ -261,11 +270,13 @@ sdcpp_status_t sdcpp_ctx_loras(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_lora_t*
         if (index >= static_cast<int>(reports.size())) {
             return Filled::end;
         }
-        const LoraReport& report = reports[static_cast<size_t>(index)];
-        row = {run->keep(report.path.c_str()), report.strength, report.merged, report.tensors, report.applied,
-               report.tensors - report.applied, run->keep(report.skipped_names.c_str())};
+        row = lora_row(*run, reports[static_cast<size_t>(index)]);
         return Filled::row;
     });
+}
+
+void sdcpp_ctx_traits(const sdcpp_ctx_t* ctx, sdcpp_traits_t* traits) {
+    *traits = ctx->context ? ctx->context->traits : sdcpp_traits_t{};
 }
 
 int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx) {

@@ -344,6 +344,14 @@ bool sdcpp_run_phase_get(const sdcpp_run_t* run, int index, sdcpp_phase_t* phase
     return true;
 }
 
+bool sdcpp_run_lora_get(const sdcpp_run_t* run, int index, sdcpp_lora_t* lora) {
+    if (lora == nullptr || index < 0 || static_cast<size_t>(index) >= run->loras.size()) {
+        return false;
+    }
+    *lora = run->loras[static_cast<size_t>(index)];
+    return true;
+}
+
 void sdcpp_run_free(sdcpp_run_t* run) {
     delete run;
 }

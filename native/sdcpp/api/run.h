@@ -65,6 +65,7 @@ struct sdcpp_run {
     int step = 0;               // the sampling step that is under way, counted from 1
     int steps = 0;              // how many there are; 0 between two pictures
     std::vector<sdcpp_phase_t> phases;
+    std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
     sdcpp::Images images;
     std::string error;  // guarded by the mutex while the call lasts
 

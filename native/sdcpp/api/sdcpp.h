@@ -128,6 +128,18 @@ typedef struct {
     bool fills_masks;          /* made for inpainting: it needs a picture and a mask */
 } sdcpp_abilities_t;
 
+typedef struct {
+    const char* family;       /* the engine's name of the model's family */
+    bool unet;                /* a UNet; else a transformer */
+    bool sdxl;                /* of the SDXL family */
+    bool chroma;              /* Chroma */
+    bool qwen_image;          /* Qwen-Image */
+    bool image_guidance;      /* it is guided by a picture beside the text */
+    bool distilled_guidance;  /* it takes the strength of its guidance as an input */
+    bool clip_tokens;         /* it reads CLIP's tokens, not only their sum */
+    int skippable_layers;     /* number of layers that skip layer guidance can leave out */
+} sdcpp_traits_t;
+
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -184,6 +196,8 @@ SD_API bool sdcpp_run_no_room(const sdcpp_run_t* run);
 SD_API int sdcpp_run_phase_count(const sdcpp_run_t* run);
 /* Fills in one phase of a run. */
 SD_API bool sdcpp_run_phase_get(const sdcpp_run_t* run, int index, sdcpp_phase_t* phase);
+/* Fills in what became of one LoRA file of a run that has generated; returns false behind the last one. */
+SD_API bool sdcpp_run_lora_get(const sdcpp_run_t* run, int index, sdcpp_lora_t* lora);
 /* Frees a run whose call has returned, with the images and the strings that it gave. */
 SD_API void sdcpp_run_free(sdcpp_run_t* run);
 
@@ -227,6 +241,8 @@ SD_API enum sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx,
                                              int* count);
 /* Returns how many layers the loaded model's CLIP text encoders have, the least of them; 0 without one. */
 SD_API int sdcpp_ctx_clip_layers(const sdcpp_ctx_t* ctx);
+/* Fills in what the loaded model can be asked for. */
+SD_API void sdcpp_ctx_traits(const sdcpp_ctx_t* ctx, sdcpp_traits_t* traits);
 /* Says what became of each LoRA file of the last picture. */
 SD_API enum sdcpp_status_t sdcpp_ctx_loras(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_lora_t* rows, int capacity,
                                            int* count);

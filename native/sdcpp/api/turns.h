@@ -24,6 +24,7 @@ struct Context {
     bool closed = false;
     std::vector<Run*> runs;  // that wait for their turn or have it
     sdcpp_abilities_t abilities = {};
+    sdcpp_traits_t traits = {};
     int clip_layers = 0;  // the least that a CLIP text encoder has; 0: there is none
     sample_method_t sampler = SAMPLE_METHOD_COUNT;
     std::vector<scheduler_t> schedulers;  // by sampler

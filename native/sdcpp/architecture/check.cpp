@@ -6,7 +6,9 @@
 #include "sdcpp/architecture/flux.h"
 #include "sdcpp/architecture/llm.h"
 #include "sdcpp/architecture/mmdit.h"
+#include "sdcpp/architecture/traits.h"
 #include "sdcpp/architecture/unet.h"
+#include "sdcpp/placement/context_placements.h"
 
 bool is_unused_tensor(const std::string& name);
 
@@ -50,6 +52,11 @@ void architecture_check(SDVersion version, const std::map<std::string, ggml_tens
     }
     if (misfits == 1) {
         fail("%s", first.c_str());
+    }
+    if (Placements* placements = placements_current(); placements != nullptr && version != VERSION_COUNT) {
+        own_files_check(placements->parts, params, file);
+        type_rules_check(placements->type_rules, params);
+        placements->traits = traits_of(version, params);
     }
     if (sd_version_is_unet(version)) {
         unet_fit(version, params);

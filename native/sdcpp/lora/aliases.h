@@ -18,6 +18,10 @@ struct Alias {
 
 using Emit = std::function<void(const std::string& name, const Alias& alias)>;
 
+// Returns the number that a text begins with, up to a dot or its end; -1 for none, and for more digits than any layer's
+// number has: names come from files.
+int layer_number(const std::string& text);
+
 // Each calls emit for every further name of a module, which it gets without its component's prefix.
 void unet_aliases(const std::string& module, const Emit& emit);         // diffusers' names of an LDM UNet
 void transformer_aliases(const std::string& module, const Emit& emit);  // SD 3, Flux, Flux.2, Z-Image, Wan, Anima

@@ -1,4 +1,5 @@
 // Source of the names: diffusers' UNet2DConditionModel and AutoencoderKL beside ldm's openaimodel and autoencoder.
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 #include <vector>
@@ -61,6 +62,15 @@ void emit_inner(const std::string& block, bool transformer, const std::string& n
 
 }  // namespace
 
+int sdcpp::layer_number(const std::string& text) {
+    constexpr size_t most_digits = 6;
+    const size_t end = std::min(text.find('.'), text.size());
+    if (end == 0 || end > most_digits || text.find_first_not_of("0123456789") < end) {
+        return -1;
+    }
+    return std::atoi(text.substr(0, end).c_str());
+}
+
 void sdcpp::unet_aliases(const std::string& module, const Emit& emit) {
     if (const std::string* name = find(outer, module)) {
         emit(*name, {});
@@ -80,7 +90,7 @@ void sdcpp::unet_aliases(const std::string& module, const Emit& emit) {
     }
     const bool down = parts[0] == "input_blocks";
     // Three blocks to a level; the first input block is a convolution.
-    const int index = std::atoi(parts[1].c_str()) - (down ? 1 : 0);
+    const int index = layer_number(parts[1]) - (down ? 1 : 0);
     if (index < 0) {
         return;
     }
@@ -119,9 +129,12 @@ void sdcpp::vae_aliases(const std::string& module, int levels, const Emit& emit)
         }
     } else if (parts.size() >= 4 && (parts[1] == "up" || parts[1] == "down")) {
         const bool up = parts[1] == "up";
-        const int level = std::atoi(parts[2].c_str());
-        const std::string block =
-            side + (up ? ".up_blocks." : ".down_blocks.") + std::to_string(up ? levels - 1 - level : level);
+        const int number = layer_number(parts[2]);
+        const int level = up ? levels - 1 - number : number;
+        if (number < 0 || level < 0) {
+            return;
+        }
+        const std::string block = side + (up ? ".up_blocks." : ".down_blocks.") + std::to_string(level);
         if (parts[3] == "block" && parts.size() >= 6) {
             const std::string name = parts[5] == "nin_shortcut" ? "conv_shortcut" : rest_of(parts, 5);
             emit(block + ".resnets." + parts[4] + "." + name, {});

@@ -1,7 +1,6 @@
 #include "sdcpp/lora/targets.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -161,8 +160,8 @@ Targets::Targets(const std::map<std::string, ggml_tensor*>& tensors, bool high_n
             const auto [path, is_bias] = module_of(name.substr(prefix.size()));
             Target& target = modules[{component, path}];
             (is_bias ? target.bias : target.weight) = name;
-            if (component == vae && starts_with(path, "decoder.up.")) {
-                vae_levels = std::max(vae_levels, std::atoi(path.c_str() + std::string("decoder.up.").size()) + 1);
+            if (const std::string up = "decoder.up."; component == vae && starts_with(path, up)) {
+                vae_levels = std::max(vae_levels, layer_number(path.substr(up.size())) + 1);
             }
             break;
         }

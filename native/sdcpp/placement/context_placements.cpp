@@ -10,7 +10,10 @@
 
 namespace sdcpp {
 
-Placements::Placements(const sd_ctx_params_t* params) : memory_budget(*this, params->max_vram) {
+Placements::Placements(const sd_ctx_params_t* params)
+    : parts(own_files(*params)),
+      type_rules(params->tensor_type_rules != nullptr ? params->tensor_type_rules : ""),
+      memory_budget(*this, params->max_vram) {
     const ggml_backend_dev_t cpu = cpu_device();
     default_dev = default_device();
     for (const auto& name : module_names) {

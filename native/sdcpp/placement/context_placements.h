@@ -11,6 +11,7 @@
 
 #include "ggml-backend.h"
 #include "sdcpp/api/sdcpp.h"
+#include "sdcpp/architecture/own_files.h"
 #include "sdcpp/placement/device.h"
 #include "sdcpp/placement/modules.h"
 #include "sdcpp/placement/weights_record.h"
@@ -66,6 +67,9 @@ public:
     // Logs the first of a context's weights that are not pinned as wanted.
     void say_pageable(const std::string& module, const std::string& reason);
 
+    const std::vector<OwnFile> parts;  // that come in files of their own
+    const std::string type_rules;
+    sdcpp_traits_t traits = {};  // once the networks are built
     MemoryBudget memory_budget;
     int clip_layers = 0;  // the least number that a CLIP text encoder has; 0 without one
     bool survey = false;
@@ -81,5 +85,8 @@ private:
     sd_ctx_params_t without_flags = {};
     std::atomic<bool> said{false};
 };
+
+// Returns the placements of the context that this thread makes; NULL without one.
+Placements* placements_current();
 
 }  // namespace sdcpp

@@ -57,6 +57,10 @@ void place(Placement& placement, const std::string& network, const RunnerFields&
 
 }  // namespace
 
+sdcpp::Placements* sdcpp::placements_current() {
+    return current.get();
+}
+
 namespace sdcpp {
 
 // --- contexts --------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -19,10 +20,11 @@ app = typer.Typer(
     name="sdcpp",
     help="Pictures from text with stable-diffusion.cpp.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class _Drawing(PanelCommand):
@@ -59,26 +61,46 @@ def root(
     """Pictures from text with stable-diffusion.cpp."""
 
 
+def _say(kind: str, message: str) -> None:
+    """Write a line to standard error, if anybody listens."""
+    with contextlib.suppress(OSError):
+        typer.echo(f"sdcpp: {kind}{message}".encode("utf-8", "backslashreplace").decode("utf-8"), err=True)
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show warnings as the command shows errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+
+        def show(message: Warning | str, *_: object, **__: object) -> None:
+            _say("warning: ", " ".join(str(message).split()))
+
+        warnings.showwarning = show
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 1 for an error with one line, 2 for usage, 130 for Ctrl-C."""
+    """Run the command; return its exit status."""
     try:
-        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        with _warnings_in_a_line():
+            result = app(args=None if arguments is None else list(arguments), prog_name="sdcpp", standalone_mode=False)
     except SdcppError as error:
-        message = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
-        typer.echo(f"sdcpp: error: {message}", err=True)
+        _say("error: ", str(error))
         return 1
-    except typer.Abort:
-        typer.echo("sdcpp: interrupted", err=True)
-        return 128 + signal.SIGINT
+    except MemoryError:
+        _say("error: ", "there is not enough memory; make the pictures smaller or fewer")
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        result = INTERRUPTED
+    except SystemExit as error:
+        return int(error.code or 0)  # of typer, when nobody reads standard output
     except Exception as error:
         usage = getattr(error, "show", None)
         if usage is None:
             raise
         usage()
         return int(getattr(error, "exit_code", 2))
+    if result == INTERRUPTED:  # some versions of typer return it
+        _say("", "interrupted")
     return result if isinstance(result, int) else 0
-
-
-def run() -> None:
-    """Run the command for the console script."""
-    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What became of a call's LoRAs: on the pictures, in their files, and said to the caller."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdcpp_py import Lora, StableDiffusion, cli
+from support.lora_layers import read_tensors, write_tensors
+
+SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def partial(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LoRA, and two tensors that are for another model."""
+    tensors = read_tensors(lora)
+    for side in ("down", "up"):
+        tensors[f"lora_unet_no_such_layer.lora_{side}.weight"] = np.ones((4, 4), np.float32)
+    path = tmp_path_factory.mktemp("loras") / "partial.safetensors"
+    write_tensors(path, tensors, "F16")
+    return path
+
+
+def test_counts_are_on_the_pictures_and_in_their_files(lora: Path, sd: StableDiffusion) -> None:
+    images = sd.txt2img("a", loras=[Lora(lora, 0.5), Lora(lora, 0.25)], **SMALL)  # type: ignore[arg-type]
+    (applied,) = images.loras
+    assert (applied.path, applied.multiplier, applied.skipped) == (str(lora), 0.75, 0)
+    assert applied.applied == applied.tensors > 0
+    row = {"path": lora.stem, "multiplier": 0.75, "applied": applied.applied, "skipped": 0}
+    assert images.parameters["loras"] == [row]
+    text = images[0].info["parameters"]
+    assert f'Lora: "{lora.stem}: 0.75"' in text
+    assert f'Lora tensors: "{lora.stem}: {applied.applied} applied, 0 skipped"' in text
+
+
+def test_a_lora_that_does_nothing_is_not_in_the_picture(lora: Path, sd: StableDiffusion) -> None:
+    images = sd.txt2img("a", loras={lora: 0.0}, **SMALL)  # type: ignore[arg-type]
+    assert [each.applied for each in images.loras] == [0]
+    assert "Lora" not in images[0].info["parameters"]
+    assert "loras" not in images.parameters
+    assert sd.txt2img("a", **SMALL).loras == ()  # type: ignore[arg-type]
+
+
+def test_a_part_that_does_not_fit_is_said_once(partial: Path, checkpoint: Path) -> None:
+    with StableDiffusion(checkpoint) as model:
+        with pytest.warns(UserWarning, match="was applied in part: .* 2 were skipped .*no_such_layer") as caught:
+            images = model.txt2img("a", loras=[partial], **SMALL)  # type: ignore[arg-type]
+        assert len(caught) == 1
+        assert caught[0].filename == __file__, "the caller's line"
+        assert images.loras[0].skipped == 2
+        assert "2 skipped" in images[0].info["parameters"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.txt2img("a", loras=[partial], **SMALL)  # type: ignore[arg-type]
+
+
+def test_the_command_says_it_too(
+    partial: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, picture = tmp_path / "r.json", tmp_path / "a.png"
+    arguments = ["txt2img", "-m", checkpoint, "-p", "a", "-W", 64, "-H", 64, "--steps", 1, "-o", picture]
+    assert cli.main([*map(str, arguments), "--lora", f"{partial}:0.5", "--report", str(report)]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"sdcpp: warning: LoRA: {partial} was applied in part: ")
+    assert err.count("\n") == 1
+    (row,) = json.loads(report.read_text())["loras"]
+    assert (row["path"], row["multiplier"], row["skipped"]) == (str(partial), 0.5, 2)
