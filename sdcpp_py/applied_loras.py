@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .model_files import show_path
+
+log = logging.getLogger("sdcpp_py")
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,19 @@ def loras_text(used: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{name}: {applied} applied, {skipped} skipped" for name, applied, skipped in counts)
 
 
-def warn_of_skipped(loras: Sequence[AppliedLora], said: set[tuple[str, int]], stacklevel: int) -> None:
+def warn_of_skipped(loras: Sequence[AppliedLora], said: set[tuple[str, int]]) -> None:
     """Warn of LoRAs of which a part does not fit the model, once each.
 
     Args:
         loras: what became of the LoRAs of a call.
         said: what was warned of already; added to.
-        stacklevel: of the caller's line.
     """
     for each in loras:
         key = (each.path, each.skipped)
         if not each.skipped or key in said:
             continue
         said.add(key)
-        warnings.warn(
-            f"LoRA: {each.path} was applied in part: {each.applied} of its {each.tensors} tensors fit this model, "
-            f"{each.skipped} were skipped ({each.skipped_names})",
-            stacklevel=stacklevel + 1,
-        )
+        log.warning(
+            "LoRA: %s was applied in part: %d of its %d tensors fit this model, %d were skipped (%s)",
+            each.path, each.applied, each.tensors, each.skipped, each.skipped_names,
+        )  # fmt: skip

@@ -353,7 +353,7 @@ class StableDiffusion:
         if not request.values["sigmas"]:
             used.setdefault("scheduler", scheduler)
         loras = applied_loras(rows, request.settings.get("loras", ()))
-        warn_of_skipped(loras, self._said_of_loras, stacklevel=3)
+        warn_of_skipped(loras, self._said_of_loras)
         used.pop("loras", None)
         if changing := used_loras(loras):
             used |= {"loras": changing, "Lora tensors": loras_text(changing)}
