@@ -99,7 +99,8 @@ def test_each_option_has_a_row_or_a_reason() -> None:
     reasons = {
         "prompt", "seed", "width", "height", "steps", "batch_count",  # whose effect every picture shows
         "cache",  # by its modes
-        "loras", "hires", "vae_tiling", "control_image", "control_strength", "photo_maker", "progress",  # have tests
+        "loras", "hires", "vae_tiling", "control_image", "control_strength", "canny", "canny_low", "canny_high",
+        "resize_mode", "photo_maker", "progress",  # have tests
     }  # fmt: skip
     assert set(TXT2IMG.declared) - reasons <= set(ASKED)
 

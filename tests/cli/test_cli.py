@@ -136,7 +136,6 @@ BAD = {
     "skipped layer": (["--skip-layers", "-1", "--slg-scale", "2"], "SkipLayerGuidance.layers[0] must be from 0"),
     "cache mode": (["--cache-mode", "x"], "cache.mode 'x' is unknown; valid: easycache"),
     "type rule's type": (["--tensor-type-rules", "vae=q9"], "tensor_type_rules: type 'q9' is unknown; valid: f32"),
-    "type rule's pattern": (["--tensor-type-rules", "(=f16"], "tensor_type_rules: '(' is no regular expression"),
     "person": (["--pm-id-images-dir", "none"], "--pm-id-images-dir 'none' is not a directory of pictures"),
     "embedding": (["--embedding", "x=none.safetensors"], "embedding x: none.safetensors does not exist"),
     "output directory": (["-o", "none/out.png"], "does not exist"),
