@@ -86,7 +86,7 @@ def test_files_that_are_gone(checkpoint: Path, tmp_path: Path) -> None:
     with Model(copy) as model:
         expected = model.draw()
         copy.unlink()
-        with pytest.raises(sdcpp_py.ModelError, match="^the VAE's encoder, which pictures that go in need, cannot be"):
+        with pytest.raises(sdcpp_py.ModelError, match=r"copy\.safetensors cannot be read"):
             model.context.load_encoder(options(copy))
         assert model.draw() == expected
 

@@ -19,6 +19,7 @@ OF_THE_PACKAGE = {
     "support.diffusers_names",
     "support.placed_model",
     "support.placement_cases",
+    "support.read_model",
     "support.streaming",
 }
 """What holds objects of the package, for tests that import it in any case."""
