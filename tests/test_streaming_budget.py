@@ -125,7 +125,7 @@ def test_a_crowded_device_draws_what_can_be_drawn(checkpoint: Path) -> None:
                 return None
 
     drawn = []
-    for free in (0.0, 0.001, 0.003, 0.006, 0.008, 0.02, 0.06, 0.0999, 0.1, 0.1001, 0.102, 0.106, 0.12, 0.3, 1.0):
+    for free in (0.0, 0.003, 0.008, 0.06, 0.0999, 0.1001, 0.106, 0.3):
         loopback.set(memory_reserved=GIB - int(free * GIB))
         loopback.reset()
         found = draw_with(0.0)
@@ -137,7 +137,7 @@ def test_a_crowded_device_draws_what_can_be_drawn(checkpoint: Path) -> None:
         assert gpu.memory_reserve < gpu.memory_free or free == 0.0
     assert drawn == sorted(drawn), "more memory never draws less"
     assert not drawn[0]
-    assert all(drawn[4:])
+    assert all(drawn[2:])
 
     loopback.set(memory_reserved=GIB - int(0.102 * GIB))
     with Model(checkpoint, DIFFUSION, max_vram=0.0) as model:
