@@ -16,12 +16,13 @@ _SHOWN = 60  # characters of a value in a message
 
 def show(value: Any) -> str:
     """Return any value as a short text of one line for a message."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
-        return f"a number of {value.bit_length()} bits"
     try:
+        if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+            return f"a number of {value.bit_length()} bits"
         text = " ".join(repr(value).split())
-    except Exception:  # whatever a foreign object's repr raises
-        text = f"a {type(value).__name__}"
+    except Exception:  # whatever a foreign object raises
+        # Not type(value).__name__, which is the business of the type's own type.
+        text = f"a {type.__dict__['__name__'].__get__(type(value))}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -47,6 +48,8 @@ def check_int(name: str, value: Any, low: int, high: int, hint: str = "", multip
     """
     try:
         number = None if isinstance(value, bool) or hasattr(value, "__len__") else operator.index(value)
+    except (MemoryError, RecursionError):
+        raise
     except Exception:  # TypeError, or whatever a foreign object raises
         number = None
     if number is None:
@@ -68,6 +71,8 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
         number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
     except OverflowError:
         number = math.inf
+    except (MemoryError, RecursionError):
+        raise
     except Exception:  # whatever a foreign number raises
         number = None
     if number is None:
@@ -116,5 +121,6 @@ def check_text(name: str, value: Any) -> str:
 def check_path(name: str, value: Any) -> Any:
     """Return a path as it was given, or raise ArgumentError unless it is a string, bytes or a path object."""
     if isinstance(value, (str, bytes, os.PathLike)):
+        os.fspath(value)
         return value
     raise ArgumentError(f"{name} must be a path, not {show(value)}")

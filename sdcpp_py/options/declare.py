@@ -21,6 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from ..errors import ArgumentError, SdcppError
+from .checks import show
+
 if TYPE_CHECKING:
     from .kinds import Kind
 
@@ -122,7 +125,13 @@ class Option:
         """Return a value as plain Python, or raise ArgumentError that begins with *name*, the option's by default."""
         if value is None and self.optional:
             return None
-        return self.kind.check(name or self.name, value, self)
+        said = name or self.name
+        try:
+            return self.kind.check(said, value, self)
+        except (SdcppError, MemoryError, RecursionError):
+            raise
+        except Exception as error:  # whatever a foreign object raises
+            raise ArgumentError(f"{said} cannot be read from {show(value)}: {type(error).__name__}") from error
 
     def resolve(self, value: Any, name: str | None = None) -> Any:
         """Return a checked value with every name as the engine spells it; asks the engine for its names."""

@@ -212,6 +212,8 @@ class Items(Kind):
             raise ArgumentError(f"{name} must be several numbers, not {show(value)}")
         try:
             items = list(value)
+        except (MemoryError, RecursionError):
+            raise
         except Exception:  # TypeError, or whatever a foreign iterator raises
             raise ArgumentError(f"{name} must be several numbers, not {show(value)}") from None
         return tuple(self.of.check(f"{name}[{index}]", item, option) for index, item in enumerate(items))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,46 @@ def test_only_what_must_be_given_is_required() -> None:
         "Cache.mode", "Lora.path", "PhotoMaker.id_images", "SkipLayerGuidance.layers",
         "SkipLayerGuidance.scale",
     }  # fmt: skip
+
+
+class Contrary:
+    """An object that raises whatever it is asked, even for its class."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise LookupError(name)
+
+
+class ContraryPath:
+    """A path that raises when it is read."""
+
+    def __fspath__(self) -> str:
+        raise LookupError("no")
+
+
+class ContraryMapping(dict[Any, Any]):
+    """A mapping that raises when it is read."""
+
+    def items(self) -> Any:
+        raise LookupError("no")
+
+
+@pytest.mark.parametrize(("owner", "name", "option"), EVERY, ids=IDS)
+def test_what_a_foreign_object_raises_is_refused_by_name(owner: str, name: str, option: Option) -> None:
+    for made in (Contrary, ContraryPath, lambda: ContraryMapping(a=1)):
+        with pytest.raises(ArgumentError) as caught:
+            option.check(made())
+        assert str(caught.value).startswith(name)
+
+
+def test_too_deep_a_recursion_is_not_taken_for_a_wrong_value() -> None:
+    cfg_scale = TXT2IMG.declared["cfg_scale"]
+
+    def at(depth: int) -> object:
+        return cfg_scale.check(3.0) if depth == 0 else at(depth - 1)
+
+    for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit()):
+        try:
+            assert at(depth) == 3.0
+        except RecursionError:
+            return
+    raise AssertionError("it was never too deep")
