@@ -19,7 +19,12 @@ traceback shows too from Python 3.11 on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# What a name in a message may hold, and a line of text does not: control characters, ends of lines, turns of direction.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_LONGEST = 2000
 
 
 class SdcppError(Exception):
@@ -31,7 +36,10 @@ class SdcppError(Exception):
     """
 
     def __init__(self, message: str, engine_log: Sequence[str] = ()) -> None:
-        super().__init__(message)
+        line = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), message)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]}...{line[-_LONGEST // 2 :]}"
+        super().__init__(line)
         self.engine_log = tuple(engine_log)
         if self.engine_log and hasattr(self, "add_note"):  # Python 3.11: a traceback shows them
             self.add_note("\n".join(f"engine: {line}" for line in self.engine_log))

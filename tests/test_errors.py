@@ -31,3 +31,9 @@ def test_engine_lines_are_no_part_of_the_message() -> None:
         assert "engine: giving up" in "".join(traceback.format_exception(error))
     with pytest.raises(errors.SdcppError, match="cannot load"):
         raise error
+
+
+def test_a_message_is_one_line_whatever_names_it_holds() -> None:
+    error = errors.ModelError("model: a\nb\x1b[31m\u202ec does not exist")
+    assert str(error) == r"model: a\nb\x1b[31m\u202ec does not exist"
+    assert len(str(errors.ModelError(f"model: {'x' * 100_000} does not exist"))) < 3000
