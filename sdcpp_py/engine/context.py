@@ -117,6 +117,7 @@ class Context:
         if self.lib.sdcpp_is_forked():
             raise BackendError(FORKED)
         if self.closed:
+            self.lib.sdcpp_stay_at_exit()  # where the interpreter closed it, its threads have nobody to tell
             raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
 
     def cancel(self) -> None:

@@ -57,6 +57,22 @@ time.sleep(0.2)
     )
 
 
+def test_exit_while_daemon_threads_ask_for_reports(checkpoint: Path) -> None:
+    """Between two calls they are in Python, where they find their model closed."""
+    run(
+        checkpoint,
+        """
+def ask():
+    while True:
+        sd.memory_report()
+        begun.set()
+for _ in range(3):
+    threading.Thread(target=ask, daemon=True).start()
+begun.wait()
+""",
+    )
+
+
 def test_exit_waits_for_a_thread_that_is_no_daemon(checkpoint: Path) -> None:
     out = run(
         checkpoint,

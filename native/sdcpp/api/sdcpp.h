@@ -181,6 +181,8 @@ SD_API bool sdcpp_is_forked(void);
 /* Refuses new runs, cancels those there are and waits for them, for some milliseconds at most; then frees all contexts.
    Calls on other threads do not return any more. Returns false when runs are left. */
 SD_API bool sdcpp_exit(int milliseconds);
+/* Returns unless sdcpp_exit was called, and on the thread that called it: other threads do not return any more. */
+SD_API void sdcpp_stay_at_exit(void);
 
 /* --- runs --- */
 

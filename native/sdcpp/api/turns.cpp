@@ -277,6 +277,15 @@ bool sdcpp_is_forked(void) {
     return sdcpp::forked();
 }
 
+void sdcpp_stay_at_exit(void) {
+    if (forked()) {
+        return;
+    }
+    State& all = state();
+    std::unique_lock<std::mutex> lock(all.mutex);
+    stay_at_exit(all, lock);
+}
+
 bool sdcpp_exit(int milliseconds) {
     if (forked()) {
         return true;
