@@ -82,9 +82,13 @@ class StableDiffusion:
         BackendError: the compiled engine cannot be loaded.
     """
 
+    # Of an object whose class has derived ones that fail before they get here.
+    _context: engine.Context | None = None
+    _name = "not loaded"
+
     def __init__(self, model: StrPath | None = None, **options: Unpack[LoadingOptions]) -> None:
-        self._context: engine.Context | None = None
-        self._name = "not loaded"
+        if self._context is not None:
+            raise ArgumentError("this StableDiffusion object has its model; make another object for another one")
         self._defaults: dict[str, Any] = {}
         values = LOADING.check({"model": model, **options})
         if values["model"] is None and values["diffusion_model"] is None:
@@ -208,7 +212,7 @@ class StableDiffusion:
 
     def __del__(self) -> None:
         """Free a model that nobody closed, and say so as Python does for files."""
-        context = getattr(self, "_context", None)
+        context = self._context
         if context is not None and not context.closed:
             try:
                 warnings.warn(

@@ -226,6 +226,27 @@ def test_close(checkpoint: Path) -> None:
         draw(sd)
 
 
+def test_an_object_is_loaded_once(sd: StableDiffusion) -> None:
+    with pytest.raises(ArgumentError, match="make another object"):
+        sd.__init__()  # type: ignore[misc]
+    assert not sd.closed
+
+
+def test_an_object_that_was_never_loaded_is_closed() -> None:
+    class Derived(StableDiffusion):
+        def __init__(self) -> None:
+            raise LookupError("no")
+
+    never = Derived.__new__(Derived)
+    with pytest.raises(LookupError):
+        never.__init__()  # type: ignore[misc]
+    assert repr(never) == "<StableDiffusion not loaded closed>"
+    never.cancel()
+    never.close()
+    with pytest.raises(ClosedError, match="not loaded"):
+        never.txt2img("a")
+
+
 def test_context_manager_closes_after_an_error(checkpoint: Path) -> None:
     with pytest.raises(LookupError), StableDiffusion(checkpoint) as sd:
         raise LookupError
