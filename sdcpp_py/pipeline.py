@@ -44,13 +44,22 @@ NOTHING_PLACED = {name: option.default for name, option in declared(Placing).ite
 """The options of placement when nothing is asked."""
 
 
+def _is_terminal(stream: Any) -> bool:
+    """Tell whether a stream, which may be closed, is a terminal."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
 @contextlib.contextmanager
 def _progress(wanted: bool | Progress | None, label: str) -> Iterator[Progress | None]:
     """Yield the callback for a run: the caller's, a tqdm bar on a terminal, or none."""
     if callable(wanted):
         yield wanted
         return
-    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+    # There is none in a process without a console, and a program may have put anything in its place.
+    if wanted is False or sys.stderr is None or (wanted is None and not _is_terminal(sys.stderr)):
         yield None
         return
     from tqdm import tqdm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import subprocess
@@ -182,3 +183,21 @@ def test_signal_handlers_are_left_alone(sd: sdcpp_py.StableDiffusion) -> None:
     before = signal.getsignal(signal.SIGINT)
     draw(sd)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("progress", [None, True])
+def test_a_process_without_standard_error(
+    sd: sdcpp_py.StableDiffusion, monkeypatch: pytest.MonkeyPatch, progress: bool | None
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert len(sd.txt2img("a", **{**SMALL, "progress": progress})) == 1
+
+
+def test_standard_error_that_is_closed_or_no_stream_at_all(
+    sd: sdcpp_py.StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, object()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert len(sd.txt2img("a", **{**SMALL, "progress": None})) == 1
