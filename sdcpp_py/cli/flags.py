@@ -107,7 +107,8 @@ class Flag:
             return " ".join(f"For {', '.join(only)}: {self._keys(only)}." for only in modes)
         text = self.option.summary(_NAMES, by_flag=True)
         if self.is_switch and not self.option.opt.sets:
-            text = f"do not {text}"
+            # Without the default, which is that of the option and not of its opposite.
+            text = f"do not {self.option.opt.flag_doc or self.option.opt.doc}"
         if len(self.targets) > 1 and self.is_switch:
             text = " and ".join(each.option.flags[0] for each in self.targets)
         return f"{text[0].upper()}{text[1:]}."

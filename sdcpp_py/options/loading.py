@@ -199,7 +199,8 @@ class Running(TypedDict, total=False):
         bool,
         _engine("load the VAE's encoder, with which pictures go in, only when one does; False: at once, and the vision "
                 "part of a language model in the same files with it", field="vae_decode_only",
-                flags="--no-vae-decode-only", sets=False, default=True),
+                flags="--no-vae-decode-only", sets=False, default=True,
+                flag_doc="wait with the VAE's encoder until a picture goes in"),
     ]  # fmt: skip
     mmap: Annotated[
         bool, _engine("read files through a memory map", field="enable_mmap", flags="--mmap", default=False)

@@ -360,6 +360,7 @@ def test_help_has_headings_ranges_and_defaults(
     said = " ".join(out.split())
     assert "--steps INT Sampling steps (1 to 10000; default: 20)." in said
     assert "Strength of the ControlNet (0 to 100; default: 0.9)." in said
+    assert "--no-vae-decode-only Do not wait with the VAE's encoder until a picture goes in." in said
     assert "[default: output.png]" in said
     assert out.isascii()
     assert max(map(len, out.splitlines())) <= 80
