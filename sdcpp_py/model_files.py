@@ -134,6 +134,8 @@ def check_file(path: StrPath, what: str) -> bytes:
     except PermissionError as error:
         raise ModelError(f"{what}: {shown} cannot be read ({error.strerror}); check its rights") from None
     except OSError as error:
+        if error.errno is None:  # not the system's: a signal handler's TimeoutError, say
+            raise
         raise ModelError(f"{what}: {shown} cannot be read ({error.strerror}); check the path") from None
     kind = next((kind for magic, kind in _NOT_MODELS.items() if start.startswith(magic)), None)
     if kind is not None:

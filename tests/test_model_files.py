@@ -84,3 +84,14 @@ def test_any_bytes_give_a_typed_error_or_pass(tmp_path_factory: pytest.TempPathF
         model_files.check_model_file(path, "model")
     except ModelError as error:
         assert "\n" not in str(error)
+
+
+def test_what_a_signal_handler_raises_is_not_taken_for_a_fault_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    def interrupted(path: object) -> None:
+        raise TimeoutError("too slow")
+
+    monkeypatch.setattr("os.stat", interrupted)
+    with pytest.raises(TimeoutError, match="^too slow$"):
+        model_files.check_file(checkpoint, "model")
