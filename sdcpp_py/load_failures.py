@@ -63,6 +63,9 @@ def _message(error: ModelError, files: Mapping[str, StrPath]) -> str | None:
         return _of_tensor(found["name"], said, files)
     if any("get sd version from file failed" in line for line in error.engine_log):
         return _of_family(files)
+    for name, path in files.items():
+        if said.startswith(f"{show_path(path)} "):
+            return f"{name}: {said}"
     if any(show_path(path) in said for path in files.values()) or not files:
         return None
     whose = next(name for name in ("diffusion_model", "model", *files) if name in files)

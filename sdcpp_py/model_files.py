@@ -11,7 +11,7 @@ from typing import Union
 
 from .engine.files import Listing, file_list
 from .engine.text_forms import clip_form
-from .errors import ModelError
+from .errors import ArgumentError, ModelError
 from .file_kinds import FileKind, kind_of
 
 StrPath = Union[str, "os.PathLike[str]", bytes]
@@ -234,6 +234,7 @@ def check_embeddings(embeddings: Mapping[str, StrPath], encoders: Mapping[str, b
         encoders: argument -> path of each file that may hold the model's text encoders, the checkpoint first.
 
     Raises:
+        ArgumentError: a name is empty, or of spaces alone.
         ModelError: a file holds something else, or vectors for another model.
     """
     if not embeddings:
@@ -244,6 +245,8 @@ def check_embeddings(embeddings: Mapping[str, StrPath], encoders: Mapping[str, b
     widths = [width for kind in kinds.values() for width in kind.token_widths]
     checked = {}
     for name, path in embeddings.items():
+        if not name.strip():
+            raise ArgumentError("embeddings: the name of a textual inversion must hold more than spaces")
         what = f"embedding {name}"
         checked[name] = check_model_file(path, what)
         found = dict(kind_of(file_list(checked[name])).vector_widths)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import ArgumentError
 from .model_files import show_path
@@ -144,6 +144,9 @@ def _reading(what: str) -> Iterator[None]:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ArgumentError(f"{what}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller") from None
+    except UnidentifiedImageError:
+        # Pillow's own words hold the address of an object.
+        raise ArgumentError(f"{what}: not a picture, or a damaged one (of no format that Pillow knows)") from None
     except MemoryError:
         raise ArgumentError(f"{what}: too large for the memory there is; make it smaller") from None
     except Exception as error:

@@ -113,7 +113,8 @@ class StableDiffusion:
         self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
-        terms = check_embeddings(self._given.pop("embeddings", {}), encoders)
+        embeddings = self._given.pop("embeddings", {})
+        terms = check_embeddings(embeddings, encoders)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
         self._uses_control = values["control_net"] is not None
         self._uses_photo_maker = values["photo_maker"] is not None
@@ -127,7 +128,8 @@ class StableDiffusion:
         if placing != NOTHING_PLACED:
             self._plan = self._make_plan(placing)
         places = () if self._plan is None else self._plan.placements()
-        with _progress(self._progress, "loading") as callback, explained(self._files):
+        told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
+        with _progress(self._progress, "loading") as callback, explained(told):
             self._context = engine.Context(self._given, terms, callback, placements=places)
         try:
             check_effects(EFFECTS_OF_LOADING, values, self._context.traits())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdcpp_py import ModelError, StableDiffusion
+from sdcpp_py import ArgumentError, ModelError, StableDiffusion
 from support.checkpoints import write_checkpoint
 from support.model_formats import (
     ORDERED_DICT,
@@ -202,7 +202,15 @@ def test_refused(name: str, checkpoint: Path, folder: Path) -> None:
     path.write_bytes(content())
     with pytest.raises(ModelError, match=message) as caught:
         StableDiffusion(checkpoint, embeddings={"word": path})
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"embedding word: {path} ")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n"])
+def test_names_that_no_prompt_can_hold(name: str, checkpoint: Path, folder: Path) -> None:
+    path = folder / "nameless"
+    path.write_bytes(safetensors_of({"emb_params": VECTORS}))
+    with pytest.raises(ArgumentError, match="^embeddings: the name of a textual inversion must hold more than spaces$"):
+        StableDiffusion(checkpoint, embeddings={name: path})
 
 
 def test_sdxl_takes_pairs_alone(sdxl: Path, folder: Path) -> None:

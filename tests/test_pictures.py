@@ -274,3 +274,10 @@ def test_fit() -> None:
     assert mask[:5].max() == mask[15:].max() == 0, "around a mask nothing is drawn"
     for how in ("crop", "pad", "resize"):
         assert pictures.fit(Image.new("RGB", (16_384, 2)), (8, 64), how, "image").size == (8, 64)
+
+
+@pytest.mark.parametrize("source", [b"", b"<svg/>", io.BytesIO(b"no picture")], ids=["empty", "svg", "file object"])
+def test_bytes_of_no_picture_are_refused_without_the_address_of_an_object(source: Any) -> None:
+    said = r"^image: not a picture, or a damaged one \(of no format that Pillow knows\)$"
+    with pytest.raises(ArgumentError, match=said):
+        pictures.open_picture(source, "image")
