@@ -105,7 +105,10 @@ def test_names_of_a_unet(dialect: str, families: Callable[[str], Family]) -> Non
     family.check(formats.build("sd1", family.tensors, "lora", dialect))
 
 
-ALPHAS = {"F64": (), "F16": (1,), "BF16": (1, 1), "I64": (), "I32": (1,)}
+ALPHAS = {
+    **{"F64": (), "F16": (1,), "BF16": (1, 1), "I64": (), "I32": (1,)},
+    **{"I8": (), "U8": (1,), "I16": (), "U16": (1, 1), "U32": (), "U64": (1,)},
+}
 
 
 @pytest.mark.parametrize("code", ALPHAS)

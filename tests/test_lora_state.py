@@ -206,6 +206,9 @@ def test_what_does_not_fit_is_counted(
     more = {
         f"{module}.lora_down.weight": np.ones((4, 7, 3, 3), np.float32),
         f"{module}.lora_up.weight": np.ones((128, 4, 1, 1), np.float32),
+        f"{module.replace('resnets_0', 'resnets_1')}.lora_down.weight": np.ones((4, 128, 3, 3), np.float32),
+        f"{module.replace('resnets_0', 'resnets_1')}.lora_up.weight": np.ones((128, 4, 1, 1), np.float32),
+        f"{module.replace('resnets_0', 'resnets_1')}.alpha": np.ones(2, np.float32),
         "lora_unet_no_such_layer.alpha": np.float32(1),
         "something_else": np.ones(3, np.float32),
     }
@@ -215,11 +218,12 @@ def test_what_does_not_fit_is_counted(
         assert np.array_equal(draw(model, with_more), wanted)
         (row,) = applied(model)
     count = len(sample.tensors)
-    assert (row["tensors"], row["applied"], row["skipped"]) == (count + 4, count, 4)
+    assert (row["tensors"], row["applied"], row["skipped"]) == (count + 7, count, 7)
     for reason in (
         f"{module}.lora_down.weight (its 128 x 63 do not fit the model's 128 x 1152)",
         "lora_unet_no_such_layer.alpha (the model has no such module)",
         "something_else (no change that is known)",
     ):
         assert reason in row["skipped_names"].split("; ")
+    assert "its alpha is no single number" in row["skipped_names"]
     assert capfd.readouterr() == ("", "")

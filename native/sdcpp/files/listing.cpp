@@ -60,11 +60,20 @@ void leave_out(Listing& listing, const std::string& name, const std::string& why
     listing.left_out_names.push_back(name);
 }
 
+bool is_alpha(const Tensor& tensor) {
+    constexpr std::string_view ending = ".alpha";
+    constexpr std::string_view integers[] = {"I8", "U8", "BOOL", "I16", "U16", "U32", "U64"};
+    return tensor.name.size() > ending.size() &&
+           tensor.name.compare(tensor.name.size() - ending.size(), ending.size(), ending) == 0 &&
+           tensor.dtype != nullptr &&
+           std::find(std::begin(integers), std::end(integers), tensor.dtype->name) != std::end(integers);
+}
+
 void add(Listing& listing, Tensor tensor) {
     constexpr size_t most_dimensions = 5;
     const bool of_use = tensor.dtype == nullptr || tensor.dtype->type != GGML_TYPE_COUNT;
     // Int8 weights that have scales are asked for by their scales' names later.
-    const bool perhaps = tensor.dtype != nullptr && std::string_view(tensor.dtype->name) == "I8";
+    const bool perhaps = tensor.dtype != nullptr && (std::string_view(tensor.dtype->name) == "I8" || is_alpha(tensor));
     if ((of_use || perhaps) && tensor.shape.size() <= most_dimensions && element_count(tensor) > 0) {
         listing.tensors.push_back(std::move(tensor));
         return;

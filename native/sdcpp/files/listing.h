@@ -57,6 +57,9 @@ Listing list_torch_legacy(Input& input);
 // Returns the number of a tensor's elements. Throws FileError for a negative or absurd dimension.
 uint64_t element_count(const Tensor& tensor);
 
+// Tells whether a tensor is a LoRA's alpha in one of the integer types that no weight has.
+bool is_alpha(const Tensor& tensor);
+
 // Adds a tensor to a listing, or to what it leaves out.
 void add(Listing& listing, Tensor tensor);
 void leave_out(Listing& listing, const std::string& name, const std::string& why);

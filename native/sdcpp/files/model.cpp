@@ -164,11 +164,16 @@ void read_model(const std::string& path, const std::string& prefix, std::vector<
         const auto scale = scale_of.find(i);
         const bool plain = tensor.dtype == nullptr || tensor.dtype->type != GGML_TYPE_COUNT;
         if (unused.count(i) != 0 || (!scale_of.empty() && is_mark(tensor.name)) ||
-            (!plain && scale == scale_of.end())) {
+            (!plain && scale == scale_of.end() && !is_alpha(tensor))) {
             continue;
         }
         TensorStorage storage = storage_of(tensor, first + listed[i].part);
-        if (scale != scale_of.end()) {
+        if (is_alpha(tensor)) {
+            // As it is, by the one factor 1.
+            const uint64_t count = element_count(tensor);
+            apply(storage, tensor, Scales{{1.0f}, 1, count, 1, count});
+            storage.type = GGML_TYPE_F32;
+        } else if (scale != scale_of.end()) {
             const Listed& factors = listed[scale->second];
             const std::string& file = files[factors.part].path;
             try {

@@ -85,6 +85,16 @@ void each_number(const Dtype& dtype, const std::vector<uint8_t>& bytes, F&& take
         loop([](const uint8_t* from) { return static_cast<float>(load<double>(from)); });
     } else if (name == "I8") {
         loop([](const uint8_t* from) { return static_cast<float>(load<int8_t>(from)); });
+    } else if (name == "U8" || name == "BOOL") {
+        loop([](const uint8_t* from) { return static_cast<float>(*from); });
+    } else if (name == "I16") {
+        loop([](const uint8_t* from) { return static_cast<float>(load<int16_t>(from)); });
+    } else if (name == "U16") {
+        loop([](const uint8_t* from) { return static_cast<float>(load<uint16_t>(from)); });
+    } else if (name == "U32") {
+        loop([](const uint8_t* from) { return static_cast<float>(load<uint32_t>(from)); });
+    } else if (name == "U64") {
+        loop([](const uint8_t* from) { return static_cast<float>(load<uint64_t>(from)); });
     } else if (name == "F8_E4M3" || name == "F8_E5M2") {
         static const auto e4m3 = fp8_table(4);
         static const auto e5m2 = fp8_table(5);

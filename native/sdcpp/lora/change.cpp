@@ -172,6 +172,12 @@ Form form_of(const Factors& factors) {
     } else if (const Factor* alpha = get(factors, Role::alpha); alpha != nullptr && size.rank > 0) {
         form.scale = scalar(alpha) / static_cast<float>(size.rank);
     }
+    for (const Role role : {Role::scale, Role::alpha}) {
+        if (const Factor* factor = get(factors, role); factor != nullptr && ggml_nelements(factor->tensor) != 1) {
+            form.problem = "its alpha is no single number";
+            form.kind = Kind::none;
+        }
+    }
     if (!std::isfinite(form.scale)) {
         form.problem = "its scale is not finite";
         form.kind = Kind::none;
