@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from . import engine
@@ -36,7 +36,7 @@ class Device:
     host_buffer_type: str | None
     backend: str
     module_path: str | None
-    features: dict[str, str]
+    features: dict[str, str] = field(hash=False)
     memory_reserve: int
     problem: str | None = None
 

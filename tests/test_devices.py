@@ -23,6 +23,7 @@ def test_cpu_is_there() -> None:
     assert cpu.memory_reserve == min(cpu.memory_total // 10, 1 << 30)
     assert Path(cpu.module_path or "").parent.samefile(PACKAGE)
     assert cpu.to_dict()["name"] == "CPU"
+    assert cpu in {cpu}
 
 
 def test_choices_are_the_engines() -> None:
