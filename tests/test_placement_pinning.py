@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sdcpp_py import placement
 from sdcpp_py.devices import Device
 from sdcpp_py.errors import ArgumentError
+from sdcpp_py.host_memory import host_memory
 from sdcpp_py.placement import BudgetPart, PinBudget
 from sdcpp_py.reports import GIB
 from support.placement_cases import CPU, CUDA0, DEVICES, MIB, VULKAN, device
@@ -117,6 +118,15 @@ def test_tightest_cgroup_binds(levels: list[tuple[int, int, int]], version: int)
     expected = min(max(0, limit - max(0, use - inactive)) for limit, use, inactive in levels)
     assert part(made, "cgroup").bytes == expected
     assert made.bytes == min(expected, 999 * GIB)
+
+
+def test_memory_of_a_container_is_its_hard_limit() -> None:
+    hard, soft = {"memory.max": 2 * MIB}, {"memory.max": "max", "memory.high": MIB}
+    for files in (v2("/a/b", {"a": hard, "a/b": soft}), v1("/a", {"": {"memory.limit_in_bytes": 2 * MIB}})):
+        with tree(files) as root:
+            assert host_memory(root) == 2 * MIB
+    with tree(v2("/a", {"a": soft})) as root:
+        assert (host_memory(root) or 0) > 64 * MIB, "the machine's"
 
 
 def test_cgroup_without_limit() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from .. import engine
 from ..errors import ArgumentError
-from ..host_memory import GIB, host_memory
+from ..host_memory import host_memory
 from ..options import MAX_SEED
 from ..options.values import check_sigmas, used
+from ..reports import GIB
 from .inputs import Abilities, Finish, Prepared, check_control
 from .mode import Mode
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError
+from ..host_memory import NO_LIMIT
 from ..options import check_float
 from ..reports import GIB, MIB, show_bytes
-from .pinning import NO_LIMIT
 
 if TYPE_CHECKING:
     from ..devices import Device

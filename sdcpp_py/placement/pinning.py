@@ -6,11 +6,12 @@ A refused pin can make later ones fail on some systems.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..host_memory import NO_LIMIT, cgroup_directories, read_number, read_text
 from ..options import check_float
 from ..reports import GIB, show_bytes, table
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 # CUDA, ROCm, MUSA, Vulkan, SYCL and CANN ask their drivers, which pin in the kernel and do not count there.
 MLOCK_BACKENDS: frozenset[str] = frozenset()
 
-NO_LIMIT = 1 << 60
-"""Bytes that nothing has; cgroup v1 writes a number near 2**63 for "no limit"."""
 _CAP_IPC_LOCK = 14  # capabilities(7): locks memory without a limit
 
 
@@ -102,19 +101,6 @@ def measure_pin_budget(
     )
 
 
-def _read(path: Path) -> str:
-    """Return a file's text, or nothing where it cannot be read."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(text: str) -> int | None:
-    """Return a whole number, or None for anything else such as ``max``."""
-    return int(text) if re.fullmatch(r"\d+", text.strip(), re.ASCII) else None
-
-
 def _fields(text: str) -> dict[str, int]:
     """Return the numbers of lines such as ``name: 5 kB`` or ``name 5``, in the file's own unit."""
     return {name: int(value) for name, value in re.findall(r"^(\w+):?[ \t]+(\d+)", text, re.MULTILINE | re.ASCII)}
@@ -126,7 +112,7 @@ def _memory_part(devices: Sequence[Device], root: Path) -> BudgetPart:
     The reserve is for what the engine itself and everybody else will need while the weights stay where they are: a
     tenth of the memory, and 1 GiB at least.
     """
-    memory = {name: value * 1024 for name, value in _fields(_read(root / "proc/meminfo")).items()}
+    memory = {name: value * 1024 for name, value in _fields(read_text(root / "proc/meminfo")).items()}
     if "MemAvailable" in memory:
         available = memory["MemAvailable"]
         reserve = max(GIB, memory.get("MemTotal", 0) // 10)
@@ -141,41 +127,6 @@ def _memory_part(devices: Sequence[Device], root: Path) -> BudgetPart:
     return BudgetPart("free memory", 0, "it cannot be told here, so nothing is pinned")
 
 
-def _cgroup_mounts(root: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (cgroup version, mount point, root of the mount) of the file systems that limit memory."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        mount, kind = left.split(" "), right.split(" ")
-        if len(mount) < 5 or len(kind) < 3:
-            continue
-        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[2].split(",")):
-            # proc(5): blanks and backslashes are written in octal.
-            base, point = (re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), text) for text in mount[3:5])
-            yield 2 if kind[0] == "cgroup2" else 1, point, base
-
-
-def _cgroup_directories(root: Path) -> Iterator[tuple[int, str]]:
-    """Yield (cgroup version, directory below root) of this process's cgroups and all their ancestors."""
-    own: dict[int, str] = {}
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            own[2] = path
-        elif "memory" in controllers.split(","):
-            own[1] = path
-    for version, point, base in _cgroup_mounts(root):
-        if version not in own:
-            continue
-        path, base = own[version].rstrip("/"), base.rstrip("/")
-        inside = path[len(base) :] if f"{path}/".startswith(f"{base}/") else ""
-        parts = [part for part in inside.split("/") if part]
-        if ".." in parts:  # outside of this cgroup namespace
-            parts = []
-        for depth in range(len(parts), -1, -1):
-            yield version, "/".join(part for part in (point.strip("/"), *parts[:depth]) if part)
-
-
 def _cgroup_part(root: Path) -> BudgetPart:
     """Return what the tightest of this process's cgroups and their ancestors leaves.
 
@@ -184,14 +135,16 @@ def _cgroup_part(root: Path) -> BudgetPart:
     a process above it.
     """
     tightest = BudgetPart("cgroup", None, "no memory limit")
-    for version, directory in _cgroup_directories(root):
+    for version, directory in cgroup_directories(root):
         names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
-        numbers = [_number(_read(root / directory / name)) for name in names]
+        numbers = [read_number(read_text(root / directory / name)) for name in names]
         limit = min((number for number in numbers if number is not None), default=NO_LIMIT)
         if limit >= NO_LIMIT:
             continue
-        charged = _number(_read(root / directory / ("memory.current" if version == 2 else "memory.usage_in_bytes")))
-        statistics = _fields(_read(root / directory / "memory.stat"))
+        charged = read_number(
+            read_text(root / directory / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
+        )
+        statistics = _fields(read_text(root / directory / "memory.stat"))
         inactive = statistics.get("inactive_file", 0)
         if version == 1:
             inactive = statistics.get("total_inactive_file", inactive)
@@ -205,15 +158,15 @@ def _cgroup_part(root: Path) -> BudgetPart:
 
 def _memlock_part(devices: Sequence[Device], root: Path) -> BudgetPart:
     """Return what RLIMIT_MEMLOCK leaves to backends that lock with mlock(), unless the process may lock everything."""
-    found = re.search(r"^Max locked memory +(\w+)", _read(root / "proc/self/limits"), re.MULTILINE)
-    limit = None if found is None else _number(found[1])
+    found = re.search(r"^Max locked memory +(\w+)", read_text(root / "proc/self/limits"), re.MULTILINE)
+    limit = None if found is None else read_number(found[1])
     if limit is None:
         return BudgetPart("RLIMIT_MEMLOCK", None, "unlimited" if found else "there is none here")
     users = [device.name for device in devices if device.backend in MLOCK_BACKENDS and device.host_buffer_type]
     if not users:
         detail = f"{show_bytes(limit)}, but drivers that pin memory do not count against it"
         return BudgetPart("RLIMIT_MEMLOCK", None, detail)
-    status = _read(root / "proc/self/status")
+    status = read_text(root / "proc/self/status")
     capabilities = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", status, re.MULTILINE)
     if capabilities is not None and int(capabilities[1], 16) >> _CAP_IPC_LOCK & 1:
         return BudgetPart("RLIMIT_MEMLOCK", None, f"{show_bytes(limit)}, but CAP_IPC_LOCK lifts it")
