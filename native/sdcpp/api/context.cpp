@@ -66,14 +66,7 @@ sdcpp_lora_t lora_row(Run& run, const LoraReport& report) {
 // Notes what a loaded model says of itself, which never changes.
 void describe(Context& context, sd_ctx_t* loaded) {
     context.clip_layers = placements_of(loaded)->clip_layers;
-    const Abilities able = abilities_of(loaded);
-    sdcpp_abilities_t& noted = context.abilities;
-    noted.size_multiple = able.size_multiple;
-    noted.draws_images = sd_ctx_supports_image_generation(loaded);
-    noted.reads_references = able.edits;
-    noted.reference_multiple = able.edit_multiple;
-    noted.reads_control_image = able.shows;
-    noted.fills_masks = able.fills;
+    context.abilities = abilities_of(loaded);
     context.traits = placements_of(loaded)->traits;
     context.sampler = sd_get_default_sample_method(loaded);
     for (int sampler = 0; sampler < SAMPLE_METHOD_COUNT; ++sampler) {

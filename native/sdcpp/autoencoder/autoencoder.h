@@ -6,6 +6,7 @@
 #include <string>
 
 #include "model.h"
+#include "sdcpp/api/sdcpp.h"
 #include "stable-diffusion.h"
 
 namespace sdcpp {
@@ -61,16 +62,7 @@ public:
 // Tells whether this generation begins so.
 bool fills_anew();
 
-// What a model is able to do, besides drawing from a text.
-struct Abilities {
-    int size_multiple;  // sides of pictures are multiples of it
-    bool edits;         // it reads reference pictures
-    int edit_multiple;  // sides of these are multiples of it
-    bool shows;         // it is made to be shown a control picture itself, without a ControlNet
-    bool fills;         // it is made to fill in masks
-};
-
-// Returns what a context's model is able to do.
-Abilities abilities_of(const sd_ctx_t* ctx);
+// Returns what a context's model is able to do, besides drawing from a text.
+sdcpp_abilities_t abilities_of(const sd_ctx_t* ctx);
 
 }  // namespace sdcpp
