@@ -13,7 +13,7 @@ import typer
 from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING
-from . import devices, doctor, txt2img
+from . import devices, doctor, drawing
 from .flags import PanelCommand
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ class _Drawing(PanelCommand):
 
     alone = frozenset(
         name
-        for found in (*txt2img.DRAWING_FLAGS.values(), txt2img.LOADING_FLAGS)
+        for found in (*drawing.DRAWING_FLAGS.values(), drawing.LOADING_FLAGS)
         for flag in found
         if flag.may_stand_alone
         for name in flag.names
@@ -40,7 +40,7 @@ class _Drawing(PanelCommand):
 
 
 for _mode in DRAWING:
-    app.command(_mode.name, cls=_Drawing)(txt2img.drawing_command(_mode))
+    app.command(_mode.name, cls=_Drawing)(drawing.drawing_command(_mode))
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

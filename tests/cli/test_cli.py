@@ -14,7 +14,7 @@ from PIL import Image
 
 import sdcpp_py
 from sdcpp_py import cli
-from sdcpp_py.cli import txt2img
+from sdcpp_py.cli import drawing
 from sdcpp_py.modes import TXT2IMG
 from support.native_placement import NativePlacement
 
@@ -341,7 +341,7 @@ def test_a_link_stays_one(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
 def test_help_names_every_option_of_txt2img(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("txt2img", "--help", capsys=capsys)
     assert status == 0
-    for flag in txt2img.FLAGS:
+    for flag in [*drawing.DRAWING_FLAGS["txt2img"], *drawing.LOADING_FLAGS]:
         assert all(name in out for name in flag.names), flag.names
     for option in ("--output", "--report", "--verbose"):
         assert option in out

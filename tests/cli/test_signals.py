@@ -47,7 +47,7 @@ runpy.run_module("sdcpp_py", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("name", ["sdcpp_py.devices", "PIL.Image", "typer", "sdcpp_py.cli.txt2img"])
+@pytest.mark.parametrize("name", ["sdcpp_py.devices", "PIL.Image", "typer", "sdcpp_py.cli.drawing"])
 def test_while_importing(name: str, tmp_path: Path) -> None:
     check_end(start("-c", EARLY.format(name=name), cwd=tmp_path), signal.SIGINT, tmp_path)
 
@@ -90,7 +90,7 @@ MOMENTS = {
         "if hasattr(args[1], 'write'): return inner(*args, **kwargs)\n    open(args[1], 'wb').write(b'half')",
     ),
     "moving": ("pathlib", ".Path", "replace", "pass"),
-    "reporting": ("sdcpp_py.cli.txt2img", "", "_report", "[os.unlink(each) for each in os.listdir()]"),
+    "reporting": ("sdcpp_py.cli.drawing", "", "_report", "[os.unlink(each) for each in os.listdir()]"),
 }
 
 

@@ -1,4 +1,4 @@
-"""``sdcpp txt2img`` and the commands of the other modes that draw: the flags of loading a model and of the mode."""
+"""The commands of the modes that draw: the flags of loading a model and of the mode."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from .._version import __version__
 from ..devices import devices
 from ..images import Images, check_output, save_all
 from ..model_files import show_path
-from ..modes import DRAWING, LOADING, TXT2IMG, Abilities, Mode, make_request
+from ..modes import DRAWING, LOADING, Abilities, Mode, make_request
 from ..pipeline import StableDiffusion
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
 
 LOADING_FLAGS = flags(LOADING.declared)
 DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in DRAWING}
-FLAGS = [*DRAWING_FLAGS[TXT2IMG.name], *LOADING_FLAGS]
 
 
 def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[str, Any]:
@@ -94,6 +93,3 @@ def drawing_command(mode: Mode) -> Callable[..., None]:
     draw = functools.partial(_draw, mode)
     draw.__doc__ = mode.title
     return take_flags(draw, [*DRAWING_FLAGS[mode.name], *LOADING_FLAGS])
-
-
-command = drawing_command(TXT2IMG)
