@@ -12,6 +12,7 @@ from .runtime import FORKED, Run
 from .structs import Filler, row_values
 
 MOST_ROWS = 256
+CANNOT_LOAD = "the engine cannot load the model; engine_log has what it says"
 
 
 def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
@@ -33,7 +34,7 @@ def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
     count = ffi.new("int*")
     with Run(quiet=True) as run:
         status = lib.sdcpp_weights_survey(run.native, filler.context_params(options), found, len(found), count)
-        run.check(status, ModelError, "the engine cannot load the model; engine_log has what it says")
+        run.check(status, ModelError, CANNOT_LOAD)
         return {str(text(row.module)): int(row.bytes) for row in found[0 : count[0]]}
 
 
@@ -48,7 +49,7 @@ def encoder_bytes(options: Mapping[str, Any]) -> int:
     found = ffi.new("uint64_t*")
     with Run(quiet=True) as run:
         status = lib.sdcpp_encoder_survey(run.native, filler.context_params(options), found)
-        run.check(status, ModelError, "the engine cannot load the model; its lines below say why")
+        run.check(status, ModelError, CANNOT_LOAD)
     return int(found[0])
 
 
@@ -92,7 +93,7 @@ class Context:
         try:
             with Run(progress) as run:
                 status = self.lib.sdcpp_ctx_load(run.native, self._handle, params, rows, len(places))
-                run.check(status, ModelError, "the engine cannot load the model; engine_log has what it says")
+                run.check(status, ModelError, CANNOT_LOAD)
         except BaseException:
             self.close()
             raise
@@ -155,7 +156,7 @@ class Context:
         filler = Filler()
         with Run(progress) as run:
             status = self.lib.sdcpp_ctx_load_encoder(run.native, self._handle, filler.context_params(options))
-            message = "the VAE's encoder, which pictures that go in need, cannot be loaded; the lines below say why"
+            message = "the VAE's encoder, which pictures that go in need, cannot be loaded; engine_log has what it says"
             run.check(status, ModelError, message, self._closed_reason)
 
     def image_generate(

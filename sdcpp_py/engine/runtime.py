@@ -93,13 +93,11 @@ class Run:
             return
         if status == lib.SDCPP_CANCELLED:
             raise CancelledError("cancelled by cancel()")
-        if lib.sdcpp_run_no_room(self.native):
-            said = str(text(lib.sdcpp_run_error(self.native)))
-            raise DeviceMemoryError(said, tuple(line for line in self.lines if line != said))
-        if status in (lib.SDCPP_REFUSED, lib.SDCPP_NOT_FINITE):
-            said = str(text(lib.sdcpp_run_error(self.native)))
-            refused = ArgumentError if status == lib.SDCPP_REFUSED else GenerationError
-            raise refused(said, tuple(line for line in self.lines if line != said))
+        said = str(text(lib.sdcpp_run_error(self.native)))
+        known = {lib.SDCPP_REFUSED: ArgumentError, lib.SDCPP_NOT_FINITE: GenerationError}
+        own = DeviceMemoryError if lib.sdcpp_run_no_room(self.native) else known.get(status)
+        if own is not None:
+            raise own(said, tuple(line for line in self.lines if line != said))
         if status == lib.SDCPP_CLOSED:
             raise ClosedError(f"this StableDiffusion object cannot be used: {closed}")
         if status == lib.SDCPP_INSIDE:
@@ -111,5 +109,4 @@ class Run:
             raise BackendError(FORKED)
         if status == lib.SDCPP_EXITING:
             raise ClosedError("the interpreter is exiting: nothing can be drawn any more")
-        said = str(text(lib.sdcpp_run_error(self.native)))
         raise failure(said, self.lines, kind, message, closed=status == lib.SDCPP_BROKEN and kind is GenerationError)
