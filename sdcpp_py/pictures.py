@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MOST_PIXELS_A_SIDE = 16384
-"""The longest side of a picture that is read: the largest picture that can be drawn."""
+MAX_SIDE = 16384
+"""Pixels of the longest side of a picture that can be drawn, and of one that is read."""
 RESIZE_MODES = ("error", "crop", "pad", "resize")
 """What becomes of a picture of another size than the one that is drawn."""
 
@@ -159,8 +159,8 @@ def _check_size(width: int, height: int, what: str) -> None:
     most = Image.MAX_IMAGE_PIXELS
     if min(width, height) < 2:
         raise ArgumentError(f"{what} is {width}x{height}: too small for a picture")
-    if max(width, height) > MOST_PIXELS_A_SIDE:
-        raise ArgumentError(f"{what} is {width}x{height}: at most {MOST_PIXELS_A_SIDE} pixels a side; make it smaller")
+    if max(width, height) > MAX_SIDE:
+        raise ArgumentError(f"{what} is {width}x{height}: at most {MAX_SIDE} pixels a side; make it smaller")
     if most is not None and width * height > most:
         raise ArgumentError(f"{what} is {width}x{height}: more than {most} pixels; make it smaller")
 

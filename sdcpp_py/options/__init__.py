@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from ..model_files import StrPath
+from ..pictures import MAX_SIDE
 from .checks import check_bool, check_choice, check_float, check_int, check_path, check_text, show
 from .declare import REQUIRED, Opt, Option, Range, declared
 from .generation import MAX_BATCH, MAX_SEED, Progress
 from .group import Group
 from .groups import (
-    MAX_SIDE,
     MAX_STEPS,
     Cache,
     Hires,

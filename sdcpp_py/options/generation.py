@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from ..model_files import StrPath
-from ..pictures import RESIZE_MODES, PictureSource
+from ..pictures import MAX_SIDE, RESIZE_MODES, PictureSource
 from .declare import REQUIRED, Opt, Range
 from .groups import (
     DENOISING_STRENGTH,
-    MAX_SIDE,
     MAX_STEPS,
     Cache,
     Hires,

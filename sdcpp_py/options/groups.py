@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 from ..errors import ArgumentError
 from ..model_files import StrPath
-from ..pictures import PictureSource
+from ..pictures import MAX_SIDE, PictureSource
 from .checks import check_bool, fold, show
 from .declare import Opt, Option, Range, declared
 from .group import Group, Grouped
 from .kinds import Kind, Pictures, UnreadableError, number_text
 
-MAX_SIDE = 16384
 MAX_STEPS = 10_000
 DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
 _INT_MAX = 2**31 - 1
