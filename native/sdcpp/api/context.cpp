@@ -193,12 +193,10 @@ sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const 
         }
         const auto placements = placements_of(loaded);
         const sd_ctx_params_t wanted = autoencoder_params(*params);
-        const OnException not_loading([&] { placements->load_end(); });
+        const OnExit not_loading([&] { placements->load_end(); });
         const PlacementScope scope(placements);
         const AutoencoderScope autoencoder;
-        const bool done = encoder_load(loaded, &wanted);
-        placements->load_end();
-        return done;
+        return encoder_load(loaded, &wanted);
     });
 }
 
