@@ -30,6 +30,7 @@ from .images import GeneratedImage, Images, Timings
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
 from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
+from .progress import ProgressEvent
 from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "PinBudget",
     "PlacementError",
     "Plan",
+    "ProgressEvent",
     "SdcppError",
     "SkipLayerGuidance",
     "StableDiffusion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,12 @@ from . import engine
 from ._version import __version__
 from .applied_loras import applied_loras, loras_text, used_loras, warn_of_skipped
 from .effects import check_generation
-from .errors import ArgumentError
-from .images import Images, Timings, from_pixels
+from .errors import ArgumentError, SdcppError
+from .images import GeneratedImage, Images, Timings, from_pixels
 from .metadata import parameters_text
-from .modes import Abilities, Mode, Request, make_request
-from .options import Hires, Progress
-from .progress import progress
+from .modes import DRAWING, Abilities, Mode, Request, draw_seed, make_request
+from .options import Hires, declared
+from .progress import Progress, progress
 
 log = logging.getLogger("sdcpp_py")
 
@@ -52,8 +52,15 @@ class Loaded:
     said_of_loras: set[tuple[str, int]] = field(default_factory=set)
 
 
-def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Images:
-    """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`."""
+def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Images:
+    """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`.
+
+    Args:
+        loaded: the model.
+        mode: the mode.
+        given: its options.
+        part: which call of how many this is for the one who hears of progress.
+    """
     start = time.perf_counter()
     context = loaded.context
     suits = (loaded.defaults["width"], loaded.defaults["height"]) if loaded.defaults else None
@@ -71,12 +78,17 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Images:
     sampler, scheduler = context.defaults(request.values["sampler"])
     wanted = request.values["progress"]
     wanted = loaded.progress if wanted is None else wanted
-    if _needs_encoder(request):
-        with progress(wanted, "loading") as callback:
-            context.load_encoder(loaded.settings, callback)
+    encodes = _needs_encoder(request)
+    loads = encodes and not context.has_encoder
+    phases = [*["loading"] * loads, *["encoding"] * encodes, "text", "sampling", "decoding"]
+    preview = _preview(loaded, request.values, wanted)
     rows: list[dict[str, Any]] = []
-    with progress(wanted, "sampling") as callback:
-        pixels, seconds = context.image_generate(request.settings, progress=callback, loras=rows)
+    with progress(wanted, *phases, passes=2 if request.values.get("hires") else 1, part=part) as watch:
+        if loads:
+            context.load_encoder(loaded.settings, watch)
+        pixels, seconds = context.image_generate(request.settings, progress=watch, preview=preview, loras=rows)
+        if preview is not None and watch is not None and not watch.previews:
+            log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
     made = f"{pixels[0][0]}x{pixels[0][1]}"
     used = dict(request.used)
     if request.values["sigmas"] and given.get("scheduler") is not None:
@@ -102,10 +114,58 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Images:
         from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), request.finish)
         for (wide, high, data), each in zip(pixels, request.seeds, strict=True)
     ]
-    phases = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
-    timings = Timings(load=loaded.seconds, **phases, total=time.perf_counter() - start)
+    took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
+    timings = Timings(load=loaded.seconds, **took, total=time.perf_counter() - start)
     size = f"{images[0].width}x{images[0].height}"
     return Images(images, request.seeds, timings, {**used, "size": size}, loras)
+
+
+def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[GeneratedImage]:
+    """Draw pictures one after the other; the arguments and errors are those of :func:`draw`.
+
+    An error has what was drawn before it as ``finished``.
+    """
+    values = mode.check(given, loaded.defaults)
+    count = values["batch_count"]
+    seed = draw_seed(values["seed"], count)
+    finished: list[GeneratedImage] = []
+    for index in range(count):
+        try:
+            images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, (index, count))
+        except SdcppError as error:
+            error.finished = tuple(finished)
+            raise
+        finished.append(images[0])
+        yield images[0]
+
+
+def mode_of(given: Mapping[str, Any]) -> Mode:
+    """Return the mode whose pictures are given.
+
+    Raises:
+        ArgumentError: no mode takes these and no others.
+    """
+    pictures = {name for mode in DRAWING for name in declared(mode.subject)} & given.keys()
+    for mode in DRAWING:
+        if pictures == set(declared(mode.subject)):
+            return mode
+    takes = "; ".join(f"{mode.name}: {', '.join(declared(mode.subject))}" for mode in DRAWING)
+    raise ArgumentError(f"no mode takes {', '.join(sorted(pictures)) or 'nothing'} alone; {takes}")
+
+
+def _preview(loaded: Loaded, values: Mapping[str, Any], wanted: object) -> tuple[str, int] | None:
+    """Return how previews are to be made, and after how many steps; None for none."""
+    method = values["preview"]
+    if method is None:
+        return None
+    if not callable(wanted):
+        raise ArgumentError("preview has no effect without progress=..., a callback that takes the events")
+    small = bool(loaded.settings.get("taesd_path"))
+    if method == "tae" and not small:
+        raise ArgumentError("preview 'tae' needs taesd=... when loading the model")
+    if method == "vae" and small:
+        raise ArgumentError("preview 'vae' has no effect: this model decodes previews by its taesd; use 'tae'")
+    return str(method), int(values["preview_interval"])
 
 
 def _needs_encoder(request: Request) -> bool:

@@ -6,17 +6,18 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import engine, models, placement
+from .asynchronous import each_in_thread, in_thread
 from .devices import devices
-from .drawing import Loaded, draw
+from .drawing import Loaded, draw, draw_each, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
 from .errors import ArgumentError, ModelError, PlacementError
 from .handle import ModelHandle
-from .images import Images
+from .images import GeneratedImage, Images
 from .load_failures import explained
 from .model_files import check_embeddings, show_path
 from .modes import DRAWING, EDIT, IMG2IMG, INPAINT, LOADING, TXT2IMG, Mode
@@ -86,8 +87,8 @@ class StableDiffusion(ModelHandle):
             self._plan = self._make_plan(placing)
         places = () if self._plan is None else self._plan.placements()
         told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
-        with progress(values["progress"], "loading") as callback, explained(told):
-            self._context = engine.Context(self._given, terms, callback, placements=places)
+        with progress(values["progress"], "loading") as watch, explained(told):
+            self._context = engine.Context(self._given, terms, watch, placements=places)
         try:
             check_effects(EFFECTS_OF_LOADING, values, self._context.traits())
             if self._plan is not None:
@@ -219,6 +220,50 @@ class StableDiffusion(ModelHandle):
             DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
         """
         return self._draw(EDIT, {"prompt": prompt, "images": images, **options})
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[GeneratedImage]:
+        """Draw the pictures of a batch one after the other, and yield each when it is done.
+
+        The mode is the one whose pictures are given: none for :meth:`txt2img`, ``image`` for :meth:`img2img`, ``mask``
+        too for :meth:`inpaint`, ``images`` for :meth:`edit`; the other options are that method's. Each picture is the
+        one that the method draws with its seed. In ``batch_count`` calls of the engine: prompts are encoded anew for
+        each picture, and other calls may come in between.
+
+        Yields:
+            The pictures, in the order of their seeds.
+
+        Raises:
+            SdcppError: as of the method; ``finished`` has the pictures that were drawn before.
+        """
+        self._open_context()
+        given = {"prompt": prompt, **options}
+        return draw_each(self._loaded, mode_of(given), given)
+
+    # --- the same, awaited --------------------------------------------------------------------------------------------
+
+    async def atxt2img(self, prompt: str, **options: Unpack[Txt2ImgOptions]) -> Images:
+        """Await :meth:`txt2img` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.txt2img(prompt, **options))
+
+    async def aimg2img(self, prompt: str, image: PictureSource, **options: Unpack[Img2ImgOptions]) -> Images:
+        """Await :meth:`img2img` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.img2img(prompt, image, **options))
+
+    async def ainpaint(
+        self, prompt: str, image: PictureSource, mask: PictureSource, **options: Unpack[InpaintOptions]
+    ) -> Images:
+        """Await :meth:`inpaint` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.inpaint(prompt, image, mask, **options))
+
+    async def aedit(
+        self, prompt: str, images: PictureSource | Sequence[PictureSource], **options: Unpack[EditOptions]
+    ) -> Images:
+        """Await :meth:`edit` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.edit(prompt, images, **options))
+
+    def astream(self, prompt: str, **options: Any) -> AsyncIterator[GeneratedImage]:
+        """Return :meth:`stream` as an asynchronous iterator."""
+        return each_in_thread(self.stream(prompt, **options))
 
     def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
         """Draw what a mode is asked for."""

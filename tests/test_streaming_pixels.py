@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import sdcpp_py
+from sdcpp_py.engine import Step
 from support.checkpoints import FAMILIES, write_checkpoint
 from support.children import in_child
 from support.loopback import Loopback
@@ -142,9 +143,10 @@ def test_families(family: str, tmp_path: Path) -> None:
         with Model(checkpoint, DIFFUSION, max_vram=budget) as model:
             counts: list[int] = []
 
-            def count(step: int, *_: object) -> None:
+            def count(step: Step) -> None:
                 books = loopback.books()
-                counts.append(books["device_allocs"] + books["device_frees"])
+                if step.phase == "sampling":
+                    counts.append(books["device_allocs"] + books["device_frees"])
 
             loopback.reset()
             assert model.draw(**given, progress=count) == expected
@@ -207,8 +209,8 @@ def test_cancel(checkpoint: Path, parts: Path) -> None:
     wanted = stream([*MODULES, "controlnet"])
 
     def stop_at(last: int) -> Callable[..., None]:
-        def stop(step: int, *_: object) -> None:
-            if step == last:
+        def stop(step: Step) -> None:
+            if step.step == last:
                 raise InterruptedError
 
         return stop

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from ..images import Images, check_output, save_all
 from ..model_files import show_path
 from ..modes import DRAWING, LOADING, Abilities, Mode, make_request
 from ..pipeline import StableDiffusion
+from ..progress import Progress, ProgressEvent, bar
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
 
@@ -51,6 +53,23 @@ def start_logging(verbose: bool) -> None:
     logging.getLogger("sdcpp_py.engine").propagate = verbose
 
 
+@contextlib.contextmanager
+def _previews(files: Sequence[Path]) -> Iterator[Progress | None]:
+    """Yield a callback that writes each preview to a file, and moves the bar; None for no file."""
+    if not files:
+        yield None
+        return
+    with bar("loading") as advance:
+
+        def watch(event: ProgressEvent) -> None:
+            if advance is not None:
+                advance(event)
+            if event.preview is not None:
+                save_all([event.preview], files)
+
+        yield watch
+
+
 def _draw(
     mode: Mode,
     output: Annotated[
@@ -63,6 +82,10 @@ def _draw(
         Path | None,
         typer.Option("--report", help="Write seeds, timings, plan and reports as JSON.", rich_help_panel="Output"),
     ] = None,
+    preview_path: Annotated[
+        str,
+        typer.Option("--preview-path", help="Picture that each preview is written to.", rich_help_panel="Output"),
+    ] = "preview.png",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the engine's log.", rich_help_panel="Output")
     ] = False,
@@ -79,7 +102,10 @@ def _draw(
     asked = make_request(mode, options, able=Abilities() if mode.takes_size else None)
     files = check_output(output, checked["batch_count"], asked.largest)
     check_report(report, files)
-    with StableDiffusion(**loading) as sd:
+    shown = check_output(preview_path, 1, asked.largest) if checked["preview"] else []
+    with StableDiffusion(**loading) as sd, _previews(shown) as watch:
+        if watch is not None:
+            options["progress"] = watch
         images = getattr(sd, mode.name)(**options)
         save_all(images, files)
         if report is not None:

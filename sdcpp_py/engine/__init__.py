@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from .context import Context, encoder_bytes, weights_survey
 from .devices import backend_load, cuda_backend, device_list
-from .library import ENGINE_LOG_LINES, Progress, Tap, library
+from .library import ENGINE_LOG_LINES, Progress, Step, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
-from .runtime import Run, tap
+from .runtime import Call, Run, tap, watched
 
 __all__ = [
     "ENGINE_LOG_LINES",
+    "Call",
     "Context",
     "Progress",
     "Run",
+    "Step",
     "Tap",
     "backend_load",
     "cache_mode",
@@ -31,5 +33,6 @@ __all__ = [
     "physical_cores",
     "tap",
     "versions",
+    "watched",
     "weights_survey",
 ]

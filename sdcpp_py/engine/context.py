@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from ..errors import ArgumentError, BackendError, ClosedError, GenerationError, ModelError
 from .devices import cuda_backend
-from .library import Progress, library, text
+from .library import Progress, library, row_values, text
 from .runtime import FORKED, Run
-from .structs import Filler, row_values
+from .structs import Filler
 
 MOST_ROWS = 256
 CANNOT_LOAD = "the engine cannot load the model; engine_log has what it says"
@@ -61,7 +61,7 @@ class Context:
     Args:
         options: fields of the engine's context parameters; what is not named keeps the engine's default.
         embeddings: name -> path of textual inversion embeddings.
-        progress: called with tensors read, tensors in all and seconds a tensor.
+        progress: called with how many tensors are read.
         placements: module, runtime_device, params_device, pin, stream and overlap, each; a device that is not named is
             the default device, or for the weights the runtime device. Modules that are not named are placed by the
             options.
@@ -80,6 +80,7 @@ class Context:
     ) -> None:
         self.ffi, self.lib = library()
         self._closed_reason = "it was closed"
+        self.has_encoder = options.get("vae_decode_only") is False
         # Before anything is loaded, so that no exception can come between a model and its owner.
         self._handle = self.lib.sdcpp_ctx_new()
         cuda_backend()
@@ -145,7 +146,7 @@ class Context:
 
         Args:
             options: the fields that the model was loaded with.
-            progress: called with tensors read, tensors in all and seconds a tensor.
+            progress: called with how many tensors are read.
 
         Raises:
             ModelError: the files hold no encoder, or are gone or damaged now; the model draws on without it.
@@ -158,12 +159,14 @@ class Context:
             status = self.lib.sdcpp_ctx_load_encoder(run.native, self._handle, filler.context_params(options))
             message = "the VAE's encoder, which pictures that go in need, cannot be loaded; engine_log has what it says"
             run.check(status, ModelError, message, self._closed_reason)
+        self.has_encoder = True
 
     def image_generate(
         self,
         options: Mapping[str, Any],
         *,
         progress: Progress | None = None,
+        preview: tuple[str, int] | None = None,
         loras: list[dict[str, Any]] | None = None,
     ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
         """Generate images.
@@ -171,7 +174,8 @@ class Context:
         Args:
             options: fields of the engine's image parameters, nested as they are there; sequences fill arrays, and uint8
                 arrays of shape (height, width, 3) are pictures.
-            progress: called after each sampling step.
+            progress: called when a phase begins, and after each step.
+            preview: how previews are made, by the engine's name, and the number of steps between two of them.
             loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
 
         Returns:
@@ -190,7 +194,7 @@ class Context:
         lib.sd_img_gen_params_init(params)
         filler.fill(params, options)
         images = filler.keep("sd_image_t**")
-        with Run(progress) as run:
+        with Run(progress, preview=preview) as run:
             status = lib.sdcpp_image_generate(run.native, self._handle, params, images)
             if status == lib.SDCPP_BROKEN:
                 no_room = lib.sdcpp_run_no_room(run.native)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fields import set_array
-from .library import library, text
+from .library import library
 from .names import ENUMS
 
 
@@ -65,10 +65,3 @@ class Filler:
         self.lib.sd_ctx_params_init(params)
         self.fill(params, options)
         return params
-
-
-def row_values(row: Any) -> dict[str, Any]:
-    """Return a flat struct as a mapping of field to value, strings copied."""
-    ffi, _ = library()
-    values = ((name, getattr(row, name)) for name, _ in ffi.typeof(row).fields)
-    return {name: text(value) if isinstance(value, ffi.CData) else value for name, value in values}

@@ -8,7 +8,7 @@ from .inpaint import INPAINT, InpaintOptions
 from .inputs import Abilities
 from .loading import LOADING
 from .mode import Mode
-from .request import Request, make_request
+from .request import Request, draw_seed, make_request
 from .txt2img import TXT2IMG, Txt2ImgOptions
 
 DRAWING = (TXT2IMG, IMG2IMG, INPAINT, EDIT)
@@ -28,5 +28,6 @@ __all__ = [
     "Mode",
     "Request",
     "Txt2ImgOptions",
+    "draw_seed",
     "make_request",
 ]

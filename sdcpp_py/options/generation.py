@@ -1,11 +1,12 @@
 """The options of one generation, in sets that modes put together. None keeps the engine's own default."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from ..model_files import StrPath
 from ..pictures import MAX_SIDE, RESIZE_MODES, PictureSource
+from ..progress import Progress
 from .declare import REQUIRED, Opt, Range
 from .groups import (
     DENOISING_STRENGTH,
@@ -22,8 +23,6 @@ from .kinds import Callback, Mask, Picture, Prompt, References, Said
 
 MAX_BATCH = 1024
 MAX_SEED = 2**63 - 1
-
-Progress = Callable[[int, int, float], object]
 
 # The names that web UIs show and read back for the engine's samplers and schedulers.
 SAMPLER_TITLES = {
@@ -368,6 +367,16 @@ class Watching(TypedDict, total=False):
 
     progress: Annotated[
         bool | Progress | None,
-        Opt("a callback (step, steps, seconds), True for a bar, False for none; by default the object's",
+        Opt("a callback that takes a ProgressEvent, True for a bar, False for none; by default the object's",
             kind=Callback()),
+    ]  # fmt: skip
+    preview: Annotated[
+        str | None,
+        Opt("show the progress callback what the picture looks like meanwhile: proj (fast and small), tae (by taesd) "
+            "or vae (slow)", flags="--preview", choices="preview", without=("none",), panel="Output"),
+    ]  # fmt: skip
+    preview_interval: Annotated[
+        int,
+        Range(1, MAX_STEPS),
+        Opt("sampling steps between two previews", flags="--preview-interval", default=1, panel="Output"),
     ]  # fmt: skip

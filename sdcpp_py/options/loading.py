@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypedDict
 from .. import engine
 from ..errors import ArgumentError
 from ..model_files import StrPath
+from ..progress import Progress
 from .checks import check_choice, show
 from .declare import Opt, Option, Range
-from .generation import Progress
 from .kinds import Callback, Embeddings, Kind, Place, UnreadableError
 
 
@@ -275,6 +275,6 @@ class LoadingOptions(Files, Placing, Running, OfFamilies, total=False):
 
     progress: Annotated[
         bool | Progress | None,
-        Opt("a callback (step, steps, seconds) for loading and generating, True for a bar, False for none; by "
-            "default a bar on a terminal", kind=Callback()),
+        Opt("a callback that takes a ProgressEvent, for loading and generating, True for a bar, False for none; by "
+            "default a bar on a terminal or in a notebook", kind=Callback()),
     ]  # fmt: skip

@@ -53,6 +53,8 @@ struct sdcpp_run {
     bool poll_cancelled();
     void phase_begin(const char* name);
     void phase_end();
+    // Tells the caller how far the phase is: steps that are done, of how many (0: not known), and how long one takes.
+    void progressed(int done, int of, double seconds) const;
     sdcpp_status_t outcome(bool done) const;
 
     const sdcpp_callbacks_t callbacks{};
@@ -64,6 +66,7 @@ struct sdcpp_run {
     int decoded = 0;            // how many are decoded
     int step = 0;               // the sampling step that is under way, counted from 1
     int steps = 0;              // how many there are; 0 between two pictures
+    uint64_t bytes_read = 0;    // of a model's files
     std::vector<sdcpp_phase_t> phases;
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
     sdcpp::Images images;

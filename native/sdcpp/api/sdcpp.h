@@ -140,6 +140,18 @@ typedef struct {
     int skippable_layers;     /* number of layers that skip layer guidance can leave out */
 } sdcpp_traits_t;
 
+typedef struct {
+    const char* phase;  /* "loading", or as in sdcpp_phase_t */
+    int step;           /* done so far: tensors while loading, sampling steps, tiles while encoding and decoding */
+    int steps;          /* of how many; 0: not known */
+    int picture;        /* that is sampled or decoded, counted from 1; those of a second pass are counted on; 0: none */
+    int pictures;       /* that are wanted */
+    uint64_t bytes;     /* that were read while loading */
+    double seconds;     /* that a step takes */
+} sdcpp_progress_t;
+
+/* Hears how far a run is: when a phase begins, when a picture is done, and after each step. */
+typedef void (*sdcpp_progress_cb_t)(const sdcpp_progress_t* progress, void* data);
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -152,7 +164,7 @@ typedef const char* (*sdcpp_text_cb_t)(const char* form, const char* text, void*
    else comes from the calling one. */
 typedef struct {
     sd_log_cb_t log;
-    sd_progress_cb_t progress;
+    sdcpp_progress_cb_t progress;
     sdcpp_poll_cb_t poll;
     sdcpp_tap_cb_t tap;
     sdcpp_text_cb_t text;

@@ -60,6 +60,13 @@ private:
 // Names the part of a generation that begins now; the time since the last one is booked on that one.
 void phase_begin(const char* name);
 
+// Notes the sampling step that begins, counted from 1 and of how many; of several evaluations of a step the first ones are
+// negative.
+void sampling_step_begin(int step, int steps);
+
+// Notes how many bytes of a model's files were read so far.
+void bytes_read(uint64_t bytes);
+
 // Waits a moment for the threads that read a checkpoint, and makes them fail when the run is cancelled.
 void load_wait(std::atomic<bool>& failed);
 
