@@ -18,6 +18,8 @@ from .mode import Mode
 
 BYTES_A_PIXEL = 3 + 3 + 4
 """Of each picture of a call: what the engine gives, its copy, and Pillow's own form of it."""
+BYTES_A_FRAME_PIXEL = 3 * 4 + 3
+"""Of each frame of a video: what the network gives, and the bytes that are made of it."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,16 @@ class Request:
         return (int(size[0] * hires["scale"]), int(size[1] * hires["scale"]))
 
 
-def check_room(count: int, width: int, height: int) -> None:
-    """Raise ArgumentError for pictures whose pixels alone this machine cannot hold."""
+def check_room(count: int, width: int, height: int, *, video: bool = False) -> None:
+    """Raise ArgumentError for pictures, or the frames of a video, whose pixels alone this machine cannot hold."""
     memory = host_memory()
-    one = width * height * BYTES_A_PIXEL
+    one = width * height * (BYTES_A_FRAME_PIXEL if video else BYTES_A_PIXEL)
     if memory is None or count * one <= memory:
         return
     most = memory // one
-    number = f"{count} pictures" if count > 1 else "a picture"
-    hint = f"batch_count may be at most {most} here" if most else "make width and height smaller"
+    what, option = ("frame", "frames") if video else ("picture", "batch_count")
+    number = f"{count} {what}s" if count > 1 else f"a {what}"
+    hint = f"{option} may be at most {most} here" if most else "make width and height smaller"
     raise ArgumentError(
         f"{number} of {width}x{height} take {count * one / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB; "
         f"{hint}"
@@ -127,5 +130,6 @@ def make_request(
         noted.setdefault("control_strength", engine.fields.defaults(mode.struct)[option.opt.field])
     seeds = [values.get("seed", 0) + index for index in range(count)]
     request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish)
-    check_room(count, *request.largest)
+    frames = values.get("frames")
+    check_room(frames or count, *request.largest, video=frames is not None)
     return replace(request, settings={**mode.fields(values), **prepared.settings})
