@@ -19,7 +19,7 @@ from ..options.generation import (
     Subject,
     Watching,
 )
-from ..options.video import FRAMES, Film, FirstFrame, Following, HighNoise, LastFrame
+from ..options.filming import FRAMES, Film, FirstFrame, Following, HighNoise, LastFrame
 from ..pictures import fit
 from .inputs import Abilities, Prepared, aligned, size_from
 from .mode import Mode
