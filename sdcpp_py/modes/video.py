@@ -9,6 +9,7 @@ from typing import Any
 from .. import engine
 from ..engine.fields import VIDEO
 from ..errors import ArgumentError
+from ..options.filming import FRAMES, Film, FirstFrame, Following, HighNoise, LastFrame
 from ..options.generation import (
     Decoding,
     Fitting,
@@ -19,7 +20,6 @@ from ..options.generation import (
     Subject,
     Watching,
 )
-from ..options.filming import FRAMES, Film, FirstFrame, Following, HighNoise, LastFrame
 from ..pictures import fit
 from .inputs import Abilities, Prepared, aligned, size_from
 from .mode import Mode
