@@ -271,6 +271,9 @@ def _write_av(video: Video, file: Path | IO[bytes], kind: str, params: Mapping[s
         coder = stream.codec_context
         coder.color_primaries = coder.color_trc = coder.colorspace = _BT709
         coder.color_range = _NARROW
+        coder.open()
+        if coder.options:  # what the encoder did not take
+            raise ArgumentError(f"{next(iter(coder.options))} is no option of {name}")
         for pixels in video.pixels():
             array = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
             frame = av.VideoFrame.from_ndarray(array, "rgb24")
