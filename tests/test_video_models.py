@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sdcpp_py import ArgumentError, CancelledError, GenerationError, Lora, ModelError, StableDiffusion, Video, engine
-from support.checkpoints import VIDEO_FAMILIES, checkpoint_shapes, write_checkpoint, write_safetensors
+from support.checkpoints import checkpoint_shapes, write_checkpoint, write_safetensors
 from support.children import in_child
 from support.loopback import Loopback
 
@@ -229,8 +229,3 @@ def test_streamed_videos_have_the_same_pixels(tmp_path: Path) -> None:
             assert digest(sd.txt2vid("a cat", **few)) == expected
             rows = [row for row in sd.transfer_report().streams if row.module == "diffusion"]
             assert [row.mode for row in rows] == ["overlapped" if budget < 1 else "resident"] * 2, "of both models"
-
-
-def test_every_layout_is_drawn_here() -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
-    assert all(f'"{family}"' in text for family in VIDEO_FAMILIES)

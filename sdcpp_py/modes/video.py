@@ -32,8 +32,8 @@ ANY_MODEL = Abilities(
 )  # fmt: skip
 """What some model is able to do, for checks before one is loaded."""
 _OF_PAIRS = tuple(HighNoise.__annotations__)
-_SHARED = {"high_noise_sampler": "sampler", "high_noise_cfg_scale": "cfg_scale"}
-"""What the high-noise model has of the other one where nothing is asked for."""
+_SHARED = {"high_noise_eta": "eta", "high_noise_sampler": "sampler", "high_noise_cfg_scale": "cfg_scale"}
+"""What the high-noise model has of the other one where nothing is asked for; eta with the sampler."""
 
 
 class Txt2VidOptions(
@@ -99,8 +99,9 @@ def _share_steps(values: dict[str, Any], able: Abilities) -> None:
     """Say what each of a pair of models draws."""
     if not able.is_pair:
         return
+    own_sampler = values["high_noise_sampler"] is not None
     for name, other in _SHARED.items():
-        if values[name] is None:
+        if values[name] is None and not (name == "high_noise_eta" and own_sampler):
             values[name] = values[other]
     if values["high_noise_steps"] is None:
         if values["moe_boundary"] is None:

@@ -63,7 +63,7 @@ class HighNoise(TypedDict, total=False):
         float | None,
         Range(0.0, 10.0),
         _high("noise that its sampler adds", field="high_noise_sample_params.eta", flags="--high-noise-eta",
-              png="High noise eta", engine_default="as of eta"),
+              png="High noise eta", engine_default="eta, of a sampler of its own the engine's"),
     ]  # fmt: skip
     moe_boundary: Annotated[
         float | None,

@@ -92,6 +92,10 @@ def test_what_would_do_nothing(able: Abilities, image: Any, options: dict[str, A
 
 
 def test_a_pair_shares_what_is_not_asked_for() -> None:
+    high = request(PAIR, sampler="euler_a", eta=0.5).settings["high_noise_sample_params"]
+    assert high == {"sample_method": "euler_a", "eta": 0.5}
+    high = request(PAIR, sampler="euler_a", eta=0.5, high_noise_sampler="heun").settings["high_noise_sample_params"]
+    assert "eta" not in high
     made = request(PAIR, cfg_scale=3.0, sampler="heun")
     high = made.settings["high_noise_sample_params"]
     assert high == {"sample_method": "heun", "guidance": {"txt_cfg": 3.0}}
