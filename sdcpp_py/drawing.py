@@ -123,6 +123,8 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Drawn:
         check_generation({**asked, "prediction": loaded.prediction}, traits)
 
     request = make_request(mode, given, loaded.defaults, able, check)
+    for message in request.warnings:
+        log.warning("%s", message)
     wanted = request.values["progress"]
     wanted = loaded.progress if wanted is None else wanted
     if _needs_encoder(request, able):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,10 +65,12 @@ class Prepared:
     Attributes:
         settings: engine fields that follow from several options.
         finish: what is done to each picture that was drawn.
+        warnings: what is done otherwise than asked for, as messages.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     finish: Finish | None = None
+    warnings: Sequence[str] = ()
 
 
 def default_of(path: str) -> Any:

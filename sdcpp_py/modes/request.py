@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Request:
         used: plain values of what is used, by option, as far as it is known before a model draws.
         seeds: of each image.
         finish: what is done to each picture that was drawn; None for nothing.
+        warnings: what is done otherwise than asked for, as messages.
     """
 
     values: dict[str, Any]
@@ -39,6 +40,7 @@ class Request:
     used: dict[str, Any]
     seeds: list[int]
     finish: Finish | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def size(self) -> str:
@@ -129,7 +131,7 @@ def make_request(
         option = mode.declared["control_strength"]
         noted.setdefault("control_strength", engine.fields.defaults(mode.struct)[option.opt.field])
     seeds = [values.get("seed", 0) + index for index in range(count)]
-    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish)
+    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish, prepared.warnings)
     frames = values.get("frames")
     check_room(frames or count, *request.largest, video=frames is not None)
     return replace(request, settings={**mode.fields(values), **prepared.settings})

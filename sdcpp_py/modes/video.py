@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +22,6 @@ from ..options.generation import (
 from ..pictures import fit
 from .inputs import Abilities, Prepared, aligned, size_from
 from .mode import Mode
-
-log = logging.getLogger("sdcpp_py")
 
 ANY_MODEL = Abilities(
     size_multiple=16, draws_videos=True, frame_step=4, takes_first_frame=True, takes_last_frame=True,
@@ -82,10 +79,7 @@ def frame_count(asked: int | None, shown: int, step: int) -> int:
         ArgumentError: the number is none that the model draws, or less than there are control frames.
     """
     if asked is None:
-        count = (shown - 1) // step * step + 1 if shown else FRAMES
-        if shown > count:
-            log.warning("frames is %d: %d control_frames, of which the last %d go out", count, shown, shown - count)
-        return count
+        return (shown - 1) // step * step + 1 if shown else FRAMES
     if (asked - 1) % step:
         less = (asked - 1) // step * step + 1
         what = f"one more than a multiple of {step}"
@@ -117,21 +111,24 @@ def prepare(values: dict[str, Any], able: Abilities) -> Prepared:
     _check_model(values, able)
     image, shown = values.get("image"), values["control_frames"] or ()
     size = aligned(values, able) if image is None else size_from(image, values, able, "image")
+    warnings = []
     asked = values["width"], values["height"]
     if all(asked) and asked != size:
-        log.warning("%dx%d is no size for this model; %dx%d is drawn", *asked, *size)
+        warnings.append("{}x{} is no size for this model; {}x{} is drawn".format(*asked, *size))
     values["width"], values["height"] = size
     for name in ("image", "end_image"):
         if values.get(name) is not None:
             values[name] = fit(values[name], size, values["resize_mode"], name)
-    values["frames"] = frame_count(values["frames"], len(shown), able.frame_step)
+    count = values["frames"] = frame_count(values["frames"], len(shown), able.frame_step)
+    if len(shown) > count:
+        warnings.append(f"frames is {count}: of {len(shown)} control_frames the last {len(shown) - count} go out")
     if shown:
-        each = enumerate(shown[: values["frames"]])
+        each = enumerate(shown[:count])
         values["control_frames"] = [
             fit(one, size, values["resize_mode"], f"control_frames[{index}]") for index, one in each
         ]
     _share_steps(values, able)
-    return Prepared()
+    return Prepared(warnings=warnings)
 
 
 TXT2VID = Mode("txt2vid", "Draw a video from a text.", Subject, Txt2VidOptions, VIDEO, prepare)

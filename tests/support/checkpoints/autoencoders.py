@@ -87,20 +87,17 @@ def wan_vae(size: WanVae) -> Layout:
     picture = 3 * 4 if size.patches else 3
     last = len(widths) - 1
 
-    width, index = size.channels, 0
+    width = size.channels
     out.conv3("encoder.conv1", picture, width)
     for level, outputs in enumerate(widths):
-        for name in _names("encoder.downsamples", size.patches, level, index, size.res_blocks):
+        *blocks, resampling = _names("encoder.downsamples", size, level, size.res_blocks + 1)
+        for name in blocks:
             out.residual(name, width, outputs)
-            width, index = outputs, index + 1
+            width = outputs
         if level < last:
-            name = _names("encoder.downsamples", size.patches, level, index, size.res_blocks + 1)[
-                -1 if size.patches else 0
-            ]
-            out.conv(f"{name}.resample.1", width, width)
+            out.conv(f"{resampling}.resample.1", width, width)
             if level > 0:  # halves time too
-                out.conv3(f"{name}.time_conv", width, width, 3, 1, 1)
-            index += 1
+                out.conv3(f"{resampling}.time_conv", width, width, 3, 1, 1)
     out.middle("encoder", width)
     out.put("encoder.head.0.gamma", width, 1, 1, 1)
     out.conv3("encoder.head.2", width, 2 * size.latent)
@@ -108,32 +105,30 @@ def wan_vae(size: WanVae) -> Layout:
     out.conv3("conv2", size.latent, size.latent, 1, 1, 1)
 
     widths = [mult * (size.decoder_channels or size.channels) for mult in reversed(size.mult)]
-    width, index = widths[0], 0
+    width = widths[0]
     out.conv3("decoder.conv1", size.latent, width)
     out.middle("decoder", width)
     for level, outputs in enumerate(widths):
-        for name in _names("decoder.upsamples", size.patches, level, index, size.res_blocks + 1):
+        *blocks, resampling = _names("decoder.upsamples", size, level, size.res_blocks + 2)
+        for name in blocks:
             out.residual(name, width, outputs)
-            width, index = outputs, index + 1
+            width = outputs
         if level < last:
-            name = _names("decoder.upsamples", size.patches, level, index, size.res_blocks + 2)[
-                -1 if size.patches else 0
-            ]
             half = width if size.patches else width // 2
-            out.conv(f"{name}.resample.1", width, half)
+            out.conv(f"{resampling}.resample.1", width, half)
             if level < 2:  # doubles time too
-                out.conv3(f"{name}.time_conv", width, 2 * width, 3, 1, 1)
-            width, index = half, index + 1
+                out.conv3(f"{resampling}.time_conv", width, 2 * width, 3, 1, 1)
+            width = half
     out.put("decoder.head.0.gamma", width, 1, 1, 1)
     out.conv3("decoder.head.2", width, picture)
     return out
 
 
-def _names(stack: str, nested: bool, level: int, index: int, count: int) -> list[str]:
-    """Return the names of a level's layers: numbered through all levels, or within each."""
-    if nested:
+def _names(stack: str, size: WanVae, level: int, count: int) -> list[str]:
+    """Return the names of a level's layers: numbered through all levels, in Wan 2.2 within each."""
+    if size.patches:
         return [f"{stack}.{level}.{stack.partition('.')[2]}.{each}" for each in range(count)]
-    return [f"{stack}.{index + each}" for each in range(count)]
+    return [f"{stack}.{level * count + each}" for each in range(count)]
 
 
 class _WanLayout(Layout):
