@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdcpp_py import ArgumentError
+from sdcpp_py import ArgumentError, Lora
 from sdcpp_py.modes import ANY_VIDEO_MODEL, IMG2VID, TXT2VID, Abilities, Request, make_request
 
 PHOTO = Image.fromarray(np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8))
@@ -103,3 +103,10 @@ def test_a_pair_shares_what_is_not_asked_for() -> None:
     made = request(PAIR, high_noise_steps=2, sigmas=[1, 0.9, 0.5, 0.2, 0])
     assert made.settings["sample_params"]["sample_steps"] == 2, "of four, which the noise levels are of"
     assert request(ANY_VIDEO_MODEL, PHOTO, end_image=PHOTO, high_noise_steps=1).settings["video_frames"] == 33
+
+
+def test_a_lora_of_the_high_noise_model_on_the_command_line() -> None:
+    option = TXT2VID.declared["loras"]
+    assert option.kind.read("|high_noise|a.safetensors:0.5", option) == [Lora("a.safetensors", 0.5, True)]
+    assert option.kind.read("|high_noise|a.safetensors", option) == [Lora("a.safetensors", is_high_noise=True)]
+    assert option.kind.read("a.safetensors:0.5", option) == [Lora("a.safetensors", 0.5)]
