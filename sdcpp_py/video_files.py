@@ -12,7 +12,6 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -261,6 +260,8 @@ def _gif_image(data: bytes) -> tuple[bytes, bytes, bytes]:
 
 def _write_av(video: Video, file: Path | IO[bytes], kind: str, params: Mapping[str, Any]) -> None:
     """Write an MP4 or a WebM by PyAV, in the colours of BT.709, which players take for granted."""
+    from fractions import Fraction
+
     import numpy as np
 
     shown = show_path(file) if isinstance(file, Path) else kind
