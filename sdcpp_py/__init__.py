@@ -32,6 +32,7 @@ from .pipeline import StableDiffusion
 from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
 from .progress import ProgressEvent
 from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
+from .video import Video
 
 __all__ = [
     "AppliedLora",
@@ -67,6 +68,7 @@ __all__ = [
     "Tiling",
     "Timings",
     "TransferReport",
+    "Video",
     "__version__",
     "choices",
     "devices",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import engine, models, placement
 from .asynchronous import each_in_thread, in_thread
 from .devices import devices
-from .drawing import Loaded, draw, draw_each, mode_of
+from .drawing import Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
 from .errors import ArgumentError, ModelError, PlacementError
@@ -20,7 +20,7 @@ from .handle import ModelHandle
 from .images import GeneratedImage, Images
 from .load_failures import explained
 from .model_files import check_embeddings, show_path
-from .modes import DRAWING, EDIT, IMG2IMG, INPAINT, LOADING, TXT2IMG, Mode
+from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Mode
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
 from .options.loading import Placing
@@ -28,11 +28,19 @@ from .options.signature import describe
 from .pictures import PictureSource
 from .placement import Plan, measure_pin_budget
 from .progress import progress
+from .video import Video
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .modes import EditOptions, Img2ImgOptions, InpaintOptions, Txt2ImgOptions
+    from .modes import (
+        EditOptions,
+        Img2ImgOptions,
+        Img2VidOptions,
+        InpaintOptions,
+        Txt2ImgOptions,
+        Txt2VidOptions,
+    )
 
 log = logging.getLogger("sdcpp_py")
 
@@ -221,6 +229,40 @@ class StableDiffusion(ModelHandle):
         """
         return self._draw(EDIT, {"prompt": prompt, "images": images, **options})
 
+    def txt2vid(self, prompt: str, **options: Unpack[Txt2VidOptions]) -> Video:
+        """Draw a video from a text, with a model that is made for it: Wan.
+
+        Of a VACE model the video follows *control_frames*. Of a pair of models (Wan 2.2 A14B) the one that was loaded
+        as *high_noise_diffusion_model* draws the steps with much noise.
+
+        Returns:
+            The video, with its seed, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, or would do nothing; or the model draws images, or goes
+                on from a picture.
+            ModelError: the model's files hold no encoder, which VACE needs; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._film(TXT2VID, {"prompt": prompt, **options})
+
+    def img2vid(self, prompt: str, image: PictureSource, **options: Unpack[Img2VidOptions]) -> Video:
+        """Draw a video that goes on from a picture, and that ends with another one if *end_image* is given.
+
+        Of a VACE model the picture says what is in the video, and need not be a frame of it. The picture says the size
+        unless width or height does. The first call reads the VAE's encoder from the model's files.
+
+        Returns:
+            The video, with its seed, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, or would do nothing; a picture is none or has a size that
+                does not fit; or the model takes no picture.
+            ModelError: the model's files hold no encoder; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._film(IMG2VID, {"prompt": prompt, "image": image, **options})
+
     def stream(self, prompt: str, **options: Any) -> Iterator[GeneratedImage]:
         """Draw the pictures of a batch one after the other, and yield each when it is done.
 
@@ -261,9 +303,22 @@ class StableDiffusion(ModelHandle):
         """Await :meth:`edit` in a thread; a task that is cancelled cancels its call alone."""
         return await in_thread(lambda: self.edit(prompt, images, **options))
 
+    async def atxt2vid(self, prompt: str, **options: Unpack[Txt2VidOptions]) -> Video:
+        """Await :meth:`txt2vid` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.txt2vid(prompt, **options))
+
+    async def aimg2vid(self, prompt: str, image: PictureSource, **options: Unpack[Img2VidOptions]) -> Video:
+        """Await :meth:`img2vid` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.img2vid(prompt, image, **options))
+
     def astream(self, prompt: str, **options: Any) -> AsyncIterator[GeneratedImage]:
         """Return :meth:`stream` as an asynchronous iterator."""
         return each_in_thread(self.stream(prompt, **options))
+
+    def _film(self, mode: Mode, given: Mapping[str, Any]) -> Video:
+        """Draw the video that a mode is asked for."""
+        self._open_context()
+        return film(self._loaded, mode, given)
 
     def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
         """Draw what a mode is asked for."""
@@ -272,5 +327,5 @@ class StableDiffusion(ModelHandle):
 
 
 describe(StableDiffusion.__init__, declared(LOADING.subject), declared(LOADING.options), doc=StableDiffusion)
-for _mode in DRAWING:
+for _mode in (*DRAWING, *FILMING):
     describe(getattr(StableDiffusion, _mode.name), declared(_mode.subject), declared(_mode.options))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..errors import ArgumentError, BackendError, ClosedError, GenerationError, ModelError
 from .devices import cuda_backend
+from .fields import IMAGE, VIDEO
 from .library import Progress, library, row_values, text
 from .runtime import FORKED, Run
 from .structs import Filler
@@ -188,21 +189,82 @@ class Context:
             ClosedError: the model is closed.
             BaseException: whatever a callback raised.
         """
+
+        def generate(run: Any, params: Any, images: Any, count: Any) -> int:
+            count[0] = params.batch_count
+            return int(self.lib.sdcpp_image_generate(run, self._handle, params, images))
+
+        return self._generate(IMAGE, generate, options, "picture", progress, preview, loras)
+
+    def video_generate(
+        self,
+        options: Mapping[str, Any],
+        *,
+        progress: Progress | None = None,
+        preview: tuple[str, int] | None = None,
+        loras: list[dict[str, Any]] | None = None,
+    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        """Generate a video.
+
+        Args:
+            options: fields of the engine's video parameters, as those of image_generate.
+            progress: called when a phase begins, and after each step, of the high-noise model's first where there are
+                two.
+            preview: as of image_generate.
+            loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
+
+        Returns:
+            (width, height, RGB bytes of width * height * 3) of each frame, and the seconds of each phase.
+
+        Raises:
+            SdcppError: as of image_generate.
+            BaseException: whatever a callback raised.
+        """
+
+        def generate(run: Any, params: Any, frames: Any, count: Any) -> int:
+            return int(self.lib.sdcpp_video_generate(run, self._handle, params, frames, count))
+
+        return self._generate(VIDEO, generate, options, "video", progress, preview, loras)
+
+    def _generate(
+        self,
+        struct: str,
+        generate: Callable[[Any, Any, Any, Any], int],
+        options: Mapping[str, Any],
+        what: str,
+        progress: Progress | None,
+        preview: tuple[str, int] | None,
+        loras: list[dict[str, Any]] | None,
+    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        """Draw what a struct asks for.
+
+        Args:
+            struct: the engine's, which *options* fill.
+            generate: called with the run, the struct, and where images and their number go; returns the status.
+            options: the struct's fields.
+            what: is drawn, for messages.
+            progress: called when a phase begins, and after each step.
+            preview: how previews are made, and after how many steps.
+            loras: filled with what became of each LoRA file.
+        """
         lib = self.lib
         filler = Filler()
-        params = filler.keep("sd_img_gen_params_t*")
-        lib.sd_img_gen_params_init(params)
+        params = filler.keep(f"{struct}*")
+        getattr(lib, f"{struct.removesuffix('_t')}_init")(params)
         filler.fill(params, options)
-        images = filler.keep("sd_image_t**")
+        images, count = filler.keep("sd_image_t**"), filler.keep("int*")
         with Run(progress, preview=preview) as run:
-            status = lib.sdcpp_image_generate(run.native, self._handle, params, images)
+            status = generate(run.native, params, images, count)
             if status == lib.SDCPP_BROKEN:
                 no_room = lib.sdcpp_run_no_room(run.native)
-                what = "a device ran out of memory within an operation" if no_room else "an engine check failed in it"
-                self._closed_reason = f"{what}; make a new one"
-            message = "the engine could not draw the picture; engine_log has what it says"
+                reason = "a device ran out of memory within an operation" if no_room else "an engine check failed in it"
+                self._closed_reason = f"{reason}; make a new one"
+            message = f"the engine could not draw the {what}; engine_log has what it says"
             run.check(status, GenerationError, message, self._closed_reason)
-            pixels = [self._pixels(images[0][index]) for index in range(params.batch_count)]
+            pixels = []
+            for index in range(count[0]):
+                pixels.append(self._pixels(images[0][index]))
+                lib.sdcpp_run_pixels_free(run.native, index)  # a video's pixels are not held twice
             seconds: dict[str, float] = {}
             phase = filler.keep("sdcpp_phase_t*")
             for index in range(lib.sdcpp_run_phase_count(run.native)):

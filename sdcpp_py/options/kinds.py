@@ -352,6 +352,10 @@ class Pictures(Picture):
         return [super(Pictures, self).check(option.flags[0], each, option) for each in files]
 
 
+class Frames(Pictures):
+    """The pictures of a video that goes in, one for each frame; a Video is one."""
+
+
 class References(Pictures):
     """Pictures that go in, each by a flag of its own; one alone may be passed without a list."""
 

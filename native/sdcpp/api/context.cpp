@@ -63,6 +63,20 @@ sdcpp_lora_t lora_row(Run& run, const LoraReport& report) {
             report.tensors - report.applied, run.keep(report.skipped_names.c_str())};
 }
 
+// Draws with a loaded model: a request's pictures, or its video. The function returns what it drew.
+template <typename Request, typename F>
+sdcpp_status_t generate(Run& run, const sdcpp_ctx_t& ctx, const Request& request, F&& draw) {
+    return with_context(run, ctx, [&](sd_ctx_t* loaded) {
+        request_check(loaded, request);
+        placements_of(loaded)->memory_budget.begin_generation();
+        run.images = draw(loaded);
+        for (const LoraReport& report : loras_of(loaded).reports()) {
+            run.loras.push_back(lora_row(run, report));
+        }
+        return run.images.images != nullptr;
+    });
+}
+
 // Notes what a loaded model says of itself, which never changes.
 void describe(Context& context, sd_ctx_t* loaded) {
     context.clip_layers = placements_of(loaded)->clip_layers;
@@ -203,18 +217,28 @@ sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const 
 sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
                                     sd_image_t** images) {
     *images = nullptr;
-    const sdcpp_status_t status = with_context(*run, *ctx, [&](sd_ctx_t* loaded) {
-        request_check(loaded, *params);
+    const sdcpp_status_t status = generate(*run, *ctx, *params, [&](sd_ctx_t* loaded) {
         run->pictures = params->batch_count;
-        placements_of(loaded)->memory_budget.begin_generation();
         const FillingScope filling(*params);
-        run->images = {generate_image(loaded, params), params->batch_count};
-        for (const LoraReport& report : loras_of(loaded).reports()) {
-            run->loras.push_back(lora_row(*run, report));
-        }
-        return run->images.images != nullptr;
+        return Images{generate_image(loaded, params), params->batch_count};
     });
     *images = status == SDCPP_OK ? run->images.images : nullptr;
+    return status;
+}
+
+sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,
+                                    sd_image_t** frames, int* count) {
+    *frames = nullptr;
+    *count = 0;
+    const sdcpp_status_t status = generate(*run, *ctx, *params, [&](sd_ctx_t* loaded) {
+        Images video;
+        video.images = generate_video(loaded, params, &video.count);
+        return video;
+    });
+    if (status == SDCPP_OK) {
+        *frames = run->images.images;
+        *count = run->images.count;
+    }
     return status;
 }
 

@@ -385,6 +385,13 @@ bool sdcpp_run_lora_get(const sdcpp_run_t* run, int index, sdcpp_lora_t* lora) {
     return true;
 }
 
+void sdcpp_run_pixels_free(sdcpp_run_t* run, int index) {
+    if (index >= 0 && index < run->images.count && run->images.images != nullptr) {
+        std::free(run->images.images[index].data);
+        run->images.images[index].data = nullptr;
+    }
+}
+
 void sdcpp_run_free(sdcpp_run_t* run) {
     delete run;
 }

@@ -126,6 +126,14 @@ typedef struct {
     int reference_multiple;    /* sides of these are multiples of it */
     bool reads_control_image;  /* a control picture itself, without a ControlNet */
     bool fills_masks;          /* made for inpainting: it needs a picture and a mask */
+    bool draws_videos;         /* videos, of one frame more than a multiple of frame_step */
+    int frame_step;            /* 0: it draws none */
+    bool needs_first_frame;    /* it goes on from a picture */
+    bool takes_first_frame;    /* it can */
+    bool takes_last_frame;     /* a picture that the video ends with, too */
+    bool takes_reference;      /* a picture of what is in the video, which need not be a frame of it */
+    bool takes_control_frames; /* a frame to follow for each frame */
+    bool is_pair;              /* it has a second diffusion model, for the steps with much noise */
 } sdcpp_abilities_t;
 
 typedef struct {
@@ -243,6 +251,11 @@ SD_API enum sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t*
 /* Generates params->batch_count images; they belong to the run. */
 SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
                                                 sd_image_t** images);
+/* Generates a video; its frames belong to the run, and count says how many there are. */
+SD_API enum sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,
+                                                sd_image_t** frames, int* count);
+/* Frees the pixels of one of a run's images or frames, which have been read; else they are freed with the run. */
+SD_API void sdcpp_run_pixels_free(sdcpp_run_t* run, int index);
 /* Fills in where the weights of the modules are, capacity rows at most, and how many there are. As in the next two, the
    strings live as long as the run. */
 SD_API enum sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory_t* rows, int capacity,
