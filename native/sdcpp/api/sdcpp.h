@@ -46,7 +46,19 @@ typedef struct {
 } sdcpp_device_t;
 
 typedef struct {
-    const char* name;  /* "encoding" (of pictures), "text", "sampling" or "decoding" */
+    const char* model_path; /* an ESRGAN */
+    int n_threads;          /* of the CPU; 0: the number of physical cores */
+    bool conv_direct;       /* convolve without im2col */
+    float max_vram;         /* as in sd_ctx_params_t */
+} sdcpp_upscaler_params_t;
+
+typedef struct {
+    sd_image_t image; /* RGB */
+    int tile_size;    /* pixels of a side of what is computed at once; 0: all of it */
+} sdcpp_upscale_params_t;
+
+typedef struct {
+    const char* name;  /* "encoding" (of pictures), "text", "sampling", "decoding" or "upscaling" */
     double seconds;
 } sdcpp_phase_t;
 
@@ -254,6 +266,27 @@ SD_API void sdcpp_ctx_abilities(const sdcpp_ctx_t* ctx, sdcpp_abilities_t* abili
 SD_API enum sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx);
 /* Returns the scheduler that the engine takes for the loaded model and a sampler. */
 SD_API enum scheduler_t sdcpp_ctx_scheduler(const sdcpp_ctx_t* ctx, enum sample_method_t sampler);
+
+/* --- upscalers: contexts, too, for what is said of any --- */
+
+/* Fill in the defaults. */
+SD_API void sdcpp_upscaler_params_init(sdcpp_upscaler_params_t* params);
+SD_API void sdcpp_upscale_params_init(sdcpp_upscale_params_t* params);
+/* Reads the header of an upscaler's file and says what its weights will take. */
+SD_API enum sdcpp_status_t sdcpp_upscaler_survey(sdcpp_run_t* run, const sdcpp_upscaler_params_t* params,
+                                                 uint64_t* bytes);
+/* Loads an upscaler into an empty context, its module placed as asked for. */
+SD_API enum sdcpp_status_t sdcpp_upscaler_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx,
+                                               const sdcpp_upscaler_params_t* params,
+                                               const sdcpp_placement_t* placements, int count);
+/* Makes a picture larger; the pixels belong to the run. */
+SD_API enum sdcpp_status_t sdcpp_upscale(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sdcpp_upscale_params_t* params,
+                                         sd_image_t* image);
+/* Returns how many times longer the loaded upscaler makes a side. */
+SD_API int sdcpp_ctx_upscale_factor(const sdcpp_ctx_t* ctx);
+
+/* --- any context --- */
+
 /* Cancels the runs of a context, those that wait for their turn too. */
 SD_API void sdcpp_ctx_cancel(sdcpp_ctx_t* ctx);
 /* Closes a context: calls fail from now on, those that wait as well. Its memory is freed when its device is free; with a
