@@ -31,6 +31,7 @@ from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
 from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
 from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
+from .upscaler import Upscaler
 
 __all__ = [
     "AppliedLora",
@@ -65,6 +66,7 @@ __all__ = [
     "Tiling",
     "Timings",
     "TransferReport",
+    "Upscaler",
     "__version__",
     "choices",
     "devices",

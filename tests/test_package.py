@@ -17,7 +17,7 @@ PUBLIC = {
     "DeviceBudget", "DeviceMemoryError", "GeneratedImage", "GenerationError", "Hires", "Images", "Lora",
     "MemoryReport", "ModelError", "ModuleMemory", "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError",
     "PhotoMaker", "PinBudget", "PlacementError", "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
-    "Tiling", "Timings", "TransferReport", "__version__", "choices", "devices", "doctor",
+    "Tiling", "Timings", "TransferReport", "Upscaler", "__version__", "choices", "devices", "doctor",
 }  # fmt: skip
 
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from .context import Context, encoder_bytes, weights_survey
 from .devices import backend_load, cuda_backend, device_list
+from .handle import Handle
 from .library import ENGINE_LOG_LINES, Progress, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
 from .runtime import Run, tap
+from .upscaler import UpscalerContext, upscaler_bytes
 
 __all__ = [
     "ENGINE_LOG_LINES",
     "Context",
+    "Handle",
     "Progress",
     "Run",
     "Tap",
+    "UpscalerContext",
     "backend_load",
     "cache_mode",
     "cuda_backend",
@@ -30,6 +34,7 @@ __all__ = [
     "library",
     "physical_cores",
     "tap",
+    "upscaler_bytes",
     "versions",
     "weights_survey",
 ]

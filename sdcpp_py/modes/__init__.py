@@ -10,6 +10,7 @@ from .loading import LOADING
 from .mode import Mode
 from .request import Request, make_request
 from .txt2img import TXT2IMG, Txt2ImgOptions
+from .upscale import UPSCALE, UPSCALER
 
 DRAWING = (TXT2IMG, IMG2IMG, INPAINT, EDIT)
 """The modes that draw pictures."""
@@ -21,6 +22,8 @@ __all__ = [
     "INPAINT",
     "LOADING",
     "TXT2IMG",
+    "UPSCALE",
+    "UPSCALER",
     "Abilities",
     "EditOptions",
     "Img2ImgOptions",

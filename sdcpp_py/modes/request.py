@@ -55,15 +55,22 @@ class Request:
         return (int(size[0] * hires["scale"]), int(size[1] * hires["scale"]))
 
 
-def check_room(count: int, width: int, height: int) -> None:
-    """Raise ArgumentError for pictures whose pixels alone this machine cannot hold."""
+def check_room(count: int, width: int, height: int, otherwise: str = "make width and height smaller") -> None:
+    """Raise ArgumentError for pictures whose pixels alone this machine cannot hold.
+
+    Args:
+        count: how many there are.
+        width: of each, in pixels.
+        height: of each, in pixels.
+        otherwise: what helps where one alone is too large.
+    """
     memory = host_memory()
     one = width * height * BYTES_A_PIXEL
     if memory is None or count * one <= memory:
         return
     most = memory // one
     number = f"{count} pictures" if count > 1 else "a picture"
-    hint = f"batch_count may be at most {most} here" if most else "make width and height smaller"
+    hint = f"batch_count may be at most {most} here" if most else otherwise
     raise ArgumentError(
         f"{number} of {width}x{height} take {count * one / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB; "
         f"{hint}"

@@ -316,6 +316,16 @@ class Picture(Kind):
         return self.check(option.flags[0], text, option)
 
 
+class Layers(Picture):
+    """A picture that goes in with the channels that it has."""
+
+    def check(self, name: str, value: Any, option: Option) -> Any:
+        """Return it as an L, LA, RGB or RGBA image."""
+        from ..pictures import open_layers
+
+        return open_layers(value, name)
+
+
 class Mask(Picture):
     """A picture that says where something happens."""
 

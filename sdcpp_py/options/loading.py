@@ -152,6 +152,17 @@ class Placing(TypedDict, total=False):
     ]  # fmt: skip
 
 
+class Threading(TypedDict, total=False):
+    """How much of the CPU is used."""
+
+    threads: Annotated[
+        int | None,
+        Range(1, 4096),
+        _engine("CPU threads", field="n_threads", flags="--threads -t",
+                engine_default="the number of physical cores"),
+    ]  # fmt: skip
+
+
 class Running(TypedDict, total=False):
     """How the engine reads and computes."""
 
@@ -165,12 +176,6 @@ class Running(TypedDict, total=False):
         _engine("PATTERN=TYPE,...: conversion for the tensors whose names a regular expression finds",
                 field="tensor_type_rules", flags="--tensor-type-rules", choices="wtype",
                 without=("q8_1", "q8_K"), kind=TypeRules()),
-    ]  # fmt: skip
-    threads: Annotated[
-        int | None,
-        Range(1, 4096),
-        _engine("CPU threads", field="n_threads", flags="--threads -t",
-                engine_default="the number of physical cores"),
     ]  # fmt: skip
     rng: Annotated[
         str | None,
@@ -270,7 +275,7 @@ class OfFamilies(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class LoadingOptions(Files, Placing, Running, OfFamilies, total=False):
+class LoadingOptions(Files, Placing, Threading, Running, OfFamilies, total=False):
     """Every option of :class:`sdcpp_py.StableDiffusion` besides the model."""
 
     progress: Annotated[

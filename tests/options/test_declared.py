@@ -22,7 +22,7 @@ from sdcpp_py.options.group import Grouped
 from sdcpp_py.options.groups import Lora
 
 PACKAGE = Path(sdcpp_py.__file__).parent
-DECLARING = ("generation.py", "loading.py", "groups.py")
+DECLARING = ("generation.py", "loading.py", "groups.py", "upscaling.py")
 
 
 def groups(options: Mapping[str, Option]) -> Iterator[tuple[Option, type[Group]]]:

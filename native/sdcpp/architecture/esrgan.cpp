@@ -42,9 +42,7 @@ Renaming first_names(const String2TensorStorage& file) {
     const std::vector<int> layers = later_layers(file);
     for (size_t i = 0; i < layers.size(); ++i) {
         const size_t left = layers.size() - i;
-        const std::string name = left == 1   ? "conv_last"
-                                 : left == 2 ? "conv_hr"
-                                             : "conv_up" + std::to_string(i + 1);
+        const std::string name = left == 1 ? "conv_last" : left == 2 ? "conv_hr" : "conv_up" + std::to_string(i + 1);
         names.emplace_back("model\\." + std::to_string(layers[i]) + "\\.(.*)", name + ".$1");
     }
     return names;

@@ -95,7 +95,8 @@ std::shared_ptr<Placements> Upscaler::place(const sdcpp_upscaler_params_t& param
     return std::make_shared<Placements>(&flags);
 }
 
-std::shared_ptr<Upscaler> Upscaler::load(const sdcpp_upscaler_params_t& params, std::shared_ptr<Placements> placements) {
+std::shared_ptr<Upscaler> Upscaler::load(const sdcpp_upscaler_params_t& params,
+                                         std::shared_ptr<Placements> placements) {
     PlacementScope scope(placements);
     auto network = network_of(params);
     const int threads = params.n_threads > 0 ? params.n_threads : sd_get_num_physical_cores();

@@ -15,7 +15,8 @@ public:
     // Returns the placements for an upscaler, which the caller changes before it loads.
     static std::shared_ptr<Placements> place(const sdcpp_upscaler_params_t& params);
     // Loads an upscaler; NULL where the engine refused the file.
-    static std::shared_ptr<Upscaler> load(const sdcpp_upscaler_params_t& params, std::shared_ptr<Placements> placements);
+    static std::shared_ptr<Upscaler> load(const sdcpp_upscaler_params_t& params,
+                                          std::shared_ptr<Placements> placements);
     // Returns what its weights will take.
     static uint64_t survey(const sdcpp_upscaler_params_t& params);
 
