@@ -13,6 +13,7 @@ from __future__ import annotations
 from . import _command as _command  # first: it watches the rest being imported, where this is the command
 from ._version import __version__
 from .applied_loras import AppliedLora
+from .convert import Conversion, ConvertedTensor, convert
 from .devices import Device, choices, devices, doctor
 from .errors import (
     ArgumentError,
@@ -41,6 +42,8 @@ __all__ = [
     "Cache",
     "CancelledError",
     "ClosedError",
+    "Conversion",
+    "ConvertedTensor",
     "Device",
     "DeviceBudget",
     "DeviceMemoryError",
@@ -69,6 +72,7 @@ __all__ = [
     "Upscaler",
     "__version__",
     "choices",
+    "convert",
     "devices",
     "doctor",
 ]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ._command import unfinished
 from .applied_loras import AppliedLora
-from .errors import OutputError
+from .errors import OutputError, SdcppError
 from .metadata import EXIF_IFD, EXIF_USER_COMMENT
 from .model_files import StrPath, show_path
 
@@ -182,6 +182,8 @@ def write_whole(file: Path, shown: str, write: Callable[[Path], object]) -> None
         with unfinished(part):
             write(part)
             part.replace(os.path.realpath(file))
+    except SdcppError:
+        raise
     except Exception as error:  # whatever the system or an encoder raises
         raise OutputError(f"{shown} cannot be written ({_reason(error)})") from None
 

@@ -13,7 +13,7 @@ import typer
 from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING
-from . import devices, doctor, drawing, upscale
+from . import convert, devices, doctor, drawing, upscale
 from .flags import PanelCommand
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ class _Drawing(PanelCommand):
 for _mode in DRAWING:
     app.command(_mode.name, cls=_Drawing)(drawing.drawing_command(_mode))
 app.command("upscale", cls=PanelCommand)(upscale.command)
+app.command("convert", cls=PanelCommand)(convert.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

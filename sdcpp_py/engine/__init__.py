@@ -10,6 +10,7 @@ garbage collection can come in between.
 from __future__ import annotations
 
 from .context import Context, encoder_bytes, weights_survey
+from .conversion import convert_file
 from .devices import backend_load, cuda_backend, device_list
 from .handle import Handle
 from .library import ENGINE_LOG_LINES, Progress, Tap, library
@@ -27,6 +28,7 @@ __all__ = [
     "UpscalerContext",
     "backend_load",
     "cache_mode",
+    "convert_file",
     "cuda_backend",
     "device_list",
     "encoder_bytes",

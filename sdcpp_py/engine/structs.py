@@ -67,6 +67,20 @@ class Filler:
         return params
 
 
+def filled(filler: Filler, kind: str, options: Mapping[str, Any]) -> Any:
+    """Return one of our structs with some fields set, the others as the engine has them.
+
+    Args:
+        filler: keeps it and what it points to.
+        kind: its name without ``_t``.
+        options: the fields.
+    """
+    params = filler.keep(f"{kind}_t*")
+    getattr(filler.lib, f"{kind}_init")(params)
+    filler.fill(params, options)
+    return params
+
+
 def row_values(row: Any) -> dict[str, Any]:
     """Return a flat struct as a mapping of field to value, strings copied."""
     ffi, _ = library()

@@ -10,15 +10,7 @@ from .devices import cuda_backend
 from .handle import CANNOT_LOAD, Handle
 from .library import Progress, library
 from .runtime import Run
-from .structs import Filler
-
-
-def _params(filler: Filler, kind: str, options: Mapping[str, Any]) -> Any:
-    """Return one of our structs with some fields set, the others as the engine has them."""
-    params = filler.keep(f"{kind}_t*")
-    getattr(filler.lib, f"{kind}_init")(params)
-    filler.fill(params, options)
-    return params
+from .structs import Filler, filled
 
 
 def upscaler_bytes(options: Mapping[str, Any]) -> int:
@@ -35,7 +27,7 @@ def upscaler_bytes(options: Mapping[str, Any]) -> int:
     filler = Filler()
     found = ffi.new("uint64_t*")
     with Run(quiet=True) as run:
-        status = lib.sdcpp_upscaler_survey(run.native, _params(filler, "sdcpp_upscaler_params", options), found)
+        status = lib.sdcpp_upscaler_survey(run.native, filled(filler, "sdcpp_upscaler_params", options), found)
         run.check(status, ModelError, CANNOT_LOAD)
     return int(found[0])
 
@@ -55,7 +47,7 @@ class UpscalerContext(Handle):
         self, options: Mapping[str, Any], progress: Progress | None, placements: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         filler = Filler()
-        params = _params(filler, "sdcpp_upscaler_params", options)
+        params = filled(filler, "sdcpp_upscaler_params", options)
         super().__init__(library()[1].sdcpp_upscaler_load, params, filler, progress, placements)
 
     def factor(self) -> int:
@@ -81,7 +73,7 @@ class UpscalerContext(Handle):
         """
         filler = Filler()
         image = filler.keep("sd_image_t*")
-        params = _params(filler, "sdcpp_upscale_params", options)
+        params = filled(filler, "sdcpp_upscale_params", options)
         with Run(progress) as run:
             status = self.lib.sdcpp_upscale(run.native, self._handle, params, image)
             self._note_broken(run, status)

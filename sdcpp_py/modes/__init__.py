@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .convert import CONVERT
 from .edit import EDIT, EditOptions
 from .img2img import IMG2IMG, Img2ImgOptions
 from .inpaint import INPAINT, InpaintOptions
@@ -16,6 +17,7 @@ DRAWING = (TXT2IMG, IMG2IMG, INPAINT, EDIT)
 """The modes that draw pictures."""
 
 __all__ = [
+    "CONVERT",
     "DRAWING",
     "EDIT",
     "IMG2IMG",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..modes import DRAWING, LOADING, UPSCALE, UPSCALER
+from ..modes import CONVERT, DRAWING, LOADING, UPSCALE, UPSCALER
 from .declare import declared
 from .docs import page, table
 from .groups import Lora
@@ -17,6 +17,7 @@ def text() -> str:
     calls = {"`StableDiffusion(...)`": LOADING.declared, **modes}
     calls["`Upscaler(...)`"] = UPSCALER.declared
     calls["`Upscaler.upscale(...)`, `sdcpp upscale`"] = UPSCALE.declared
+    calls["`convert(...)`, `sdcpp convert`"] = CONVERT.declared
     lora = f"### Lora\n\n{(Lora.__doc__ or '').splitlines()[0]}\n\n{table(declared(Lora), 'loras[].')}\n"
     return f"{page(calls)}\n{lora}"
 

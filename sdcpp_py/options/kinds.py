@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import engine
 from ..errors import ArgumentError
-from ..model_files import StrPath, check_model_file
+from ..model_files import StrPath, check_model_file, encode_path
 from .checks import check_bool, check_choice, check_float, check_int, check_path, check_text, show
 
 if TYPE_CHECKING:
@@ -195,6 +195,14 @@ class File(Kind):
         """Return the name without directory and suffix: what a picture may tell of its maker's disk."""
         name = os.fsdecode(os.path.basename(os.fspath(value)))
         return os.path.splitext(name)[0].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Target(File):
+    """A file that is written."""
+
+    def engine_value(self, name: str, value: Any, option: Option) -> bytes:
+        """Return the path as bytes."""
+        return encode_path(value, option.opt.label or name)
 
 
 class Items(Kind):

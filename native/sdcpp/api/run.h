@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sdcpp/api/sdcpp.h"
+#include "sdcpp/conversion/convert.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/seams/seams.h"
 
@@ -66,6 +67,7 @@ struct sdcpp_run {
     int steps = 0;              // how many there are; 0 between two pictures
     std::vector<sdcpp_phase_t> phases;
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
+    std::vector<sdcpp::Converted> converted;  // what became of each tensor
     sdcpp::Images images;
     std::string error;  // guarded by the mutex while the call lasts
 

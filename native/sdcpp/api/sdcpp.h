@@ -152,6 +152,32 @@ typedef struct {
     int skippable_layers;     /* number of layers that skip layer guidance can leave out */
 } sdcpp_traits_t;
 
+typedef struct {
+    const char* key;
+    const char* value;
+} sdcpp_text_t;
+
+typedef struct {
+    const char* source;            /* a file, an index of shards, or a folder */
+    const char* target;            /* the file to write */
+    bool safetensors;              /* write safetensors; else GGUF */
+    bool source_is_gguf;           /* keep what the source, one GGUF file, says of itself */
+    bool convert_names;            /* give tensors the engine's own names */
+    enum sd_type_t wtype;          /* SD_TYPE_COUNT: each tensor's own */
+    const char* tensor_type_rules; /* as in sd_ctx_params_t */
+    int n_threads;                 /* 0: the number of physical cores */
+    const sdcpp_text_t* metadata;  /* what the file says of itself */
+    int metadata_count;
+} sdcpp_convert_params_t;
+
+typedef struct {
+    const char* name;   /* in the new file */
+    const char* from;   /* type */
+    const char* to;     /* type; "": it is left out */
+    const char* reason; /* why it is not of the type that was asked for, or left out; "" otherwise */
+    uint64_t bytes;     /* in the new file */
+} sdcpp_converted_t;
+
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -284,6 +310,15 @@ SD_API enum sdcpp_status_t sdcpp_upscale(sdcpp_run_t* run, sdcpp_ctx_t* ctx, con
                                          sd_image_t* image);
 /* Returns how many times longer the loaded upscaler makes a side. */
 SD_API int sdcpp_ctx_upscale_factor(const sdcpp_ctx_t* ctx);
+
+/* --- files --- */
+
+/* Fills in the defaults. */
+SD_API void sdcpp_convert_params_init(sdcpp_convert_params_t* params);
+/* Makes one file of a model's, of another type or format. Half a file may be left when it fails. */
+SD_API enum sdcpp_status_t sdcpp_convert(sdcpp_run_t* run, const sdcpp_convert_params_t* params);
+/* Fills in what became of one tensor of a run that has converted; returns false behind the last one. */
+SD_API bool sdcpp_run_converted_get(const sdcpp_run_t* run, int index, sdcpp_converted_t* converted);
 
 /* --- any context --- */
 
