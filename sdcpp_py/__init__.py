@@ -28,6 +28,7 @@ from .errors import (
     SdcppError,
 )
 from .images import GeneratedImage, Images, Timings
+from .info import ModelInfo, PictureInfo, info
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
 from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
@@ -54,12 +55,14 @@ __all__ = [
     "Lora",
     "MemoryReport",
     "ModelError",
+    "ModelInfo",
     "ModuleMemory",
     "ModulePlan",
     "ModuleTransfer",
     "NetworkStream",
     "OutputError",
     "PhotoMaker",
+    "PictureInfo",
     "PinBudget",
     "PlacementError",
     "Plan",
@@ -75,4 +78,5 @@ __all__ = [
     "convert",
     "devices",
     "doctor",
+    "info",
 ]

@@ -82,6 +82,15 @@ def test_the_example_of_upscaling_runs(parts: Path, tmp_path: Path, monkeypatch:
         assert image.size == (48, 32)
 
 
+def test_the_example_of_converting_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(checkpoint, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(example_of("convert.md"), made)
+    assert made["done"].misfits
+    assert (tmp_path / "model-q8_0.gguf").stat().st_size < checkpoint.stat().st_size
+
+
 def test_the_example_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = example_of("pictures.md")
     monkeypatch.setitem(sdcpp_py.models.EMBEDDED_DEFAULTS, "steps", 2)  # to be done soon

@@ -15,10 +15,10 @@ from sdcpp_py import engine
 PUBLIC = {
     "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError",
     "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
-    "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError", "ModuleMemory", "ModulePlan",
-    "ModuleTransfer", "NetworkStream", "OutputError", "PhotoMaker", "PinBudget", "PlacementError", "Plan",
-    "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling", "Timings", "TransferReport", "Upscaler",
-    "__version__", "choices", "convert", "devices", "doctor",
+    "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
+    "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "PhotoMaker", "PictureInfo", "PinBudget",
+    "PlacementError", "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling", "Timings",
+    "TransferReport", "Upscaler", "__version__", "choices", "convert", "devices", "doctor", "info",
 }  # fmt: skip
 
 

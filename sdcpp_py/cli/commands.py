@@ -13,7 +13,7 @@ import typer
 from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING
-from . import convert, devices, doctor, drawing, upscale
+from . import convert, devices, doctor, drawing, info, upscale
 from .flags import PanelCommand
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ for _mode in DRAWING:
     app.command(_mode.name, cls=_Drawing)(drawing.drawing_command(_mode))
 app.command("upscale", cls=PanelCommand)(upscale.command)
 app.command("convert", cls=PanelCommand)(convert.command)
+app.command("info")(info.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 
