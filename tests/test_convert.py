@@ -110,12 +110,15 @@ def test_folders_and_shards_become_one_file(checkpoint: Path, drawn: bytes, tmp_
 def test_shapes_and_values_that_only_one_format_has(tmp_path: Path) -> None:
     array = np.arange(48, dtype=np.float16).reshape(2, 2, 3, 2, 2)
     source = tmp_path / "s.safetensors"
-    source.write_bytes(safetensors_of({"conv.weight": array, "wide": np.ones((2, 2), np.float64)}))
+    source.write_bytes(
+        safetensors_of({"conv.weight": array, "wide": np.ones((2, 2), np.float64), "one": np.float32(3)})
+    )
     convert(source, tmp_path / "t.safetensors")
     read = read_safetensors(tmp_path / "t.safetensors")
     assert read["conv.weight"].shape == array.shape
     assert (read["conv.weight"] == array).all()
     assert read["wide"].dtype == np.float32
+    assert (read["one"].shape, read["one"]) == ((), 3)
     said = [gguf_text("a.name", "é"), gguf_u32("a.number", 7), gguf_array("a.list", 4, 2, b"\1\0\0\0\2\0\0\0")]
     source = tmp_path / "s.gguf"
     source.write_bytes(gguf([GgufTensor("w", (2,), 0, 0)], np.ones(2, np.float32).tobytes(), pairs=said))
@@ -153,6 +156,7 @@ def test_what_cannot_be_done_leaves_nothing(checkpoint: Path, tmp_path: Path, mo
         ({"target": tmp_path / "none" / "t.gguf"}, OutputError, "the directory does not exist"),
         ({"source": tmp_path / "no.safetensors"}, ModelError, "^source: .* does not exist"),
         ({"source": target}, ModelError, "^source: .* is no model file"),
+        ({"weight_type": "q8_K"}, ArgumentError, "weight_type 'q8_K' is unknown"),
         ({"weight_type": "q9"}, ArgumentError, "weight_type 'q9' is unknown"),
     ):
         given: dict[str, Any] = {"source": checkpoint, "target": target, **wrong}

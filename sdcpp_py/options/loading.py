@@ -169,7 +169,7 @@ class WeightTypes(TypedDict, total=False):
     weight_type: Annotated[
         str | None,
         _engine("convert weights to this type, such as f16 or q8_0", field="wtype", flags="--type",
-                choices="wtype", engine_default="the file's own"),
+                choices="wtype", without=("q8_1", "q8_K"), engine_default="the file's own"),
     ]  # fmt: skip
     tensor_type_rules: Annotated[
         str | None,

@@ -188,7 +188,7 @@ void read_model(const std::string& path, const std::string& prefix, std::vector<
         if (storage.name.compare(0, start.size(), start) != 0) {
             storage.name = start + storage.name;
         }
-        if (shapes != nullptr && tensor.shape.size() > engine_dimensions) {
+        if (shapes != nullptr && (tensor.shape.empty() || tensor.shape.size() > engine_dimensions)) {
             (*shapes)[storage.name] = tensor.shape;
         }
         tensors.push_back(std::move(storage));
