@@ -137,13 +137,12 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
     encodes = _needs_encoder(request, able)
     loads = encodes and not context.has_encoder
     phases = [*["loading"] * loads, *["encoding"] * encodes, "text", "sampling", "decoding"]
-    twice = bool(request.values.get("hires")) or (
-        is_video and bool(loaded.settings.get("high_noise_diffusion_model_path"))
-    )
+    pair = is_video and loaded.settings.get("high_noise_diffusion_model_path")
+    passes = 2 if request.values.get("hires") or pair else 1
     preview = _preview(loaded, request.values, wanted)
     generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
-    with progress(wanted, *phases, passes=1 + twice, part=part) as watch:
+    with progress(wanted, *phases, passes=passes, part=part) as watch:
         if loads:
             context.load_encoder(loaded.settings, watch)
         pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine, models, placement
 from .asynchronous import each_in_thread, in_thread
-from .devices import devices
 from .drawing import Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
-from .errors import ArgumentError, ModelError, PlacementError
+from .errors import ArgumentError, ModelError
 from .handle import ModelHandle
 from .images import GeneratedImage, Images
 from .load_failures import explained
@@ -23,10 +22,9 @@ from .model_files import check_embeddings, show_path
 from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Mode
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
-from .options.loading import Placing
 from .options.signature import describe
 from .pictures import PictureSource
-from .placement import Plan, measure_pin_budget
+from .placement import Plan
 from .progress import progress
 from .video import Video
 
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
     )
 
 log = logging.getLogger("sdcpp_py")
-
-NOTHING_PLACED = {name: option.default for name, option in declared(Placing).items()}
-"""The options of placement when nothing is asked."""
 
 
 class StableDiffusion(ModelHandle):
@@ -86,21 +81,15 @@ class StableDiffusion(ModelHandle):
         embeddings = self._given.pop("embeddings", {})
         terms = check_embeddings(embeddings, encoders)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
-        self._plan: Plan | None = None
         self._encoder_surveyed = False
         start = time.perf_counter()
-        # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
-        placing = {name: values[name] for name in NOTHING_PLACED}
-        if placing != NOTHING_PLACED:
-            self._plan = self._make_plan(placing)
-        places = () if self._plan is None else self._plan.placements()
+        places = self._place(values)
         told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
         with progress(values["progress"], "loading") as watch, explained(told):
             self._context = engine.Context(self._given, terms, watch, placements=places)
         try:
             check_effects(EFFECTS_OF_LOADING, values, self._context.traits())
-            if self._plan is not None:
-                self._check_pins(self._plan)
+            self._check_pins()
         except BaseException:
             self.close()
             raise
@@ -117,31 +106,9 @@ class StableDiffusion(ModelHandle):
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
 
-    # --- placement ----------------------------------------------------------------------------------------------------
-
-    def _make_plan(self, placing: Mapping[str, Any]) -> Plan:
-        """Return the plan for this model's files on this machine as it is now, with values of the placing options."""
-        found = devices()
-        budget = measure_pin_budget(found, pin_budget=placing["pin_budget"])
-        asked = {name: value for name, value in placing.items() if name != "pin_budget"}
-        with explained(self._files):
-            weights = engine.weights_survey(self._given)
-        return placement.plan(weights, found, budget, **asked)
-
-    def _check_pins(self, plan: Plan) -> None:
-        """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""
-        pinned = {row.module: row for row in plan.modules if row.pinned}
-        refused = [row for row in self.memory_report().modules if row.module in pinned and not row.pinned]
-        said = {row.module: f"{row.module} ({row.reason or f'it got {row.buffer_type}'})" for row in refused}
-        required = [text for module, text in said.items() if pinned[module].pin == "require"]
-        if required:
-            raise PlacementError(
-                f"the system refused to pin {', '.join(required)}; use pin_params='auto' to go on without"
-            )
-        pageable = [f"{row.module} ({row.reason})" for row in plan.modules if row.module in plan.unaffordable]
-        if pageable or said:
-            missed = ", ".join([*pageable, *said.values()])
-            log.warning("weights that are not pinned, so that copying them is slower: %s", missed)
+    def _survey(self) -> Mapping[str, int]:
+        """Return what the weights of each module take, by the headers of the files."""
+        return engine.weights_survey(self._given)
 
     @property
     def plan(self) -> Plan:
@@ -150,13 +117,12 @@ class StableDiffusion(ModelHandle):
         Raises:
             ModelError: nothing was asked for, and the files are gone now.
         """
-        if self._plan is None:
-            self._plan = self._make_plan(NOTHING_PLACED)
+        made = super().plan
         if not self._encoder_surveyed:
             # Not while loading: it takes as long as the rest of the plan.
-            self._plan = dataclasses.replace(self._plan, encoder_bytes=engine.encoder_bytes(self._given))
+            self._plan = made = dataclasses.replace(made, encoder_bytes=engine.encoder_bytes(self._given))
             self._encoder_surveyed = True
-        return self._plan
+        return made
 
     # --- generation ---------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Watch:
     Args:
         tell: who hears of them.
         phases: of the call, in their order.
-        passes: how often each picture is sampled.
+        passes: how often each picture, or a video, is sampled.
         part: which call of how many this is: several that draw a picture each count as one.
 
     Attributes:
@@ -74,6 +74,7 @@ class Watch:
         self._index, self._count = part
         self._begin = time.perf_counter()
         self._fraction = 0.0
+        self._pass = self._last = 0
         whole = sum(SHARES.get(phase, 1.0) for phase in phases)
         self._parts: dict[str, tuple[float, float]] = {}
         before = 0.0
@@ -94,6 +95,10 @@ class Watch:
         if step.picture and step.pictures:
             times = self._passes if step.phase == "sampling" else 1
             done = (step.picture - 1 + done) / (step.pictures * times)
+        elif step.phase == "sampling":  # of a video, once or by two models
+            self._pass += step.step < self._last
+            self._last = step.step
+            done = (self._pass + done) / self._passes
         self._fraction = max(self._fraction, min(before + share * done, 1.0))
         self.previews += bool(step.frames)
         self._emit(
@@ -176,7 +181,7 @@ def progress(
     Args:
         wanted: the caller's function, True for a bar, False for nothing, None for a bar where a person sees it.
         phases: of the call, in their order.
-        passes: how often each picture is sampled.
+        passes: how often each picture, or a video, is sampled.
         part: which call of how many this is: several that draw a picture each count as one.
     """
     with contextlib.ExitStack() as stack:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import sdcpp_py
 from support.build_tree import ROOT
@@ -71,8 +73,33 @@ def test_families_are_those_of_the_tests() -> None:
         assert set(re.findall(r"`(\w+)`", files)) <= set(known)
 
 
+def example_of(page: str) -> str:
+    """Return the first example in Python of a page."""
+    return (ROOT / "docs" / page).read_text().split("```python\n")[1].split("```")[0]
+
+
+def test_the_example_of_upscaling_runs(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(parts / "upscaler.safetensors", tmp_path / "esrgan.pth")
+    Image.new("RGB", (24, 16), "teal").save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(example_of("upscale.md"), made)
+    assert (made["big"].size, made["huge"].size) == ((48, 32), (96, 64))
+    with Image.open("big.png") as image:
+        assert image.size == (48, 32)
+
+
+def test_the_example_of_converting_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(checkpoint, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(example_of("convert.md"), made)
+    assert made["done"].misfits
+    assert (tmp_path / "model-q8_0.gguf").stat().st_size < checkpoint.stat().st_size
+
+
 def test_the_example_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = (ROOT / "docs" / "pictures.md").read_text().split("```python\n")[1].split("```")[0]
+    code = example_of("pictures.md")
     monkeypatch.setitem(sdcpp_py.models.EMBEDDED_DEFAULTS, "steps", 2)  # to be done soon
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import typer
 from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING, FILMING
-from . import devices, doctor, drawing
+from . import convert, devices, doctor, drawing, info, upscale
 from .flags import PanelCommand
 
 app = typer.Typer(
@@ -41,6 +41,9 @@ class _Drawing(PanelCommand):
 
 for _mode in (*DRAWING, *FILMING):
     app.command(_mode.name, cls=_Drawing)(drawing.drawing_command(_mode))
+app.command("upscale", cls=PanelCommand)(upscale.command)
+app.command("convert", cls=PanelCommand)(convert.command)
+app.command("info")(info.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

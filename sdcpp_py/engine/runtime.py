@@ -136,7 +136,7 @@ class Run:
             status: what the native function returned.
             kind: the error of a call that failed.
             message: its message.
-            closed: why the object that was called is closed, if it is.
+            closed: what is raised where the object that was called is closed.
 
         Raises:
             SdcppError: the call failed.
@@ -155,7 +155,7 @@ class Run:
         if own is not None:
             raise own(said, tuple(line for line in self.lines if line != said))
         if status == lib.SDCPP_CLOSED:
-            raise ClosedError(f"this StableDiffusion object cannot be used: {closed}")
+            raise ClosedError(closed)
         if status == lib.SDCPP_INSIDE:
             raise ArgumentError(
                 "the engine was called from one of its own callbacks, for a device that is in use; return from the "

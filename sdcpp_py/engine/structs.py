@@ -65,3 +65,17 @@ class Filler:
         self.lib.sd_ctx_params_init(params)
         self.fill(params, options)
         return params
+
+
+def filled(filler: Filler, kind: str, options: Mapping[str, Any]) -> Any:
+    """Return one of our structs with some fields set, the others as the engine has them.
+
+    Args:
+        filler: keeps it and what it points to.
+        kind: its name without ``_t``.
+        options: the fields.
+    """
+    params = filler.keep(f"{kind}_t*")
+    getattr(filler.lib, f"{kind}_init")(params)
+    filler.fill(params, options)
+    return params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .convert import CONVERT
 from .edit import EDIT, EditOptions
 from .img2img import IMG2IMG, Img2ImgOptions
 from .inpaint import INPAINT, InpaintOptions
@@ -10,6 +11,7 @@ from .loading import LOADING
 from .mode import Mode
 from .request import Request, draw_seed, make_request
 from .txt2img import TXT2IMG, Txt2ImgOptions
+from .upscale import UPSCALE, UPSCALER
 from .video import ANY_MODEL as ANY_VIDEO_MODEL
 from .video import IMG2VID, TXT2VID, Img2VidOptions, Txt2VidOptions
 
@@ -20,6 +22,7 @@ FILMING = (TXT2VID, IMG2VID)
 
 __all__ = [
     "ANY_VIDEO_MODEL",
+    "CONVERT",
     "DRAWING",
     "EDIT",
     "FILMING",
@@ -29,6 +32,8 @@ __all__ = [
     "LOADING",
     "TXT2IMG",
     "TXT2VID",
+    "UPSCALE",
+    "UPSCALER",
     "Abilities",
     "EditOptions",
     "Img2ImgOptions",

@@ -59,8 +59,18 @@ class Request:
         return (int(size[0] * hires["scale"]), int(size[1] * hires["scale"]))
 
 
-def check_room(count: int, width: int, height: int, *, video: bool = False) -> None:
-    """Raise ArgumentError for pictures, or the frames of a video, whose pixels alone this machine cannot hold."""
+def check_room(
+    count: int, width: int, height: int, otherwise: str = "make width and height smaller", *, video: bool = False
+) -> None:
+    """Raise ArgumentError for pictures, or the frames of a video, whose pixels alone this machine cannot hold.
+
+    Args:
+        count: how many there are.
+        width: of each, in pixels.
+        height: of each, in pixels.
+        otherwise: what helps where one alone is too large.
+        video: whether they are frames.
+    """
     memory = host_memory()
     one = width * height * (BYTES_A_FRAME_PIXEL if video else BYTES_A_PIXEL)
     if memory is None or count * one <= memory:
@@ -68,7 +78,7 @@ def check_room(count: int, width: int, height: int, *, video: bool = False) -> N
     most = memory // one
     what, option = ("frame", "frames") if video else ("picture", "batch_count")
     number = f"{count} {what}s" if count > 1 else f"a {what}"
-    hint = f"{option} may be at most {most} here" if most else "make width and height smaller"
+    hint = f"{option} may be at most {most} here" if most else otherwise
     raise ArgumentError(
         f"{number} of {width}x{height} take {count * one / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB; "
         f"{hint}"

@@ -12,6 +12,7 @@ from ..options.filming import FRAMES, Film, FirstFrame, Following, HighNoise, La
 from ..options.generation import (
     Decoding,
     Fitting,
+    Previewing,
     Prompting,
     Sampling,
     Sides,
@@ -34,7 +35,18 @@ _SHARED = {"high_noise_eta": "eta", "high_noise_sampler": "sampler", "high_noise
 
 
 class Txt2VidOptions(
-    Prompting, Film, Sampling, Sides, Steering, HighNoise, Following, Fitting, Decoding, Watching, total=False
+    Prompting,
+    Film,
+    Sampling,
+    Sides,
+    Steering,
+    HighNoise,
+    Following,
+    Fitting,
+    Decoding,
+    Previewing,
+    Watching,
+    total=False,
 ):
     """Every option of :meth:`sdcpp_py.StableDiffusion.txt2vid` besides the prompt."""
 

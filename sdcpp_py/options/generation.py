@@ -380,6 +380,11 @@ class Watching(TypedDict, total=False):
         Opt("a callback that takes a ProgressEvent, True for a bar, False for none; by default the object's",
             kind=Callback()),
     ]  # fmt: skip
+
+
+class Previewing(TypedDict, total=False):
+    """What they see of it meanwhile."""
+
     preview: Annotated[
         str | None,
         Opt("show the progress callback what the picture looks like meanwhile: proj (fast and small), tae (by taesd) "

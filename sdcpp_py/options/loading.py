@@ -152,13 +152,24 @@ class Placing(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class Running(TypedDict, total=False):
-    """How the engine reads and computes."""
+class Threading(TypedDict, total=False):
+    """How much of the CPU is used."""
+
+    threads: Annotated[
+        int | None,
+        Range(1, 4096),
+        _engine("CPU threads", field="n_threads", flags="--threads -t",
+                engine_default="the number of physical cores"),
+    ]  # fmt: skip
+
+
+class WeightTypes(TypedDict, total=False):
+    """What weights are converted to."""
 
     weight_type: Annotated[
         str | None,
-        _engine("convert weights to this type while loading, such as f16 or q8_0", field="wtype", flags="--type",
-                choices="wtype", engine_default="the file's own"),
+        _engine("convert weights to this type, such as f16 or q8_0", field="wtype", flags="--type",
+                choices="wtype", without=("q8_1", "q8_K"), engine_default="the file's own"),
     ]  # fmt: skip
     tensor_type_rules: Annotated[
         str | None,
@@ -166,12 +177,11 @@ class Running(TypedDict, total=False):
                 field="tensor_type_rules", flags="--tensor-type-rules", choices="wtype",
                 without=("q8_1", "q8_K"), kind=TypeRules()),
     ]  # fmt: skip
-    threads: Annotated[
-        int | None,
-        Range(1, 4096),
-        _engine("CPU threads", field="n_threads", flags="--threads -t",
-                engine_default="the number of physical cores"),
-    ]  # fmt: skip
+
+
+class Running(TypedDict, total=False):
+    """How the engine reads and computes."""
+
     rng: Annotated[
         str | None,
         _engine("source of the initial noise: cuda (as on an NVIDIA GPU), cpu (as torch on a CPU), std_default",
@@ -270,7 +280,7 @@ class OfFamilies(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class LoadingOptions(Files, Placing, Running, OfFamilies, total=False):
+class LoadingOptions(Files, Placing, WeightTypes, Threading, Running, OfFamilies, total=False):
     """Every option of :class:`sdcpp_py.StableDiffusion` besides the model."""
 
     progress: Annotated[

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 import sdcpp_py
 from sdcpp_py import ArgumentError, engine
-from sdcpp_py.modes import DRAWING, FILMING, LOADING, TXT2IMG
+from sdcpp_py.modes import CONVERT, DRAWING, FILMING, LOADING, TXT2IMG, UPSCALE, UPSCALER
 from sdcpp_py.options import REQUIRED, Group, Option, declared
 from sdcpp_py.options.group import Grouped
 from sdcpp_py.options.groups import Lora, SkipLayerGuidance
 
 PACKAGE = Path(sdcpp_py.__file__).parent
-DECLARING = ("generation.py", "loading.py", "groups.py", "filming.py")
+DECLARING = ("generation.py", "loading.py", "groups.py", "filming.py", "upscaling.py", "converting.py")
 
 
 def groups(options: Mapping[str, Option]) -> Iterator[tuple[Option, type[Group]]]:
@@ -38,9 +38,19 @@ for _mode in (*DRAWING[1:], *FILMING):
     known = {*TXT2IMG.declared, *(name for options in NEW.values() for name in options)}
     NEW[_mode.name] = {name: option for name, option in _mode.declared.items() if name not in known}
 CALLS = {"StableDiffusion": LOADING.declared, "txt2img": TXT2IMG.declared, **NEW}
+# Commands of their own, whose flags may have the names of others.
+OTHERS = {
+    mode.name: {
+        name: option
+        for name, option in mode.declared.items()
+        if all(option.opt is not known.opt for known in {**LOADING.declared, **TXT2IMG.declared}.values())
+    }
+    for mode in (UPSCALER, UPSCALE, CONVERT)
+}
+STRUCTS = {mode.name: mode.struct for mode in (LOADING, *FILMING, UPSCALER, UPSCALE, CONVERT)}
 CLASSES = {**{owner.__name__: owner for _, owner in groups(TXT2IMG.declared)}, "Lora": Lora}
 EVERY = [
-    *((call, name, option) for call, options in CALLS.items() for name, option in options.items()),
+    *((call, name, option) for call, options in {**CALLS, **OTHERS}.items() for name, option in options.items()),
     *((name, key, option) for name, owner in CLASSES.items() for key, option in declared(owner).items()),
 ]
 IDS = [f"{owner}.{name}" for owner, name, _ in EVERY]
@@ -85,11 +95,13 @@ WRONG = {
     "Choice": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "TypeRules": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "File": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
+    "Target": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
     "Items": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Callback": ["int", "float", "text", "bytes", "list", "mapping", "complex", "object"],
     "Place": ["bool", "int", "float", "bytes", "list", "complex", "object", "function"],
     "Embeddings": ["bool", "int", "float", "text", "bytes", "list", "complex", "object", "function"],
     "Picture": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
+    "Layers": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
     "Mask": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
     "Frames": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "References": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
@@ -214,8 +226,7 @@ def test_a_default_that_is_said_to_be_the_engines_is(owner: str, name: str, opti
     if said is None or isinstance(said, str) or (owner, name) == ("Tiling", "tile_size_x"):
         return  # what the engine chooses while it works is in no struct
     prefix = next((f"{group.opt.field}." for group, each in groups(TXT2IMG.declared) if each.__name__ == owner), "")
-    structs = {"StableDiffusion": engine.fields.CONTEXT, **{mode.name: mode.struct for mode in FILMING}}
-    struct = structs.get(owner, engine.fields.IMAGE)
+    struct = STRUCTS.get(owner, engine.fields.IMAGE)
     assert engine.fields.defaults(struct)[f"{prefix}{option.opt.field}"] == said
 
 
@@ -312,7 +323,7 @@ def test_only_what_must_be_given_is_required() -> None:
     assert required == {
         "txt2img.prompt", "img2img.image", "inpaint.mask", "edit.images",
         "Cache.mode", "Lora.path", "PhotoMaker.id_images", "SkipLayerGuidance.layers",
-        "SkipLayerGuidance.scale",
+        "SkipLayerGuidance.scale", "Upscaler.model", "upscale.image", "convert.source", "convert.target",
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sdcpp/api/sdcpp.h"
+#include "sdcpp/conversion/convert.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/seams/seams.h"
 
@@ -69,6 +70,7 @@ struct sdcpp_run {
     uint64_t bytes_read = 0;    // of a model's files
     std::vector<sdcpp_phase_t> phases;
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
+    std::vector<sdcpp::Converted> converted;  // what became of each tensor
     sdcpp::Images images;
     std::string error;  // guarded by the mutex while the call lasts
 

@@ -46,7 +46,19 @@ typedef struct {
 } sdcpp_device_t;
 
 typedef struct {
-    const char* name;  /* "encoding" (of pictures), "text", "sampling" or "decoding" */
+    const char* model_path; /* an ESRGAN */
+    int n_threads;          /* of the CPU; 0: the number of physical cores */
+    bool conv_direct;       /* convolve without im2col */
+    float max_vram;         /* as in sd_ctx_params_t */
+} sdcpp_upscaler_params_t;
+
+typedef struct {
+    sd_image_t image; /* RGB */
+    int tile_size;    /* pixels of a side of what is computed at once; 0: all of it */
+} sdcpp_upscale_params_t;
+
+typedef struct {
+    const char* name;  /* "encoding" (of pictures), "text", "sampling", "decoding" or "upscaling" */
     double seconds;
 } sdcpp_phase_t;
 
@@ -160,6 +172,33 @@ typedef struct {
 
 /* Hears how far a run is: when a phase begins, when a picture is done, and after each step. */
 typedef void (*sdcpp_progress_cb_t)(const sdcpp_progress_t* progress, void* data);
+
+typedef struct {
+    const char* key;
+    const char* value;
+} sdcpp_text_t;
+
+typedef struct {
+    const char* source;            /* a file, an index of shards, or a folder */
+    const char* target;            /* the file to write */
+    bool safetensors;              /* write safetensors; else GGUF */
+    bool source_is_gguf;           /* keep what the source, one GGUF file, says of itself */
+    bool convert_names;            /* give tensors the engine's own names */
+    enum sd_type_t wtype;          /* SD_TYPE_COUNT: each tensor's own */
+    const char* tensor_type_rules; /* as in sd_ctx_params_t */
+    int n_threads;                 /* 0: the number of physical cores */
+    const sdcpp_text_t* metadata;  /* what the file says of itself */
+    int metadata_count;
+} sdcpp_convert_params_t;
+
+typedef struct {
+    const char* name;   /* in the new file */
+    const char* from;   /* type */
+    const char* to;     /* type; "": it is left out */
+    const char* reason; /* why it is not of the type that was asked for, or left out; "" otherwise */
+    uint64_t bytes;     /* in the new file */
+} sdcpp_converted_t;
+
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -279,6 +318,36 @@ SD_API void sdcpp_ctx_abilities(const sdcpp_ctx_t* ctx, sdcpp_abilities_t* abili
 SD_API enum sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx);
 /* Returns the scheduler that the engine takes for the loaded model and a sampler. */
 SD_API enum scheduler_t sdcpp_ctx_scheduler(const sdcpp_ctx_t* ctx, enum sample_method_t sampler);
+
+/* --- upscalers: contexts, too, for what is said of any --- */
+
+/* Fill in the defaults. */
+SD_API void sdcpp_upscaler_params_init(sdcpp_upscaler_params_t* params);
+SD_API void sdcpp_upscale_params_init(sdcpp_upscale_params_t* params);
+/* Reads the header of an upscaler's file and says what its weights will take. */
+SD_API enum sdcpp_status_t sdcpp_upscaler_survey(sdcpp_run_t* run, const sdcpp_upscaler_params_t* params,
+                                                 uint64_t* bytes);
+/* Loads an upscaler into an empty context, its module placed as asked for. */
+SD_API enum sdcpp_status_t sdcpp_upscaler_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx,
+                                               const sdcpp_upscaler_params_t* params,
+                                               const sdcpp_placement_t* placements, int count);
+/* Makes a picture larger; the pixels belong to the run. */
+SD_API enum sdcpp_status_t sdcpp_upscale(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sdcpp_upscale_params_t* params,
+                                         sd_image_t* image);
+/* Returns how many times longer the loaded upscaler makes a side. */
+SD_API int sdcpp_ctx_upscale_factor(const sdcpp_ctx_t* ctx);
+
+/* --- files --- */
+
+/* Fills in the defaults. */
+SD_API void sdcpp_convert_params_init(sdcpp_convert_params_t* params);
+/* Makes one file of a model's, of another type or format. Half a file may be left when it fails. */
+SD_API enum sdcpp_status_t sdcpp_convert(sdcpp_run_t* run, const sdcpp_convert_params_t* params);
+/* Fills in what became of one tensor of a run that has converted; returns false behind the last one. */
+SD_API bool sdcpp_run_converted_get(const sdcpp_run_t* run, int index, sdcpp_converted_t* converted);
+
+/* --- any context --- */
+
 /* Cancels the runs of a context, those that wait for their turn too. */
 SD_API void sdcpp_ctx_cancel(sdcpp_ctx_t* ctx);
 /* Closes a context: calls fail from now on, those that wait as well. Its memory is freed when its device is free; with a
