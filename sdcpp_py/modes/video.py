@@ -52,7 +52,7 @@ class Txt2VidOptions(
 
 
 class Img2VidOptions(
-    Prompting, Film, LastFrame, Sampling, Sides, Fitting, Steering, HighNoise, Following, Decoding, Watching,
+    Prompting, Film, LastFrame, Sampling, Sides, Fitting, Steering, HighNoise, Following, Decoding, Previewing, Watching,
     total=False,
 ):  # fmt: skip
     """Every option of :meth:`sdcpp_py.StableDiffusion.img2vid` besides the prompt and the picture."""
