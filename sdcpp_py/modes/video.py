@@ -52,8 +52,8 @@ class Txt2VidOptions(
 
 
 class Img2VidOptions(
-    Prompting, Film, LastFrame, Sampling, Sides, Fitting, Steering, HighNoise, Following, Decoding, Previewing, Watching,
-    total=False,
+    Prompting, Film, LastFrame, Sampling, Sides, Fitting, Steering, HighNoise, Following, Decoding, Previewing,
+    Watching, total=False,
 ):  # fmt: skip
     """Every option of :meth:`sdcpp_py.StableDiffusion.img2vid` besides the prompt and the picture."""
 

@@ -37,8 +37,8 @@ class UpscalerOptions(Placing, Threading, total=False):
     ]  # fmt: skip
     progress: Annotated[
         bool | Progress | None,
-        Opt("a callback that takes a ProgressEvent, for loading and upscaling, True for a bar, False for none; by default "
-            "a bar on a terminal or in a notebook", kind=Callback()),
+        Opt("a callback that takes a ProgressEvent, for loading and upscaling, True for a bar, False for none; by "
+            "default a bar on a terminal or in a notebook", kind=Callback()),
     ]  # fmt: skip
 
 
