@@ -163,15 +163,22 @@ def convert(source: StrPath, target: StrPath, **options: Unpack[ConvertOptions])
     settings |= {"safetensors": form == "safetensors", "source_is_gguf": of_gguf}
     shown = show_path(values["target"])
     rows: list[dict[str, Any]] = []
+    failed: list[Exception] = []
 
     def write(part: Path) -> None:
-        with explained({"source": values["source"]}):
-            rows.extend(engine.convert_file({**settings, "target": os.fsencode(part)}, callback))
+        try:
+            with explained({"source": values["source"]}):
+                rows.extend(engine.convert_file({**settings, "target": os.fsencode(part)}, watch))
+        except Exception as error:  # the engine's, or whatever the callback raised
+            failed.append(error)
+            raise
 
-    with progress(values["progress"], "converting") as callback:
+    with progress(values["progress"], "converting") as watch:
         try:
             write_whole(file, shown, write)
         except OutputError as error:
+            if failed and not isinstance(failed[0], OutputError):
+                raise failed[0] from None
             said = str(error).removeprefix("target: ")
             raise (error if said == str(error) else OutputError(f"{shown} cannot be written ({said})")) from None
     return Conversion(

@@ -35,8 +35,8 @@ def drawn(checkpoint: Path) -> bytes:
 def test_a_copy_is_exact_in_every_format(checkpoint: Path, drawn: bytes, tmp_path: Path) -> None:
     copy, back = tmp_path / "copy.gguf", tmp_path / "back.safetensors"
     calls: list[tuple[int, int]] = []
-    done = convert(checkpoint, copy, progress=lambda step, steps, _: calls.append((step, steps)))
-    assert calls == [(step, len(done.tensors)) for step in range(len(done.tensors) + 1)]
+    done = convert(checkpoint, copy, progress=lambda event: calls.append((event.step, event.steps)))
+    assert [call for call in calls if call[1]] == [(step, len(done.tensors)) for step in range(len(done.tensors) + 1)]
     assert (done.format, done.bytes, done.misfits) == ("GGUF", done.source_bytes, ())
     assert draw(copy) == drawn
     convert(copy, back)
@@ -135,12 +135,17 @@ def test_what_cannot_be_done_leaves_nothing(checkpoint: Path, tmp_path: Path, mo
     target = tmp_path / "t.gguf"
     target.write_bytes(b"before")
 
-    def stop(step: int, steps: int, seconds: float) -> None:
-        if step == 5:
+    def stop(event: sdcpp_py.ProgressEvent) -> None:
+        if event.step == 5:
             raise KeyboardInterrupt
+
+    def fail(event: sdcpp_py.ProgressEvent) -> None:
+        raise LookupError("mine")
 
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint, target, progress=stop)
+    with pytest.raises(LookupError, match="mine"):
+        convert(checkpoint, target, progress=fail)
     for wrong, error, message in (
         ({"target": tmp_path / "t.bin"}, ArgumentError, "no format to write; use .gguf or .safetensors"),
         (

@@ -33,7 +33,7 @@ ASKED: dict[str, dict[str, Any]] = {
         "cache": Cache("dbcache", residual_diff_threshold=1e6, max_warmup_steps=0, Fn_compute_blocks=0), "steps": 5,
     },
     "spectrum": {"cache": Cache("spectrum", spectrum_warmup_steps=1, spectrum_stop_percent=1.0), "steps": 5},
-    "scheduler": {"scheduler": "karras"},
+    "scheduler": {"scheduler": "karras", "steps": 4},
     "sampler": {"sampler": "heun"},
     "sigmas": {"sigmas": [10.0, 3.0, 0.0]},
     "cfg_scale": {"cfg_scale": 6.0},
@@ -100,7 +100,7 @@ def test_each_option_has_a_row_or_a_reason() -> None:
         "prompt", "seed", "width", "height", "steps", "batch_count",  # whose effect every picture shows
         "cache",  # by its modes
         "loras", "hires", "vae_tiling", "control_image", "control_strength", "canny", "canny_low", "canny_high",
-        "resize_mode", "photo_maker", "progress",  # have tests
+        "resize_mode", "photo_maker", "progress", "preview", "preview_interval",  # have tests
     }  # fmt: skip
     assert set(TXT2IMG.declared) - reasons <= set(ASKED)
 

@@ -129,7 +129,10 @@ def test_pipeline_of_sdxl(tmp_path: Path) -> None:
     write(folder / "text_encoder_2" / "model.safetensors", second)
     (folder / "model_index.json").write_text(json.dumps(SDXL))
     assert file_kind(folder).token_widths == (64, 128)
-    assert draw(folder) == draw(checkpoint)
+    # The VAE's attention is a convolution in one and a matrix product in the other, which some processors round
+    # otherwise.
+    made, expected = (np.frombuffer(draw(path), np.uint8).astype(int) for path in (folder, checkpoint))
+    assert np.abs(made - expected).max() <= 1
 
 
 def test_shards_of_one_checkpoint(weights: Weights, plain: bytes, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         video().save(old)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
     for params, message in (({"crf": "x"}, "Invalid argument"), ({"qualty": 3}, "qualty is no option of libx264")):
-        with pytest.raises(OutputError, match=rf"new.mp4 cannot be written \(.*{message}"):
+        with pytest.raises((OutputError, ArgumentError), match=message):
             video().save(tmp_path / "new.mp4", **params)
     assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sdcpp_py
 from sdcpp_py import ArgumentError, CancelledError, GenerationError, Lora, ModelError, StableDiffusion, Video, engine
 from support.checkpoints import checkpoint_shapes, write_checkpoint, write_safetensors
 from support.children import in_child
@@ -177,13 +178,13 @@ def test_a_cancel_in_any_phase(phase: str, load: Load) -> None:
 
 def test_what_is_raised_meanwhile_arrives(load: Load) -> None:
     sd = load("wan_t2v_pair")
-    seen: list[tuple[int, int]] = []
-
-    def hear(step: int, steps: int, seconds: float) -> None:
-        seen.append((step, steps))
-
-    sd.txt2vid("a cat", progress=hear, **{**FEW, "high_noise_steps": 1})
-    assert [each for each in seen if each[0]] == [(1, 1), (1, 2), (2, 2)], "the high-noise model's first"
+    seen: list[sdcpp_py.ProgressEvent] = []
+    sd.txt2vid("a cat", progress=seen.append, **{**FEW, "high_noise_steps": 1})
+    sampled = [(event.step, event.steps) for event in seen if event.phase == "sampling" and event.step]
+    assert sampled == [(1, 1), (1, 2), (2, 2)], "the high-noise model's first"
+    fractions = [event.fraction for event in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
 
     def stop(*_: object) -> None:
         raise KeyError("mine")

@@ -57,7 +57,9 @@ def start_logging(verbose: bool) -> None:
 
 _output = functools.partial(typer.Option, rich_help_panel="Output")
 Report = Annotated[Path | None, _output("--report", help="Write seeds, timings, plan and reports as JSON.")]
-PreviewPath = Annotated[str, _output("--preview-path", help="Picture that each preview is written to.")]
+PreviewPath = Annotated[
+    str, typer.Option("--preview-path", help="Picture that each preview is written to.", rich_help_panel="Preview")
+]
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Show the engine's log.")]
 
 

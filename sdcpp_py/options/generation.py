@@ -388,10 +388,10 @@ class Previewing(TypedDict, total=False):
     preview: Annotated[
         str | None,
         Opt("show the progress callback what the picture looks like meanwhile: proj (fast and small), tae (by taesd) "
-            "or vae (slow)", flags="--preview", choices="preview", without=("none",), panel="Output"),
+            "or vae (slow)", flags="--preview", choices="preview", without=("none",), panel="Preview"),
     ]  # fmt: skip
     preview_interval: Annotated[
         int,
         Range(1, MAX_STEPS),
-        Opt("sampling steps between two previews", flags="--preview-interval", default=1, panel="Output"),
+        Opt("sampling steps between two previews", flags="--preview-interval", default=1, panel="Preview"),
     ]  # fmt: skip

@@ -269,7 +269,7 @@ def test_lora_paths_with_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 COMPLETIONS = {
     "--sampler eu": ["euler", "euler_a"],
     "--sampling-method dd": ["ddim_trailing"],
-    "--type q8": ["q8_0", "q8_1", "q8_K"],
+    "--type q8": ["q8_0"],
     "--scm-policy ": ["dynamic", "static"],
     "--cache-option thr": ["threshold="],
     "--pin-params ": ["auto", "never", "require"],
@@ -355,7 +355,8 @@ def test_help_has_headings_ranges_and_defaults(
     headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == [
         "Prompt:", "Sampling:", "Guidance:", "Picture:", "Caching:", "LoRA:", "Decoding:", "Second pass:",
-        "ControlNet:", "Persons:", "Model files:", "Placement:", "Engine:", "Families:", "Output:", "Options:",
+        "ControlNet:", "Persons:", "Preview:", "Model files:", "Placement:", "Engine:", "Families:", "Output:",
+        "Options:",
     ]  # fmt: skip
     said = " ".join(out.split())
     assert "--steps INT Sampling steps (1 to 10000; default: 20)." in said
