@@ -93,7 +93,7 @@ def _draw(
         ),
     ] = "output.png",
     output_begin_idx: Annotated[
-        int | None, _output("--output-begin-idx", help="Number of the first picture, for %d.", min=0)
+        int | None, _output("--output-begin-idx", metavar="INT", help="Number of the first picture, for %d.", min=0)
     ] = None,
     report: Report = None,
     preview_path: PreviewPath = "preview.png",

@@ -48,6 +48,14 @@ def test_every_flag_of_sd_cli_is_known() -> None:
     assert all(bool(each.says) != bool(each.flag) for each in FLAGS)
 
 
+def test_the_page_has_the_table() -> None:
+    rows = []
+    for each in FLAGS:
+        here = f"`{each.flag} {each.value}`" if each.flag else each.says
+        rows.append(f"| {', '.join(f'`{name}`' for name in each.names)} | {here} |")
+    assert "\n".join(rows) in (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8"), "\n".join(rows)
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
