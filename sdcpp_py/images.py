@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -84,13 +85,27 @@ def with_parameters(image: Image.Image, parameters: str) -> GeneratedImage:
     return image
 
 
-def check_output(path: StrPath, count: int = 1, size: tuple[int, int] = (1, 1)) -> list[Path]:
+def _numbered(base: Path, count: int, first: int | None) -> list[Path]:
+    """Return the files of a batch: by number where the name has room for one, as ``%03d``, else with ``_2``, ..."""
+    if room := re.search(r"%(0?\d{0,2})d", base.name):
+        begin, end = base.name[: room.start()], base.name[room.end() :]
+        return [base.with_name(f"{begin}{index + (first or 0):{room[1]}d}{end}") for index in range(count)]
+    if first is not None:
+        raise OutputError(
+            f"--output-begin-idx has no effect without %d in --output, as in {base.stem}_%03d{base.suffix}"
+        )
+    return [base, *(base.with_name(f"{base.stem}_{i}{base.suffix}") for i in range(2, count + 1))]
+
+
+def check_output(path: StrPath, count: int = 1, size: tuple[int, int] = (1, 1), first: int | None = None) -> list[Path]:
     """Return the files that *count* images are written to, after making sure that they can be.
 
     Args:
-        path: file of the first image; the others get ``_2``, ``_3``, ... before the suffix.
+        path: file of the first image; the others get ``_2``, ``_3``, ... before the suffix. With ``%d``, ``%03d`` or
+            the like in its name each gets a number there, from 0.
         count: number of images.
         size: their width and height in pixels.
+        first: that number of the first image.
 
     Raises:
         OutputError: no such directory, not writable, a directory itself, or a suffix or size Pillow cannot write.
@@ -102,7 +117,7 @@ def check_output(path: StrPath, count: int = 1, size: tuple[int, int] = (1, 1)) 
     if kind is None:
         raise OutputError(f"{shown}: {base.suffix or 'no suffix'} is no picture format; use .png, .jpg or .webp")
     _try_format(kind, shown, size)
-    files = [base, *(base.with_name(f"{base.stem}_{i}{base.suffix}") for i in range(2, count + 1))]
+    files = _numbered(base, count, first)
     for file in files:
         check_writable(file, show_path(file))
     return files

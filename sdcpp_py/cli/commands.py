@@ -14,10 +14,12 @@ from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING, FILMING
 from . import convert, devices, doctor, drawing, info, upscale
-from .flags import PanelCommand
+from .flags import CommandGroup, PanelCommand
 
 app = typer.Typer(
     name="sdcpp",
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="Pictures and videos from text with stable-diffusion.cpp.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -43,7 +45,7 @@ for _mode in (*DRAWING, *FILMING):
     app.command(_mode.name, cls=_Drawing)(drawing.drawing_command(_mode))
 app.command("upscale", cls=PanelCommand)(upscale.command)
 app.command("convert", cls=PanelCommand)(convert.command)
-app.command("info")(info.command)
+app.command("info", cls=PanelCommand)(info.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

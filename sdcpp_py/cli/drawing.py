@@ -23,6 +23,7 @@ from ..video import Video
 from ..video_files import check_video_file
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
+from .sd_cli import PLACING
 
 LOADING_FLAGS = flags(LOADING.declared)
 DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in (*DRAWING, *FILMING)}
@@ -61,6 +62,9 @@ PreviewPath = Annotated[
     str, typer.Option("--preview-path", help="Picture that each preview is written to.", rich_help_panel="Preview")
 ]
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Show the engine's log.")]
+WithoutText = Annotated[
+    bool, _output("--disable-image-metadata", help="Write no parameters into the files.", show_default=False)
+]
 
 
 @contextlib.contextmanager
@@ -83,11 +87,20 @@ def _previews(files: Sequence[Path]) -> Iterator[Progress | None]:
 def _draw(
     mode: Mode,
     output: Annotated[
-        str, _output("--output", "-o", help="Picture to write; more than one gets _2, _3, ...")
+        str,
+        _output(
+            "--output",
+            "-o",
+            help="Picture to write; more than one gets _2, _3, ..., or the number that %d, %03d, ... stands for.",
+        ),
     ] = "output.png",
+    output_begin_idx: Annotated[
+        int | None, _output("--output-begin-idx", metavar="INT", help="Number of the first picture, for %d.", min=0)
+    ] = None,
     report: Report = None,
     preview_path: PreviewPath = "preview.png",
     verbose: Verbose = False,
+    disable_image_metadata: WithoutText = False,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
@@ -99,13 +112,16 @@ def _draw(
     checked = mode.check(options)
     LOADING.check(loading)
     asked = make_request(mode, options, able=Abilities() if mode.takes_size else None)
-    files = check_output(output, checked["batch_count"], asked.largest)
+    files = check_output(output, checked["batch_count"], asked.largest, output_begin_idx)
     check_report(report, files)
     shown = check_output(preview_path, 1, asked.largest) if checked["preview"] else []
     with StableDiffusion(**loading) as sd, _previews(shown) as watch:
         if watch is not None:
             options["progress"] = watch
         images = getattr(sd, mode.name)(**options)
+        if disable_image_metadata:
+            for each in images:
+                del each.info["parameters"]
         save_all(images, files)
         if report is not None:
             write_report(report, _report(sd, images, files))
@@ -121,6 +137,7 @@ def _film(
     report: Report = None,
     preview_path: PreviewPath = "preview.png",
     verbose: Verbose = False,
+    disable_image_metadata: WithoutText = False,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
@@ -137,6 +154,8 @@ def _film(
         if watch is not None:
             options["progress"] = watch
         video = getattr(sd, mode.name)(**options)
+        if disable_image_metadata:
+            video.text = ""
         video.save(output)
         if report is not None:
             write_report(report, _report(sd, video, [file]))
@@ -147,4 +166,4 @@ def drawing_command(mode: Mode) -> Callable[..., None]:
     """Return the command of a mode."""
     draw = functools.partial(_film if mode in FILMING else _draw, mode)
     draw.__doc__ = mode.title
-    return take_flags(draw, [*DRAWING_FLAGS[mode.name], *LOADING_FLAGS])
+    return take_flags(draw, [*DRAWING_FLAGS[mode.name], *LOADING_FLAGS], PLACING)

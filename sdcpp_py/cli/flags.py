@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import SdcppError
 from ..options.checks import fold
 from ..options.declare import REQUIRED, Option, declared
 from ..options.group import Grouped
 from ..options.kinds import Choice, Integer, Number, Switch, UnreadableError
+from .sd_cli import Foreign, answer
 
 _NAMES = "see sdcpp doctor --names"
 
@@ -154,6 +155,34 @@ class Formatter(Protocol):
         """Write a list of definitions."""
 
 
+def _explain(error: Exception, ctx: Any, args: Sequence[str]) -> None:
+    """Make the line for a flag that is none say what to do, where it is one of sd-cli or of another command."""
+    name = getattr(error, "option_name", "")
+    if not name:
+        return
+    group, command = (ctx.command, "") if isinstance(ctx.command, TyperGroup) else (None, ctx.info_name or "")
+    if ctx.parent is not None:
+        group = ctx.parent.command
+    commands = getattr(group, "commands", {})
+    takers = {key: [opt for param in each.params for opt in param.opts] for key, each in commands.items()}
+    if line := answer(name, args, command, takers):
+        # Not an error of our own: typer may bring its own click, whose classes have no public name.
+        vars(error).update(message=f"{line}.", possibilities=[])
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that says which one a flag without a command is of."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse."""
+        given = [*args]
+        try:
+            return list(super().parse_args(ctx, args))
+        except Exception as error:
+            _explain(error, ctx, given)
+            raise
+
+
 class PanelCommand(TyperCommand):
     """A command whose help has its options under headings, in plain text, and whose flags may stand alone."""
 
@@ -176,22 +205,35 @@ class PanelCommand(TyperCommand):
             f"{word}=" if word in self.alone and not re.match(r"[\d.]", after) else word
             for word, after in itertools.zip_longest(args, args[1:], fillvalue="")
         ]
-        return list(super().parse_args(ctx, told))
+        try:
+            return list(super().parse_args(ctx, told))
+        except Exception as error:
+            _explain(error, ctx, args)
+            raise
 
 
-def take_flags(command: Callable[..., None], found: list[Flag]) -> Callable[..., None]:
+def take_flags(
+    command: Callable[..., None], found: list[Flag], standing: Sequence[Foreign] = ()
+) -> Callable[..., None]:
     """Return a command with flags added to its own: it is called with what was given, by the flag's name.
 
     Args:
         command: called with its own parameters and ``given``: flag -> value.
         found: the flags.
+        standing: switches of sd-cli that say something to one of them.
     """
+    known = {name: flag for flag in found for name in flag.names}
+    switches = {re.sub(r"\W", "_", each.names[0].lstrip("-")): each for each in standing}
 
     def run(**values: Any) -> None:
         given = {flag: values.pop(flag.name) for flag in found}
         # Not by equality: 0 is given.
         nothing = (None, False)
         asked = {flag: value for flag, value in given.items() if not any(value is each for each in nothing)}
+        for name, each in switches.items():
+            if values.pop(name):
+                flag = known[each.flag]
+                asked[flag] = f"{asked[flag]},{each.value}" if flag in asked else each.value
         command(**values, given={flag: value for flag, value in asked.items() if value != []})
 
     own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "given"]
@@ -213,6 +255,11 @@ def take_flags(command: Callable[..., None], found: list[Flag]) -> Callable[...,
                 flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
             )
         )
+    for name, each in switches.items():
+        panel = known[each.flag].option.opt.panel
+        option = typer.Option(*each.names, help=f"As {each.flag} {each.value}.", rich_help_panel=panel)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        added.append(inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, option]))
     added += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
     run.__signature__ = inspect.Signature(added)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in added}

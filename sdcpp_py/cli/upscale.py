@@ -17,6 +17,7 @@ from ..upscaler import Upscaler
 from .drawing import start_logging
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
+from .sd_cli import PLACING
 
 _UPSCALER_FLAGS = flags(UPSCALER.declared)
 _UPSCALE_FLAGS = flags(UPSCALE.declared)
@@ -61,4 +62,6 @@ def _upscale(
     echo(f"{show_path(files[0])}  {image.width}x{image.height}")
 
 
-command: Callable[..., None] = take_flags(_upscale, [*_UPSCALE_FLAGS, *_UPSCALER_FLAGS])
+command: Callable[..., None] = take_flags(
+    _upscale, [*_UPSCALE_FLAGS, *_UPSCALER_FLAGS], [each for each in PLACING if "=" not in each.value]
+)
