@@ -185,7 +185,7 @@ def test_long_words_and_small_stacks_draw(checkpoint: Path) -> None:
         def draw() -> None:
             drawn["small stack"] = sd.txt2img(ordinary, **small)[0].tobytes()  # type: ignore[arg-type]
 
-        before = threading.stack_size(256 * 1024)
+        before = threading.stack_size(64 * 1024)
         try:
             thread = threading.Thread(target=draw)
             thread.start()
