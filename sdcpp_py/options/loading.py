@@ -172,6 +172,12 @@ class Running(TypedDict, total=False):
         _engine("CPU threads", field="n_threads", flags="--threads -t",
                 engine_default="the number of physical cores"),
     ]  # fmt: skip
+    kernels: Annotated[
+        str | None,
+        _engine("what computes on the CPU: fast (kernels of this package where it has them) or engine (ggml's own alone, "
+                "whose pixels are the unpatched engine's)", field="kernels", flags="--kernels", choices="kernels",
+                engine_default="fast"),
+    ]  # fmt: skip
     rng: Annotated[
         str | None,
         _engine("source of the initial noise: cuda (as on an NVIDIA GPU), cpu (as torch on a CPU), std_default",

@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "sdcpp/kernels/policy.h"
 #include "sdcpp/threads/pieces.h"
 
 namespace {
@@ -120,6 +121,7 @@ struct sdcpp_team {
 
     int threads = 1;
     void* work = nullptr;
+    bool fast = false;  // its kernel policy
     std::thread::id caller;
     ggml_status status = GGML_STATUS_SUCCESS;  // guarded by the mutex
     std::string error;                         // guarded by the mutex
@@ -143,6 +145,7 @@ void sdcpp_team_free(sdcpp_team* team) {
 void sdcpp_team_begin(sdcpp_team* team, int threads) {
     team->threads = threads;
     team->work = work;
+    team->fast = sdcpp_kernels_fast();
     team->caller = std::this_thread::get_id();
     team->error.clear();
     team->failed.store(false);
@@ -153,6 +156,7 @@ void sdcpp_team_begin(sdcpp_team* team, int threads) {
 
 void sdcpp_team_enter(sdcpp_team* team) {
     work = team->work;
+    sdcpp_kernels_fast_set(team->fast);
 }
 
 void sdcpp_team_leave(sdcpp_team* team, bool caller) {

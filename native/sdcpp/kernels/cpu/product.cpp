@@ -1,0 +1,256 @@
+#include "sdcpp/kernels/cpu/product.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "ggml-cpu.h"
+#include "sdcpp/threads/team.h"
+
+namespace sdcpp::cpu {
+
+namespace {
+
+// The largest block of a job: its packed rows and columns fit into a core's second cache.
+constexpr int64_t most_rows = 256;
+constexpr int64_t most_columns = 384;
+// Jobs that are fewer leave threads without work at the end; those that are smaller pack too much for what they compute.
+constexpr int64_t jobs_per_thread = 6;
+constexpr int64_t least_rows = 2 * block_rows;
+constexpr int64_t least_columns = 4 * block_columns;
+// How many products are summed in registers before they are added to the result: the error of a long sum grows with the
+// number of its parts.
+constexpr int summed = 64;
+
+constexpr size_t alignment = 64;
+
+int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+struct Jobs {
+    // With one thread the blocks are largest.
+    Jobs(const Shape& shape, int threads) {
+        int64_t rows_most = most_rows;
+        int64_t columns_most = most_columns;
+        const auto count_of = [&] {
+            return shape.batches * ceil_div(shape.rows, rows_most) * ceil_div(shape.columns, columns_most);
+        };
+        while (count_of() < jobs_per_thread * threads && threads > 1) {
+            const bool rows_go = rows_most > least_rows && shape.rows > rows_most / 2;
+            const bool columns_go = columns_most > least_columns && shape.columns > columns_most / 2;
+            if (columns_go && (columns_most >= rows_most || !rows_go)) {
+                columns_most /= 2;
+            } else if (rows_most > least_rows) {
+                rows_most /= 2;
+            } else {
+                break;
+            }
+        }
+        row_blocks = ceil_div(shape.rows, rows_most);
+        column_blocks = ceil_div(shape.columns, columns_most);
+        rows = ceil_div(ceil_div(shape.rows, row_blocks), block_rows) * block_rows;
+        columns = ceil_div(ceil_div(shape.columns, column_blocks), block_columns) * block_columns;
+        row_blocks = ceil_div(shape.rows, rows);
+        column_blocks = ceil_div(shape.columns, columns);
+        count = shape.batches * row_blocks * column_blocks;
+        bytes = (static_cast<size_t>(rows) * part_depth + static_cast<size_t>(columns) * column_stride) * sizeof(float) +
+                alignment;
+    }
+
+    int64_t rows;  // of a job
+    int64_t columns;
+    int64_t row_blocks;
+    int64_t column_blocks;
+    int64_t count;
+    size_t bytes;  // that a thread packs into
+};
+
+// Computes a block: `vectors` vectors of rows by `columns` columns.
+template <int vectors, int columns>
+void block_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add) {
+    for (int begin = 0; begin < deep; begin += summed) {
+        const int end = std::min(begin + summed, deep);
+        Vector sums[columns][vectors] = {};
+        const float* rows = panel + static_cast<ptrdiff_t>(begin) * block_rows;
+        for (int k = begin; k < end; ++k, rows += block_rows) {
+            Vector left[vectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v) {
+                left[v] = load(rows + v * lanes);
+            }
+#pragma GCC unroll 16
+            for (int c = 0; c < columns; ++c) {
+                const float right = packed[c * column_stride + k];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; ++v) {
+                    sums[c][v] += left[v] * right;
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int c = 0; c < columns; ++c) {
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v) {
+                float* const to = result + c * stride + v * lanes;
+                store(to, add ? load(to) + sums[c][v] : sums[c][v]);
+            }
+        }
+        add = true;
+    }
+}
+
+using Block = void (*)(const float*, const float*, float*, int64_t, int, bool);
+
+template <int vectors, int... columns>
+constexpr Block block_of(int count, std::integer_sequence<int, columns...>) {
+    constexpr Block blocks[] = {block_compute<vectors, columns + 1>...};
+    return blocks[count - 1];
+}
+
+// Returns the block for fewer rows and columns, where half a block's vectors do for the rows.
+Block block_for(int rows, int columns) {
+    constexpr auto all = std::make_integer_sequence<int, block_columns>();
+    return rows <= block_rows / 2 ? block_of<block_vectors / 2>(columns, all) : block_of<block_vectors>(columns, all);
+}
+
+// Computes a block at the end of the rows, whose last vector is not whole in the result.
+void edge_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add, int rows,
+                  int columns) {
+    float whole[block_columns * block_rows];
+    for (int c = 0; add && c < columns; ++c) {
+        std::memcpy(whole + c * block_rows, result + c * stride, static_cast<size_t>(rows) * sizeof(float));
+    }
+    block_for(rows, columns)(panel, packed, whole, block_rows, deep, add);
+    for (int c = 0; c < columns; ++c) {
+        std::memcpy(result + c * stride, whole + c * block_rows, static_cast<size_t>(rows) * sizeof(float));
+    }
+}
+
+void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs, int64_t job, float* memory) {
+    const int64_t batch = job / (jobs.row_blocks * jobs.column_blocks);
+    const int64_t row = job % jobs.row_blocks * jobs.rows;
+    const int64_t column = job / jobs.row_blocks % jobs.column_blocks * jobs.columns;
+    const int64_t rows = std::min(jobs.rows, shape.rows - row);
+    const int64_t columns = std::min(jobs.columns, shape.columns - column);
+    float* const result = operands.column_of(batch, column) + row;
+    const int64_t stride = columns > 1 ? operands.column_of(batch, column + 1) + row - result : 0;
+    float* const right = memory + jobs.rows * part_depth;
+    for (int64_t depth = 0; depth < shape.depth; depth += part_depth) {
+        const int deep = static_cast<int>(std::min<int64_t>(part_depth, shape.depth - depth));
+        for (int64_t r = 0; r < rows; r += block_rows) {
+            const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
+            operands.pack_rows(memory + r * part_depth, batch, row + r, count, depth, deep);
+        }
+        sdcpp_team_look();
+        for (int64_t c = 0; c < columns; c += block_columns) {
+            const int wide = static_cast<int>(std::min<int64_t>(block_columns, columns - c));
+            float* const packed = right + c * column_stride;
+            for (int i = 0; i < wide; ++i) {
+                operands.pack_column(packed + i * column_stride, batch, column + c + i, depth, deep);
+            }
+            sdcpp_team_look();
+            for (int64_t r = 0; r < rows; r += block_rows) {
+                const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
+                const float* const panel = memory + r * part_depth;
+                float* const to = result + c * stride + r;
+                if (count < block_rows && count != block_rows / 2) {
+                    edge_compute(panel, packed, to, stride, deep, depth > 0, count, wide);
+                } else {
+                    block_for(count, wide)(panel, packed, to, stride, deep, depth > 0);
+                }
+            }
+        }
+    }
+}
+
+// Makes floats of values that lie one after another, of which the first is the `depth`th.
+void to_floats(float* to, ggml_type type, const char* from, int64_t depth, int deep) {
+    const char* const begin = from + ggml_row_size(type, depth);
+    switch (type) {
+        case GGML_TYPE_F32:
+            std::memcpy(to, begin, static_cast<size_t>(deep) * sizeof(float));
+            break;
+        case GGML_TYPE_F16:
+            ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(begin), to, deep);
+            break;
+        case GGML_TYPE_BF16:
+            ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(begin), to, deep);
+            break;
+        default:
+            ggml_get_type_traits(type)->to_float(begin, to, deep);
+    }
+}
+
+}  // namespace
+
+size_t product_work_size(const Shape& shape, int threads) {
+    // As many threads as are planned for, or fewer where some could not be started.
+    return Jobs(shape, 1).bytes * static_cast<size_t>(threads);
+}
+
+void product_compute(const ggml_compute_params& params, const Shape& shape, const Operands& operands) {
+    const Jobs jobs(shape, params.nth);
+    if (params.ith == 0) {
+        ggml_threadpool_chunk_set(params.threadpool, params.nth);
+    }
+    ggml_barrier(params.threadpool);
+    const auto begin = reinterpret_cast<uintptr_t>(params.wdata) + jobs.bytes * static_cast<size_t>(params.ith);
+    float* const memory = reinterpret_cast<float*>((begin + alignment - 1) / alignment * alignment);
+    for (int64_t job = params.ith; job < jobs.count; job = ggml_threadpool_chunk_add(params.threadpool, 1)) {
+        job_compute(operands, shape, jobs, job, memory);
+    }
+}
+
+void pack_memory_rows(float* panel, ggml_type type, const char* from, size_t stride, int count, int64_t depth,
+                      int deep) {
+    alignas(alignment) float floats[lanes][part_depth];
+    for (int first = 0; first < block_rows; first += lanes) {
+        float* const to = panel + first;
+        const int some = std::min(count - first, lanes);
+        if (some <= 0) {
+            for (int k = 0; k < deep; ++k) {
+                store(to + k * block_rows, Vector{});
+            }
+            continue;
+        }
+        const float* rows[lanes];
+        for (int i = 0; i < lanes; ++i) {
+            // Beyond the rows the last one is packed again: what comes of it is not kept.
+            const int row = std::min(i, some - 1);
+            const char* const values = from + stride * static_cast<size_t>(first + row);
+            if (type == GGML_TYPE_F32) {
+                rows[i] = reinterpret_cast<const float*>(values) + depth;
+            } else {
+                rows[i] = floats[row];
+                if (i == row) {
+                    to_floats(floats[row], type, values, depth, deep);
+                }
+            }
+        }
+        int k = 0;
+        for (; k + lanes <= deep; k += lanes) {
+            Vector square[lanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                square[i] = load(rows[i] + k);
+            }
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                store(to + (k + i) * block_rows, square[i]);
+            }
+        }
+        for (; k < deep; ++k) {
+            for (int i = 0; i < lanes; ++i) {
+                to[k * block_rows + i] = rows[i][k];
+            }
+        }
+    }
+}
+
+void pack_memory_column(float* packed, ggml_type type, const char* from, int64_t depth, int deep) {
+    to_floats(packed, type, from, depth, deep);
+}
+
+}  // namespace sdcpp::cpu

@@ -1,0 +1,49 @@
+// Products of matrices in blocks that fit the caches. Both operands are packed, a part of each at a time, into this
+// thread's own memory as floats: threads share nothing but the number of the next job, so that none waits for another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ggml-cpu/ggml-cpu-impl.h"
+#include "sdcpp/kernels/cpu/vectors.h"
+
+namespace sdcpp::cpu {
+
+// How deep a part of the operands is that is packed at a time: a multiple of the blocks of every quantised type, and as
+// many columns of it as a block has stay in the smallest cache.
+constexpr int part_depth = 256;
+// The floats between two columns of the packed right operand, which are not to fall on the same lines of the cache.
+constexpr int column_stride = part_depth + 16;
+
+// result[batch][column][row] = sum over depth of left[batch][row][depth] * right[batch][column][depth]
+struct Shape {
+    int64_t rows;
+    int64_t columns;
+    int64_t depth;
+    int64_t batches;
+};
+
+// What is multiplied, and where the results go.
+class Operands {
+public:
+    virtual ~Operands() = default;
+    // Packs `count` rows (block_rows at most) from a depth on: panel[depth][block_rows], whatever beyond the count.
+    virtual void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const = 0;
+    // Packs a column from a depth on.
+    virtual void pack_column(float* packed, int64_t batch, int64_t column, int64_t depth, int deep) const = 0;
+    // Returns where the results of a column begin, the rows one after another.
+    virtual float* column_of(int64_t batch, int64_t column) const = 0;
+};
+
+// Returns the bytes of the work buffer that a product takes with so many threads.
+size_t product_work_size(const Shape& shape, int threads);
+// Computes this thread's part of a product; called by all threads of the team.
+void product_compute(const ggml_compute_params& params, const Shape& shape, const Operands& operands);
+
+// Packs rows that lie in memory one value after another: left[row] begins at from + row * stride.
+void pack_memory_rows(float* panel, ggml_type type, const char* from, size_t stride, int count, int64_t depth, int deep);
+// Packs values that lie in memory one after another, from a depth on.
+void pack_memory_column(float* packed, ggml_type type, const char* from, int64_t depth, int deep);
+
+}  // namespace sdcpp::cpu
