@@ -12,6 +12,7 @@
 
 #include "sdcpp/kernels/policy.h"
 #include "sdcpp/threads/pieces.h"
+#include "sdcpp/threads/profile.h"
 
 namespace {
 
@@ -167,12 +168,16 @@ void sdcpp_team_leave(sdcpp_team* team, bool caller) {
         return;
     }
     team->wait([&] { return team->left.load() == team->threads - 1; });
+    sdcpp::profile_node(nullptr);
     if (team->failed.load()) {
         failure = team->error;
     }
 }
 
 bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_compute_params* params, ggml_tensor* node) {
+    if (params->ith == 0) {
+        sdcpp::profile_node(node);
+    }
     sdcpp_team* const outer = std::exchange(in_node, team);
     try {
         sdcpp::Pieces pieces(*params, *node);

@@ -10,31 +10,34 @@ namespace {
 
 using namespace sdcpp::cpu;
 
-// Calls a function with what computes a node; returns false when ggml does.
-template <typename F>
-bool with_kernel(const ggml_tensor& node, F&& function) {
-    if (!sdcpp_kernels_fast()) {
-        return false;
+// Returns what computes a node; NULL: ggml does.
+const Kernel* kernel_of(const ggml_tensor& node) {
+    if (sdcpp_kernels_fast()) {
+        for (const Kernel* kernel : {&matrix_product, &convolution, &row_arithmetic}) {
+            if (kernel->takes(node)) {
+                return kernel;
+            }
+        }
     }
-    if (MatrixProduct::takes(node)) {
-        function(MatrixProduct(node));
-    } else if (Convolution::takes(node)) {
-        function(Convolution(node));
-    } else {
-        return false;
-    }
-    return true;
+    return nullptr;
 }
 
 }  // namespace
 
 bool sdcpp_kernels_compute(const ggml_compute_params* params, ggml_tensor* node) {
-    return !params->use_ref &&
-           with_kernel(*node, [&](const auto& kernel) { product_compute(*params, kernel.shape, kernel); });
+    const Kernel* const kernel = params->use_ref ? nullptr : kernel_of(*node);
+    if (kernel != nullptr) {
+        kernel->compute(*params, *node);
+    }
+    return kernel != nullptr;
 }
 
 bool sdcpp_kernels_work_size(int threads, const ggml_tensor* node, size_t* bytes) {
-    return with_kernel(*node, [&](const auto& kernel) { *bytes = product_work_size(kernel.shape, threads); });
+    const Kernel* const kernel = kernel_of(*node);
+    if (kernel != nullptr) {
+        *bytes = kernel->work_size(*node, threads);
+    }
+    return kernel != nullptr;
 }
 
 #else  // a compiler without vectors

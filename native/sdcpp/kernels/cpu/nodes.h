@@ -1,49 +1,26 @@
-// The nodes that we compute, a function each: one of another kind or shape is nobody's.
+// The kinds of nodes that we compute. What none of them takes, ggml computes.
 #pragma once
 
-#include <optional>
+#include <cstddef>
 
-#include "sdcpp/kernels/cpu/product.h"
+#include "ggml-cpu/ggml-cpu-impl.h"
 
 namespace sdcpp::cpu {
 
-// A product of matrices, GGML_OP_MUL_MAT: each row of the weights times each column of the input.
-class MatrixProduct : public Operands {
-public:
-    // Tells whether a node is a product that is faster here than ggml's dot products.
-    static bool takes(const ggml_tensor& node);
-    explicit MatrixProduct(const ggml_tensor& node);
-    void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const override;
-    void pack_column(float* packed, int64_t batch, int64_t column, int64_t depth, int deep) const override;
-    float* column_of(int64_t batch, int64_t column) const override;
-
-    Shape shape;
-
-private:
-    const ggml_tensor& left;
-    const ggml_tensor& right;
-    const ggml_tensor& result;
+struct Kernel {
+    // Tells whether a node is one of these, and faster here.
+    bool (*takes)(const ggml_tensor& node);
+    // Computes this thread's part of it.
+    void (*compute)(const ggml_compute_params& params, const ggml_tensor& node);
+    // Returns the bytes of the work buffer that it takes with so many threads.
+    size_t (*work_size)(const ggml_tensor& node, int threads);
 };
 
-// A convolution, GGML_OP_CONV_2D, as a product of the windows of the picture (a row for each pixel of the result) and the
-// filters (a column each): the windows are packed from the picture itself.
-class Convolution : public Operands {
-public:
-    static bool takes(const ggml_tensor& node);
-    explicit Convolution(const ggml_tensor& node);
-    void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const override;
-    void pack_column(float* packed, int64_t batch, int64_t column, int64_t depth, int deep) const override;
-    float* column_of(int64_t batch, int64_t column) const override;
-
-    Shape shape;
-
-private:
-    const ggml_tensor& filters;
-    const ggml_tensor& picture;
-    const ggml_tensor& result;
-    int64_t stride_x, stride_y;
-    int64_t pad_x, pad_y;
-    int64_t dilation_x, dilation_y;
-};
+// GGML_OP_MUL_MAT: each row of the weights times each column of the input.
+extern const Kernel matrix_product;
+// GGML_OP_CONV_2D.
+extern const Kernel convolution;
+// GGML_OP_ADD and GGML_OP_MUL of numbers that are each for whole rows, such as a channel's.
+extern const Kernel row_arithmetic;
 
 }  // namespace sdcpp::cpu
