@@ -97,6 +97,8 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Images:
     used.pop("loras", None)
     if changing := used_loras(loras):
         used |= {"loras": changing, "Lora tensors": loras_text(changing)}
+    if (kernels := loaded.settings.get("kernels", "fast")) != "fast":
+        used["Kernels"] = kernels
     used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
     images = [
         from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), request.finish)

@@ -40,8 +40,8 @@ bool takes(const ggml_tensor& node) {
            ggml_is_contiguous(&node);
 }
 
-// A convolution as a product of the windows of the picture (a row for each pixel of the result) and the filters (a column
-// each): the windows are packed from the picture itself.
+// A convolution as a product of the windows of the picture (a row for each pixel of the result) and the filters (a
+// column each): the windows are packed from the picture itself.
 class Convolution : public Operands {
 public:
     explicit Convolution(const ggml_tensor& node)

@@ -14,7 +14,8 @@ namespace {
 // The largest block of a job: its packed rows and columns fit into a core's second cache.
 constexpr int64_t most_rows = 256;
 constexpr int64_t most_columns = 384;
-// Jobs that are fewer leave threads without work at the end; those that are smaller pack too much for what they compute.
+// Jobs that are fewer leave threads without work at the end; those that are smaller pack too much for what they
+// compute.
 constexpr int64_t jobs_per_thread = 6;
 constexpr int64_t least_rows = 2 * block_rows;
 constexpr int64_t least_columns = 4 * block_columns;
@@ -54,8 +55,9 @@ struct Jobs {
         row_blocks = ceil_div(shape.rows, rows);
         column_blocks = ceil_div(shape.columns, columns);
         count = shape.batches * row_blocks * column_blocks;
-        bytes = (static_cast<size_t>(rows) * part_depth + static_cast<size_t>(columns) * column_stride) * sizeof(float) +
-                alignment;
+        bytes =
+            (static_cast<size_t>(rows) * part_depth + static_cast<size_t>(columns) * column_stride) * sizeof(float) +
+            alignment;
     }
 
     int64_t rows;  // of a job
