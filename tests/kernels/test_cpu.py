@@ -66,7 +66,9 @@ class Window:
     def size(self, picture: tuple[int, ...], kernel: tuple[int, ...]) -> list[int]:
         """Width and height of the result."""
         rows = zip(picture[:2], kernel[:2], self.stride, self.pad, self.dilation, strict=True)
-        return [(side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1 for side, taps, stride, pad, dilation in rows]
+        return [
+            (side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1 for side, taps, stride, pad, dilation in rows
+        ]
 
 
 def compute(
