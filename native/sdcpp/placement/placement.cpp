@@ -117,12 +117,6 @@ bool computes_fast(const Placement& placement) {
     return placed(placement) ? placement.placements->fast_kernels : sdcpp_kernels_fast();
 }
 
-bool convolves_directly(const Placement& placement, ggml_backend_t runtime_backend) {
-    const ggml_backend_dev_t device = ggml_backend_get_device(runtime_backend);
-    return computes_fast(placement) && device != nullptr &&
-           ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "sdcpp_kernels_compute") != nullptr;
-}
-
 bool place_runner(Placement& placement, const std::string& network, RunnerFields runner,
                   std::function<void()> allocate) {
     if (autoencoder_only() && module_of_network(network) != "vae") {

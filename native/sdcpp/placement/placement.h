@@ -73,8 +73,6 @@ bool placed(const Placement& placement);
 // Tells whether a runner computes with our kernels where they exist: its context's kernel policy, this thread's for a
 // runner without one.
 bool computes_fast(const Placement& placement);
-// Tells whether a runner's graphs convolve without a buffer of all windows: where our kernels do.
-bool convolves_directly(const Placement& placement, ggml_backend_t runtime_backend);
 
 // Allocates the weights of the runners of the scope that wait for it.
 void params_alloc_waiting();

@@ -18,6 +18,8 @@ struct Kernel {
 
 // GGML_OP_MUL_MAT: each row of the weights times each column of the input.
 extern const Kernel matrix_product;
+// GGML_OP_FLASH_ATTN_EXT without a mask.
+extern const Kernel attention;
 // GGML_OP_CONV_2D.
 extern const Kernel convolution;
 // GGML_OP_ADD and GGML_OP_MUL of numbers that are each for whole rows, such as a channel's.

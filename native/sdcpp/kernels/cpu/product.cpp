@@ -23,8 +23,6 @@ constexpr int64_t least_columns = 4 * block_columns;
 // number of its parts.
 constexpr int summed = 64;
 
-constexpr size_t alignment = 64;
-
 int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
@@ -137,31 +135,19 @@ void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs,
     const int64_t columns = std::min(jobs.columns, shape.columns - column);
     float* const result = operands.column_of(batch, column) + row;
     const int64_t stride = columns > 1 ? operands.column_of(batch, column + 1) + row - result : 0;
-    float* const right = memory + jobs.rows * part_depth;
+    float* const packed = memory + jobs.rows * part_depth;
     for (int64_t depth = 0; depth < shape.depth; depth += part_depth) {
         const int deep = static_cast<int>(std::min<int64_t>(part_depth, shape.depth - depth));
         for (int64_t r = 0; r < rows; r += block_rows) {
             const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
             operands.pack_rows(memory + r * part_depth, batch, row + r, count, depth, deep);
         }
-        sdcpp_team_look();
         for (int64_t c = 0; c < columns; c += block_columns) {
-            const int wide = static_cast<int>(std::min<int64_t>(block_columns, columns - c));
-            float* const packed = right + c * column_stride;
-            for (int i = 0; i < wide; ++i) {
+            const int64_t wide = std::min<int64_t>(block_columns, columns - c);
+            for (int64_t i = 0; i < wide; ++i) {
                 operands.pack_column(packed + i * column_stride, batch, column + c + i, depth, deep);
             }
-            sdcpp_team_look();
-            for (int64_t r = 0; r < rows; r += block_rows) {
-                const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
-                const float* const panel = memory + r * part_depth;
-                float* const to = result + c * stride + r;
-                if (count < block_rows && count != block_rows / 2) {
-                    edge_compute(panel, packed, to, stride, deep, depth > 0, count, wide);
-                } else {
-                    block_for(count, wide)(panel, packed, to, stride, deep, depth > 0);
-                }
-            }
+            part_compute(memory, rows, packed, wide, result + c * stride, stride, deep, depth > 0);
         }
     }
 }
@@ -186,6 +172,30 @@ void to_floats(float* to, ggml_type type, const char* from, int64_t depth, int d
 
 }  // namespace
 
+void part_compute(const float* panels, int64_t rows, const float* packed, int64_t columns, float* result,
+                  int64_t stride, int deep, bool add) {
+    for (int64_t c = 0; c < columns; c += block_columns) {
+        sdcpp_team_look();
+        const int wide = static_cast<int>(std::min<int64_t>(block_columns, columns - c));
+        const float* const group = packed + c * column_stride;
+        for (int64_t r = 0; r < rows; r += block_rows) {
+            const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
+            const float* const panel = panels + r * part_depth;
+            float* const to = result + c * stride + r;
+            if (count < block_rows && count != block_rows / 2) {
+                edge_compute(panel, group, to, stride, deep, add, count, wide);
+            } else {
+                block_for(count, wide)(panel, group, to, stride, deep, add);
+            }
+        }
+    }
+}
+
+float* thread_memory(const ggml_compute_params& params, size_t bytes) {
+    const auto begin = reinterpret_cast<uintptr_t>(params.wdata) + bytes * static_cast<size_t>(params.ith);
+    return reinterpret_cast<float*>((begin + alignment - 1) / alignment * alignment);
+}
+
 size_t product_work_size(const Shape& shape, int threads) {
     // As many threads as are planned for, or fewer where some could not be started.
     return Jobs(shape, 1).bytes * static_cast<size_t>(threads);
@@ -193,15 +203,8 @@ size_t product_work_size(const Shape& shape, int threads) {
 
 void product_compute(const ggml_compute_params& params, const Shape& shape, const Operands& operands) {
     const Jobs jobs(shape, params.nth);
-    if (params.ith == 0) {
-        ggml_threadpool_chunk_set(params.threadpool, params.nth);
-    }
-    ggml_barrier(params.threadpool);
-    const auto begin = reinterpret_cast<uintptr_t>(params.wdata) + jobs.bytes * static_cast<size_t>(params.ith);
-    float* const memory = reinterpret_cast<float*>((begin + alignment - 1) / alignment * alignment);
-    for (int64_t job = params.ith; job < jobs.count; job = ggml_threadpool_chunk_add(params.threadpool, 1)) {
-        job_compute(operands, shape, jobs, job, memory);
-    }
+    float* const memory = thread_memory(params, jobs.bytes);
+    jobs_compute(params, jobs.count, [&](int64_t job) { job_compute(operands, shape, jobs, job, memory); });
 }
 
 void pack_memory_rows(float* panel, ggml_type type, const char* from, size_t stride, int count, int64_t depth,

@@ -36,6 +36,28 @@ public:
     virtual float* column_of(int64_t batch, int64_t column) const = 0;
 };
 
+// Multiplies packed operands of one part: so many rows, in panels of block_rows * part_depth, by so many columns. The results
+// of a column begin a stride behind those of the one before; they are added to what is there, or replace it.
+void part_compute(const float* panels, int64_t rows, const float* packed, int64_t columns, float* result, int64_t stride,
+                  int deep, bool add);
+
+// The bytes between what threads have of a work buffer.
+constexpr size_t alignment = 64;
+// Returns where a thread's part of the work buffer begins, of so many bytes and an alignment each.
+float* thread_memory(const ggml_compute_params& params, size_t bytes);
+
+// Lets the threads of a team take jobs, one after another, until none is left.
+template <typename F>
+void jobs_compute(const ggml_compute_params& params, int64_t count, F&& compute) {
+    if (params.ith == 0) {
+        ggml_threadpool_chunk_set(params.threadpool, params.nth);
+    }
+    ggml_barrier(params.threadpool);
+    for (int64_t job = params.ith; job < count; job = ggml_threadpool_chunk_add(params.threadpool, 1)) {
+        compute(job);
+    }
+}
+
 // Returns the bytes of the work buffer that a product takes with so many threads.
 size_t product_work_size(const Shape& shape, int threads);
 // Computes this thread's part of a product; called by all threads of the team.
