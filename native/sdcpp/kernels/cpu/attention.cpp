@@ -70,8 +70,8 @@ public:
                 }
             }
             pack_values(memory + packed_values, head, batch, key, keys);
-            part_compute(memory + packed_values, width, scores, count, memory + sums, width, static_cast<int>(keys),
-                         key > 0);
+            part_compute(Numbers::floats, memory + packed_values, width, scores, count, memory + sums, width,
+                         static_cast<int>(keys), key > 0);
         }
         for (int64_t i = 0; i < count; ++i) {
             char* const to = static_cast<char*>(result.data) + head * result.nb[1] + (first + i) * result.nb[2] +
@@ -116,10 +116,11 @@ private:
             const int deep = static_cast<int>(std::min<int64_t>(part_depth, k.ne[0] - depth));
             for (int64_t row = 0; row < keys; row += block_rows) {
                 const int rows = static_cast<int>(std::min<int64_t>(block_rows, keys - row));
-                pack_memory_rows(packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1], rows, depth, deep);
+                pack_memory_rows(Numbers::floats, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1],
+                                 rows, depth, deep);
             }
-            part_compute(packed, keys, memory + part * queries * column_stride, count, scores, column_stride, deep,
-                         part > 0);
+            part_compute(Numbers::floats, packed, keys, memory + part * queries * column_stride, count, scores,
+                         column_stride, deep, part > 0);
         }
     }
 

@@ -118,7 +118,7 @@ public:
 
     void pack_column(float* packed, int64_t, int64_t column, int64_t depth, int deep) const override {
         const char* const filter = static_cast<const char*>(filters.data) + column * filters.nb[3];
-        pack_memory_column(packed, filters.type, filter, depth, deep);
+        pack_memory_column(shape.numbers, packed, filters.type, filter, filters.nb[3], depth, deep);
     }
 
     float* column_of(int64_t batch, int64_t column) const override {

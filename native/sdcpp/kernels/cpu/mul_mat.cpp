@@ -46,19 +46,24 @@ public:
             shape.columns *= shape.batches;
             shape.batches = 1;
         }
+#ifdef SDCPP_KERNELS_BF16
+        if (left.type == GGML_TYPE_BF16 && left.ne[0] % 2 == 0) {
+            shape.numbers = Numbers::pairs;
+        }
+#endif
     }
 
     void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const override {
         const int64_t second = batch % right.ne[2] / (right.ne[2] / left.ne[2]);
         const int64_t third = batch / right.ne[2] / (right.ne[3] / left.ne[3]);
         const char* const from = static_cast<const char*>(left.data) + second * left.nb[2] + third * left.nb[3];
-        pack_memory_rows(panel, left.type, from + row * left.nb[1], left.nb[1], count, depth, deep);
+        pack_memory_rows(shape.numbers, panel, left.type, from + row * left.nb[1], left.nb[1], count, depth, deep);
     }
 
     void pack_column(float* packed, int64_t batch, int64_t column, int64_t depth, int deep) const override {
         const char* const from = static_cast<const char*>(right.data) + batch % right.ne[2] * right.nb[2] +
                                  batch / right.ne[2] * right.nb[3] + column * right.nb[1];
-        pack_memory_column(packed, right.type, from, depth, deep);
+        pack_memory_column(shape.numbers, packed, right.type, from, right.nb[1], depth, deep);
     }
 
     float* column_of(int64_t batch, int64_t column) const override {

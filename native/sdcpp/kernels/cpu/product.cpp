@@ -66,9 +66,27 @@ struct Jobs {
     size_t bytes;  // that a thread packs into
 };
 
+// Multiplies and adds a row's and a column's operand, one of each depth.
+struct Floats {
+    static Vector add(Vector sum, Vector left, float right) { return sum + left * right; }
+};
+
+#ifdef SDCPP_KERNELS_BF16
+// Operands are pairs of bf16 of two depths, which the processor multiplies and adds as such.
+struct Pairs {
+    static Vector add(Vector sum, Vector left, float right) {
+        return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)(Vector{} + right));
+    }
+};
+#else
+using Pairs = Floats;  // not used
+#endif
+
 // Computes a block: `vectors` vectors of rows by `columns` columns.
-template <int vectors, int columns>
+template <typename Multiply, int vectors, int columns>
 void block_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add) {
+    // Not in the result itself, whose columns may all fall on the same lines of the cache.
+    Vector totals[columns][vectors];
     for (int begin = 0; begin < deep; begin += summed) {
         const int end = std::min(begin + summed, deep);
         Vector sums[columns][vectors] = {};
@@ -84,44 +102,61 @@ void block_compute(const float* panel, const float* packed, float* result, int64
                 const float right = packed[c * column_stride + k];
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; ++v) {
-                    sums[c][v] += left[v] * right;
+                    sums[c][v] = Multiply::add(sums[c][v], left[v], right);
                 }
             }
+        }
+        const bool first = begin == 0;
+        if (end < deep) {
+#pragma GCC unroll 16
+            for (int c = 0; c < columns; ++c) {
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; ++v) {
+                    totals[c][v] = first ? sums[c][v] : totals[c][v] + sums[c][v];
+                }
+            }
+            continue;
         }
 #pragma GCC unroll 16
         for (int c = 0; c < columns; ++c) {
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; ++v) {
                 float* const to = result + c * stride + v * lanes;
-                store(to, add ? load(to) + sums[c][v] : sums[c][v]);
+                const Vector total = first ? sums[c][v] : totals[c][v] + sums[c][v];
+                store(to, add ? load(to) + total : total);
             }
         }
-        add = true;
     }
 }
 
 using Block = void (*)(const float*, const float*, float*, int64_t, int, bool);
 
-template <int vectors, int... columns>
+template <typename Multiply, int vectors, int... columns>
 constexpr Block block_of(int count, std::integer_sequence<int, columns...>) {
-    constexpr Block blocks[] = {block_compute<vectors, columns + 1>...};
+    constexpr Block blocks[] = {block_compute<Multiply, vectors, columns + 1>...};
     return blocks[count - 1];
 }
 
 // Returns the block for fewer rows and columns, where half a block's vectors do for the rows.
-Block block_for(int rows, int columns) {
+Block block_for(Numbers numbers, int rows, int columns) {
     constexpr auto all = std::make_integer_sequence<int, block_columns>();
-    return rows <= block_rows / 2 ? block_of<block_vectors / 2>(columns, all) : block_of<block_vectors>(columns, all);
+    constexpr int half = block_vectors / 2;
+    if (numbers == Numbers::pairs) {
+        return rows <= block_rows / 2 ? block_of<Pairs, half>(columns, all)
+                                      : block_of<Pairs, block_vectors>(columns, all);
+    }
+    return rows <= block_rows / 2 ? block_of<Floats, half>(columns, all)
+                                  : block_of<Floats, block_vectors>(columns, all);
 }
 
 // Computes a block at the end of the rows, whose last vector is not whole in the result.
-void edge_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add, int rows,
-                  int columns) {
+void edge_compute(Block block, const float* panel, const float* packed, float* result, int64_t stride, int deep,
+                  bool add, int rows, int columns) {
     float whole[block_columns * block_rows];
     for (int c = 0; add && c < columns; ++c) {
         std::memcpy(whole + c * block_rows, result + c * stride, static_cast<size_t>(rows) * sizeof(float));
     }
-    block_for(rows, columns)(panel, packed, whole, block_rows, deep, add);
+    block(panel, packed, whole, block_rows, deep, add);
     for (int c = 0; c < columns; ++c) {
         std::memcpy(result + c * stride, whole + c * block_rows, static_cast<size_t>(rows) * sizeof(float));
     }
@@ -136,8 +171,9 @@ void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs,
     float* const result = operands.column_of(batch, column) + row;
     const int64_t stride = columns > 1 ? operands.column_of(batch, column + 1) + row - result : 0;
     float* const packed = memory + jobs.rows * part_depth;
-    for (int64_t depth = 0; depth < shape.depth; depth += part_depth) {
-        const int deep = static_cast<int>(std::min<int64_t>(part_depth, shape.depth - depth));
+    const int each = shape.numbers == Numbers::pairs ? 2 : 1;
+    for (int64_t depth = 0; depth < shape.depth; depth += each * part_depth) {
+        const int deep = static_cast<int>(std::min<int64_t>(each * part_depth, shape.depth - depth));
         for (int64_t r = 0; r < rows; r += block_rows) {
             const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
             operands.pack_rows(memory + r * part_depth, batch, row + r, count, depth, deep);
@@ -147,33 +183,55 @@ void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs,
             for (int64_t i = 0; i < wide; ++i) {
                 operands.pack_column(packed + i * column_stride, batch, column + c + i, depth, deep);
             }
-            part_compute(memory, rows, packed, wide, result + c * stride, stride, deep, depth > 0);
+            part_compute(shape.numbers, memory, rows, packed, wide, result + c * stride, stride, deep / each,
+                         depth > 0);
         }
     }
 }
 
-// Makes floats of values that lie one after another, of which the first is the `depth`th.
-void to_floats(float* to, ggml_type type, const char* from, int64_t depth, int deep) {
-    const char* const begin = from + ggml_row_size(type, depth);
+// Makes floats of values that lie one after another.
+void to_floats(float* to, ggml_type type, const char* from, int deep) {
     switch (type) {
         case GGML_TYPE_F32:
-            std::memcpy(to, begin, static_cast<size_t>(deep) * sizeof(float));
+            std::memcpy(to, from, static_cast<size_t>(deep) * sizeof(float));
             break;
         case GGML_TYPE_F16:
-            ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(begin), to, deep);
+            ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(from), to, deep);
             break;
         case GGML_TYPE_BF16:
-            ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(begin), to, deep);
+            ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(from), to, deep);
             break;
         default:
-            ggml_get_type_traits(type)->to_float(begin, to, deep);
+            ggml_get_type_traits(type)->to_float(from, to, deep);
+    }
+}
+
+// Makes pairs of bf16, rounded to the nearest, of an even number of floats.
+void to_pairs([[maybe_unused]] float* to, [[maybe_unused]] const float* from, [[maybe_unused]] int deep) {
+#ifdef SDCPP_KERNELS_BF16
+    for (int k = 0; k < deep; k += 2 * lanes) {
+        const auto some = [&](int begin) {
+            const int left = std::clamp(deep - begin, 0, lanes);
+            return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), from + begin);
+        };
+        const auto pairs = (__m512i)_mm512_cvtne2ps_pbh(some(k + lanes), some(k));
+        const int left = std::min(deep - k, 2 * lanes) / 2;
+        _mm512_mask_storeu_epi32(to + k / 2, static_cast<__mmask16>((1u << left) - 1), pairs);
+    }
+#endif
+}
+
+// Asks for what is read after next.
+void prefetch(const char* from, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += alignment) {
+        __builtin_prefetch(from + line);
     }
 }
 
 }  // namespace
 
-void part_compute(const float* panels, int64_t rows, const float* packed, int64_t columns, float* result,
-                  int64_t stride, int deep, bool add) {
+void part_compute(Numbers numbers, const float* panels, int64_t rows, const float* packed, int64_t columns,
+                  float* result, int64_t stride, int deep, bool add) {
     for (int64_t c = 0; c < columns; c += block_columns) {
         sdcpp_team_look();
         const int wide = static_cast<int>(std::min<int64_t>(block_columns, columns - c));
@@ -182,10 +240,11 @@ void part_compute(const float* panels, int64_t rows, const float* packed, int64_
             const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
             const float* const panel = panels + r * part_depth;
             float* const to = result + c * stride + r;
+            const Block block = block_for(numbers, count, wide);
             if (count < block_rows && count != block_rows / 2) {
-                edge_compute(panel, group, to, stride, deep, add, count, wide);
+                edge_compute(block, panel, group, to, stride, deep, add, count, wide);
             } else {
-                block_for(count, wide)(panel, group, to, stride, deep, add);
+                block(panel, group, to, stride, deep, add);
             }
         }
     }
@@ -207,9 +266,14 @@ void product_compute(const ggml_compute_params& params, const Shape& shape, cons
     jobs_compute(params, jobs.count, [&](int64_t job) { job_compute(operands, shape, jobs, job, memory); });
 }
 
-void pack_memory_rows(float* panel, ggml_type type, const char* from, size_t stride, int count, int64_t depth,
-                      int deep) {
+void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char* from, size_t stride, int count,
+                      int64_t depth, int deep) {
     alignas(alignment) float floats[lanes][part_depth];
+    // Pairs lie in memory as they are packed.
+    const bool plain = type == GGML_TYPE_F32 || numbers == Numbers::pairs;
+    const size_t offset = ggml_row_size(type, depth);
+    const size_t bytes = ggml_row_size(type, deep);
+    deep /= numbers == Numbers::pairs ? 2 : 1;
     for (int first = 0; first < block_rows; first += lanes) {
         float* const to = panel + first;
         const int some = std::min(count - first, lanes);
@@ -223,13 +287,16 @@ void pack_memory_rows(float* panel, ggml_type type, const char* from, size_t str
         for (int i = 0; i < lanes; ++i) {
             // Beyond the rows the last one is packed again: what comes of it is not kept.
             const int row = std::min(i, some - 1);
-            const char* const values = from + stride * static_cast<size_t>(first + row);
-            if (type == GGML_TYPE_F32) {
-                rows[i] = reinterpret_cast<const float*>(values) + depth;
+            const char* const values = from + stride * static_cast<size_t>(first + row) + offset;
+            if (count == block_rows) {
+                prefetch(values + block_rows * stride, bytes);
+            }
+            if (plain) {
+                rows[i] = reinterpret_cast<const float*>(values);
             } else {
                 rows[i] = floats[row];
                 if (i == row) {
-                    to_floats(floats[row], type, values, depth, deep);
+                    to_floats(floats[row], type, values, deep);
                 }
             }
         }
@@ -248,14 +315,25 @@ void pack_memory_rows(float* panel, ggml_type type, const char* from, size_t str
         }
         for (; k < deep; ++k) {
             for (int i = 0; i < lanes; ++i) {
-                to[k * block_rows + i] = rows[i][k];
+                std::memcpy(to + k * block_rows + i, rows[i] + k, sizeof(float));
             }
         }
     }
 }
 
-void pack_memory_column(float* packed, ggml_type type, const char* from, int64_t depth, int deep) {
-    to_floats(packed, type, from, depth, deep);
+void pack_memory_column(Numbers numbers, float* packed, ggml_type type, const char* from, size_t stride, int64_t depth,
+                        int deep) {
+    const char* const values = from + ggml_row_size(type, depth);
+    prefetch(values + block_columns * stride, ggml_row_size(type, deep));
+    if (numbers == Numbers::floats) {
+        to_floats(packed, type, values, deep);
+    } else if (type == GGML_TYPE_F32) {
+        to_pairs(packed, reinterpret_cast<const float*>(values), deep);
+    } else {
+        float floats[2 * part_depth];
+        to_floats(floats, type, values, deep);
+        to_pairs(packed, floats, deep);
+    }
 }
 
 }  // namespace sdcpp::cpu

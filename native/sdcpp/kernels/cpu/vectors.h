@@ -4,6 +4,11 @@
 
 #include <cstdint>
 
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#include <immintrin.h>
+#define SDCPP_KERNELS_BF16
+#endif
+
 namespace sdcpp::cpu {
 
 #if defined(__AVX512F__)
