@@ -17,16 +17,29 @@ struct Run {
     int count;
 };
 
-void copy(float* to, const float* from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-        to[i] = from[i];
-    }
-}
-
 void clear(float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         to[i] = 0.0f;
     }
+}
+
+// Copies a line from `first` to `last`, with zeros before and behind.
+void copy(float* to, const float* line, int64_t first, int64_t last, int64_t count) {
+#ifdef __AVX512F__
+    const auto below = [](int64_t end) {
+        return static_cast<__mmask16>((1u << std::clamp<int64_t>(end, 0, lanes)) - 1);
+    };
+    for (int64_t i = 0; i < count; i += lanes) {
+        const auto inside = static_cast<__mmask16>(below(last - i) & ~below(first - i));
+        _mm512_mask_storeu_ps(to + i, below(count - i), _mm512_maskz_loadu_ps(inside, line + i));
+    }
+#else
+    clear(to, first);
+    for (int64_t i = first; i < last; ++i) {
+        to[i] = line[i];
+    }
+    clear(to + last, count - last);
+#endif
 }
 
 bool takes(const ggml_tensor& node) {
@@ -101,9 +114,7 @@ public:
                 }
                 const int64_t first = std::clamp<int64_t>(-x, 0, run.count);
                 const int64_t last = std::clamp<int64_t>(width - x, first, run.count);
-                clear(to, first);
-                copy(to + first, line + x + first, last - first);
-                clear(to + last, run.count - last);
+                copy(to, line + x, first, last, run.count);
             }
             clear(panel + count, block_rows - count);
             if (++filter_x == filters.ne[0]) {

@@ -16,7 +16,7 @@ constexpr int64_t most_rows = 256;
 constexpr int64_t most_columns = 384;
 // Jobs that are fewer leave threads without work at the end; those that are smaller pack too much for what they
 // compute.
-constexpr int64_t jobs_per_thread = 6;
+constexpr int64_t jobs_per_thread = 3;
 constexpr int64_t least_rows = 2 * block_rows;
 constexpr int64_t least_columns = 4 * block_columns;
 // How many products are summed in registers before they are added to the result: the error of a long sum grows with the
@@ -48,6 +48,13 @@ struct Jobs {
         }
         row_blocks = ceil_div(shape.rows, rows_most);
         column_blocks = ceil_div(shape.columns, columns_most);
+        // As many for each thread, where that takes only a few more.
+        for (int more = 0; more < threads && count_of() > 1; ++more) {
+            if (shape.batches * row_blocks * (column_blocks + more) % threads == 0) {
+                column_blocks += more;
+                break;
+            }
+        }
         rows = ceil_div(ceil_div(shape.rows, row_blocks), block_rows) * block_rows;
         columns = ceil_div(ceil_div(shape.columns, column_blocks), block_columns) * block_columns;
         row_blocks = ceil_div(shape.rows, rows);
@@ -82,51 +89,58 @@ struct Pairs {
 using Pairs = Floats;  // not used
 #endif
 
-// Computes a block: `vectors` vectors of rows by `columns` columns.
+// Sums the products of some depths, in registers.
 template <typename Multiply, int vectors, int columns>
-void block_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add) {
-    // Not in the result itself, whose columns may all fall on the same lines of the cache.
-    Vector totals[columns][vectors];
-    for (int begin = 0; begin < deep; begin += summed) {
-        const int end = std::min(begin + summed, deep);
-        Vector sums[columns][vectors] = {};
-        const float* rows = panel + static_cast<ptrdiff_t>(begin) * block_rows;
-        for (int k = begin; k < end; ++k, rows += block_rows) {
-            Vector left[vectors];
+[[gnu::always_inline]] inline void block_sum(Vector (&sums)[columns][vectors], const float* panel, const float* packed,
+                                             int begin, int end) {
+    for (int k = begin; k < end; ++k) {
+        Vector left[vectors];
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) {
-                left[v] = load(rows + v * lanes);
-            }
-#pragma GCC unroll 16
-            for (int c = 0; c < columns; ++c) {
-                const float right = packed[c * column_stride + k];
-#pragma GCC unroll 8
-                for (int v = 0; v < vectors; ++v) {
-                    sums[c][v] = Multiply::add(sums[c][v], left[v], right);
-                }
-            }
-        }
-        const bool first = begin == 0;
-        if (end < deep) {
-#pragma GCC unroll 16
-            for (int c = 0; c < columns; ++c) {
-#pragma GCC unroll 8
-                for (int v = 0; v < vectors; ++v) {
-                    totals[c][v] = first ? sums[c][v] : totals[c][v] + sums[c][v];
-                }
-            }
-            continue;
+        for (int v = 0; v < vectors; ++v) {
+            left[v] = load(panel + static_cast<ptrdiff_t>(k) * block_rows + v * lanes);
         }
 #pragma GCC unroll 16
         for (int c = 0; c < columns; ++c) {
+            const float right = packed[c * column_stride + k];
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; ++v) {
-                float* const to = result + c * stride + v * lanes;
-                const Vector total = first ? sums[c][v] : totals[c][v] + sums[c][v];
-                store(to, add ? load(to) + total : total);
+                sums[c][v] = Multiply::add(sums[c][v], left[v], right);
             }
         }
     }
+}
+
+// Stores sums, or adds them to what is there.
+template <int vectors, int columns>
+[[gnu::always_inline]] inline void block_store(const Vector (&sums)[columns][vectors], float* result, int64_t stride,
+                                               bool add) {
+#pragma GCC unroll 16
+    for (int c = 0; c < columns; ++c) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+            float* const to = result + c * stride + v * lanes;
+            store(to, add ? load(to) + sums[c][v] : sums[c][v]);
+        }
+    }
+}
+
+// Computes a block: `vectors` vectors of rows by `columns` columns.
+template <typename Multiply, int vectors, int columns>
+void block_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add) {
+    if (deep <= summed) {
+        Vector sums[columns][vectors] = {};
+        block_sum<Multiply>(sums, panel, packed, 0, deep);
+        block_store(sums, result, stride, add);
+        return;
+    }
+    // Not in the result itself, whose columns may all fall on the same lines of the cache.
+    Vector totals[columns][vectors] = {};
+    for (int begin = 0; begin < deep; begin += summed) {
+        Vector sums[columns][vectors] = {};
+        block_sum<Multiply>(sums, panel, packed, begin, std::min(begin + summed, deep));
+        block_store(sums, reinterpret_cast<float*>(totals), vectors * lanes, true);
+    }
+    block_store(totals, result, stride, add);
 }
 
 using Block = void (*)(const float*, const float*, float*, int64_t, int, bool);

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#ifdef __AVX512F__
 #include <immintrin.h>
+#ifdef __AVX512BF16__
 #define SDCPP_KERNELS_BF16
+#endif
 #endif
 
 namespace sdcpp::cpu {
