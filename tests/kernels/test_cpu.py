@@ -30,14 +30,16 @@ class Operand(ctypes.Structure):
 
 class Case(ctypes.Structure):
     _fields_ = [
-        ("convolution", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
         ("left", Operand),
         ("right", Operand),
+        ("third", Operand),
         ("stride", ctypes.c_int64 * 2),
         ("pad", ctypes.c_int64 * 2),
         ("dilation", ctypes.c_int64 * 2),
         ("threads", ctypes.c_int64),
         ("fast", ctypes.c_int64),
+        ("scale", ctypes.c_float),
     ]
 
 
@@ -72,35 +74,54 @@ class Window:
 
 
 def compute(
-    left: Values, right: Values, *, fast: bool, window: Window | None = None, threads: int = 2
+    left: Values,
+    right: Values,
+    more: Window | Values | None = None,
+    *,
+    fast: bool,
+    threads: int = 2,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return the result of a product or a convolution under a policy, and what it should be."""
+    """Return a result under a policy, and what it should be.
+
+    Args:
+        left: the weights; of attention the keys.
+        right: the input; of attention the queries.
+        more: a window for a convolution, values for attention, nothing for a product.
+        fast: whether our kernels may compute it.
+        threads: how many threads do.
+    """
     engine.library()
     probe = ctypes.CDLL(str(engine.versions()["library"])).sdcpp_probe_kernel
-    probe.argtypes = [ctypes.c_void_p, ctypes.POINTER(Case), *[ctypes.c_void_p] * 3]
+    probe.argtypes = [ctypes.c_void_p, ctypes.POINTER(Case), *[ctypes.c_void_p] * 4]
     ffi, lib = engine.library()
     random = np.random.default_rng(1)
     a, b = left.numbers(random), right.numbers(random)
-    if window is None:
-        shape = (*right.shape[:0:-1], left.shape[1])
-    else:
-        width, height = window.size(right.shape, left.shape)
-        shape = (right.shape[3], left.shape[3], height, width)
+    c = more.numbers(random) if isinstance(more, Values) else a
+    kind, shape = 0, (*right.shape[:0:-1], left.shape[1])
+    if isinstance(more, Window):
+        width, height = more.size(right.shape, left.shape)
+        kind, shape = 1, (right.shape[3], left.shape[3], height, width)
+    elif isinstance(more, Values):
+        kind, shape = 2, (right.shape[3], right.shape[1], right.shape[2], more.shape[0])
     result = np.full(shape, np.nan, np.float32)
-    pairs = window or Window()
-    case = Case(window is not None, left.operand(), right.operand(), pairs.stride, pairs.pad, pairs.dilation)
-    case.threads, case.fast = threads, fast
+    window = more if isinstance(more, Window) else Window()
+    third = more if isinstance(more, Values) else left
+    case = Case(kind, left.operand(), right.operand(), third.operand(), window.stride, window.pad, window.dilation)
+    case.threads, case.fast, case.scale = threads, fast, left.shape[0] ** -0.5
     with Run() as run:
         handle = int(ffi.cast("uintptr_t", run.native))
-        status = probe(handle, ctypes.byref(case), a.ctypes.data, b.ctypes.data, result.ctypes.data)
-        assert status == lib.SDCPP_OK
-    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
-    if window is not None:
-        return result, convolved(exact_a, exact_b, window, shape)
-    repeats = [b.shape[axis] // a.shape[axis] for axis in (0, 1)]
-    for axis, times in enumerate(repeats):
-        exact_a = np.repeat(exact_a, times, axis)
-    return result, exact_b @ exact_a.swapaxes(-1, -2)
+        arrays = [array.ctypes.data for array in (a, b, c, result)]
+        assert probe(handle, ctypes.byref(case), *arrays) == lib.SDCPP_OK
+    a, b, c = (array.astype(np.float64) for array in (a, b, c))
+    if isinstance(more, Window):
+        return result, convolved(a, b, more, shape)
+    for axis in (0, 1):
+        a, c = (np.repeat(array, b.shape[axis] // array.shape[axis], axis) for array in (a, c))
+    scores = b @ a.swapaxes(-1, -2)
+    if more is None:
+        return result, scores
+    weights = np.exp(case.scale * (scores - scores.max(axis=-1, keepdims=True)))
+    return result, ((weights / weights.sum(axis=-1, keepdims=True)) @ c).swapaxes(1, 2)
 
 
 def convolved(
@@ -122,15 +143,15 @@ def error(result: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(result - exact) / max(np.linalg.norm(exact), 1e-30))
 
 
-def check(left: Values, right: Values, window: Window | None = None) -> None:
+def check(left: Values, right: Values, more: Window | Values | None = None) -> None:
     """Compare both policies with float64: ours errs no more, or no more than sums of floats do."""
-    ours, exact = compute(left, right, fast=True, window=window)
-    ggml, _ = compute(left, right, fast=False, window=window)
+    ours, exact = compute(left, right, more, fast=True)
+    ggml, _ = compute(left, right, more, fast=False)
     assert np.isfinite(ours).all()
     assert error(ours, exact) <= max(1.1 * error(ggml, exact), 4e-7), (error(ours, exact), error(ggml, exact))
     # Whatever the threads divide, each sum is made in the same order.
     for threads in (1, 3):
-        assert np.array_equal(compute(left, right, fast=True, window=window, threads=threads)[0], ours)
+        assert np.array_equal(compute(left, right, more, fast=True, threads=threads)[0], ours)
 
 
 @st.composite
@@ -183,3 +204,26 @@ def test_convolutions_of_any_shape() -> None:
     kernel = Values("f16", (3, 3, 96, 64))
     check(kernel, Values("f32", (64, 64, 96, 1)), Window(pad=(1, 1)))
     check(replace(kernel, shape=(1, 1, 96, 64)), Values("f32", (33, 33, 96, 2)), Window())
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> tuple[Values, Values, Values]:
+    depth, width, queries = draw(st.sampled_from([1, 8, 40, 64, 80, 160, 300])), draw(LENGTHS), draw(LENGTHS)
+    keys = draw(st.one_of(LENGTHS, st.sampled_from([256, 512, 700])))
+    heads, times, n = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    layout = draw(st.booleans())
+    return (
+        Values("f32", (depth, keys, heads, n), permuted=layout),
+        Values("f32", (depth, queries, heads * times, n), padding=draw(st.sampled_from([0, 5]))),
+        Values("f32", (width, keys, heads, n), permuted=draw(st.booleans())),
+    )
+
+
+@in_child
+def test_attention_of_any_shape() -> None:
+    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
+    @given(attentions())
+    def search(case: tuple[Values, Values, Values]) -> None:
+        check(*case)
+
+    search()

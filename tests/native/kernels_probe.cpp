@@ -1,7 +1,8 @@
-// Computes a product or a convolution of given values on the CPU backend under either kernel policy. Part of the engine
-// library in test builds only.
+// Computes a product, a convolution or attention of given values on the CPU backend under either kernel policy. Part of
+// the engine library in test builds only.
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "ggml-cpp.h"
@@ -23,12 +24,15 @@ struct Operand {
     int64_t permuted;  // the second and the third dimension lie the other way round
 };
 
+enum class Kind : int64_t { product, convolution, attention };
+
 struct Case {
-    int64_t convolution;  // else a product
-    Operand left, right;
+    Kind kind;
+    Operand left, right, third;  // of attention: keys, queries, values
     int64_t stride[2], pad[2], dilation[2];
     int64_t threads;
     int64_t fast;
+    float scale;
 };
 
 ggml_tensor* make(ggml_context* ctx, const Operand& operand) {
@@ -66,7 +70,8 @@ void fill(ggml_tensor* tensor, float* values) {
 extern "C" {
 
 // Computes a case; the values become those that the operands' types keep.
-SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, float* left, float* right, float* result) {
+SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, float* left, float* right, float* third,
+                                         float* result) {
     return run_guarded(*run, [&] {
         backends_load();
         ggml_backend_ptr backend(ggml_backend_cpu_init());
@@ -74,10 +79,12 @@ SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, f
         ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
         ggml_tensor* const a = make(ctx.get(), wanted->left);
         ggml_tensor* const b = make(ctx.get(), wanted->right);
-        const auto of = [](const int64_t(&pair)[2], int i) { return static_cast<int>(pair[i]); };
+        ggml_tensor* const c = wanted->kind == Kind::attention ? make(ctx.get(), wanted->third) : nullptr;
+        const auto of = [](const int64_t (&pair)[2], int i) { return static_cast<int>(pair[i]); };
         ggml_tensor* const out =
-            wanted->convolution == 0
-                ? ggml_mul_mat(ctx.get(), a, b)
+            wanted->kind == Kind::product ? ggml_mul_mat(ctx.get(), a, b)
+            : wanted->kind == Kind::attention
+                ? ggml_flash_attn_ext(ctx.get(), b, a, c, nullptr, wanted->scale, 0.0f, 0.0f)
                 : ggml_conv_2d_direct(ctx.get(), a, b, of(wanted->stride, 0), of(wanted->stride, 1), of(wanted->pad, 0),
                                       of(wanted->pad, 1), of(wanted->dilation, 0), of(wanted->dilation, 1));
         ggml_cgraph* const graph = ggml_new_graph(ctx.get());
@@ -87,6 +94,9 @@ SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, f
         ggml_backend_buffer_clear(buffer.get(), 0xff);
         fill(a, left);
         fill(b, right);
+        if (c != nullptr) {
+            fill(c, third);
+        }
         Placement placement;
         const KernelScope kernels(wanted->fast != 0);
         if (graph_compute(placement, backend.get(), graph) != GGML_STATUS_SUCCESS) {
