@@ -16,9 +16,27 @@ constexpr int64_t key_block = part_depth;
 constexpr int64_t most_queries = 192;
 constexpr int64_t least_queries = 2 * block_columns;
 constexpr int64_t jobs_per_thread = 4;
+constexpr int64_t half = block_rows / 2;
 
 bool is_f32(const ggml_tensor& tensor) {
     return tensor.type == GGML_TYPE_F32 && tensor.nb[0] == sizeof(float);
+}
+
+float most_of(const float* values, int count) {
+    Vector most = Vector{} - INFINITY;
+    int i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        const Vector some = load(values + i);
+        most = some > most ? some : most;
+    }
+    float found = most[0];
+    for (int lane = 1; lane < lanes; ++lane) {
+        found = std::max(found, most[lane]);
+    }
+    for (; i < count; ++i) {
+        found = std::max(found, values[i]);
+    }
+    return found;
 }
 
 // softmax(scale * q k^T) v, a block of queries of one head at a time, over blocks of keys: the largest score so far and
@@ -34,11 +52,12 @@ public:
         }
         jobs = heads * blocks();
         depth_parts = (q.ne[0] + part_depth - 1) / part_depth;
-        width = (v.ne[0] + block_rows - 1) / block_rows * block_rows;
+        width = (v.ne[0] + half - 1) / half * half;
+        const int64_t panels = (width + block_rows - 1) / block_rows;
         const int64_t columns = queries * column_stride;
         packed_keys = (depth_parts + 1) * columns;  // behind the queries and the scores
         packed_values = packed_keys + key_block * part_depth;
-        sums = packed_values + width * key_block;
+        sums = packed_values + panels * block_rows * key_block;
         largest = sums + queries * width;
         bytes = static_cast<size_t>(largest + 2 * queries) * sizeof(float) + alignment;
     }
@@ -58,8 +77,7 @@ public:
             score(memory, scores, head, batch, key, keys, count);
             for (int64_t i = 0; i < count; ++i) {
                 float* const row = scores + i * column_stride;
-                float found;
-                ggml_vec_max_f32(static_cast<int>(keys), &found, row);
+                const float found = most_of(row, static_cast<int>(keys));
                 const float before = key > 0 ? most[i] : found;
                 most[i] = std::max(before, found);
                 const auto sum = ggml_vec_soft_max_f32(static_cast<int>(keys), row, row, most[i]);
@@ -144,7 +162,7 @@ private:
     const float scale;
     int64_t queries = most_queries;  // of a job
     int64_t depth_parts;
-    int64_t width;  // of the values, in whole panels
+    int64_t width;  // of the values, in half panels, which are computed alone
     // Where what a thread packs begins, in floats.
     int64_t packed_keys;
     int64_t packed_values;
