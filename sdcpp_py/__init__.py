@@ -13,6 +13,7 @@ from __future__ import annotations
 from . import _command as _command  # first: it watches the rest being imported, where this is the command
 from ._version import __version__
 from .applied_loras import AppliedLora
+from .convert import Conversion, ConvertedTensor, convert
 from .devices import Device, choices, devices, doctor
 from .errors import (
     ArgumentError,
@@ -27,10 +28,14 @@ from .errors import (
     SdcppError,
 )
 from .images import GeneratedImage, Images, Timings
+from .info import ModelInfo, PictureInfo, info
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .pipeline import StableDiffusion
 from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
+from .progress import ProgressEvent
 from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
+from .upscaler import Upscaler
+from .video import Video
 
 __all__ = [
     "AppliedLora",
@@ -40,6 +45,8 @@ __all__ = [
     "Cache",
     "CancelledError",
     "ClosedError",
+    "Conversion",
+    "ConvertedTensor",
     "Device",
     "DeviceBudget",
     "DeviceMemoryError",
@@ -50,23 +57,30 @@ __all__ = [
     "Lora",
     "MemoryReport",
     "ModelError",
+    "ModelInfo",
     "ModuleMemory",
     "ModulePlan",
     "ModuleTransfer",
     "NetworkStream",
     "OutputError",
     "PhotoMaker",
+    "PictureInfo",
     "PinBudget",
     "PlacementError",
     "Plan",
+    "ProgressEvent",
     "SdcppError",
     "SkipLayerGuidance",
     "StableDiffusion",
     "Tiling",
     "Timings",
     "TransferReport",
+    "Upscaler",
+    "Video",
     "__version__",
     "choices",
+    "convert",
     "devices",
     "doctor",
+    "info",
 ]

@@ -1,24 +1,26 @@
-"""One call of a mode that draws: from options to pictures."""
+"""One call of a mode that draws: from options to pictures, or to a video."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import engine
 from ._version import __version__
-from .applied_loras import applied_loras, loras_text, used_loras, warn_of_skipped
+from .applied_loras import AppliedLora, applied_loras, loras_text, used_loras, warn_of_skipped
 from .effects import check_generation
-from .errors import ArgumentError
-from .images import Images, Timings, from_pixels
+from .engine.fields import VIDEO
+from .errors import ArgumentError, SdcppError
+from .images import GeneratedImage, Images, Timings, from_pixels
 from .metadata import parameters_text
-from .modes import Abilities, Mode, Request, make_request
-from .options import Hires, Progress
-from .progress import progress
+from .modes import DRAWING, Abilities, Mode, Request, draw_seed, make_request
+from .options import Hires, declared
+from .progress import Progress, progress
+from .video import Video
 
 log = logging.getLogger("sdcpp_py")
 
@@ -52,74 +54,209 @@ class Loaded:
     said_of_loras: set[tuple[str, int]] = field(default_factory=set)
 
 
-def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Images:
-    """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`."""
+@dataclass(frozen=True)
+class Drawn:
+    """What one call drew.
+
+    Attributes:
+        request: as the engine took it.
+        pixels: width, height and RGB bytes of each picture or frame.
+        used: what was done, by option, and what made it besides.
+        timings: seconds of each phase.
+        loras: what became of each LoRA that was asked for.
+    """
+
+    request: Request
+    pixels: list[tuple[int, int, bytes]]
+    used: dict[str, Any]
+    timings: Timings
+    loras: tuple[AppliedLora, ...]
+
+
+def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Images:
+    """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`.
+
+    Args:
+        loaded: the model.
+        mode: the mode.
+        given: its options.
+        part: which call of how many this is for the one who hears of progress.
+    """
     start = time.perf_counter()
+    drawn = _generate(loaded, mode, given, part)
+    used, seeds = drawn.used, drawn.request.seeds
+    images = [
+        from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), drawn.request.finish)
+        for (wide, high, data), each in zip(drawn.pixels, seeds, strict=True)
+    ]
+    timings = replace(drawn.timings, total=time.perf_counter() - start)
+    size = f"{images[0].width}x{images[0].height}"
+    return Images(images, seeds, timings, {**used, "size": size}, drawn.loras)
+
+
+def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
+    """Draw the video that a mode is asked for; the errors are those of :class:`sdcpp_py.StableDiffusion`."""
+    start = time.perf_counter()
+    drawn = _generate(loaded, mode, given)
+    (wide, high, _), (seed,) = drawn.pixels[0], drawn.request.seeds
+    frames = [data for _, _, data in drawn.pixels]
+    used = {**drawn.used, "fps": drawn.request.values["fps"]}
+    text = parameters_text(used, mode.declared)
+    timings = replace(drawn.timings, total=time.perf_counter() - start)
+    parameters = {**used, "size": f"{wide}x{high}"}
+    return Video(frames, (wide, high), used["fps"], seed, timings, parameters, text, drawn.loras)
+
+
+def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Drawn:
+    """Check what is asked for, have the engine draw it, and note what it did."""
     context = loaded.context
     suits = (loaded.defaults["width"], loaded.defaults["height"]) if loaded.defaults else None
     able = Abilities(**context.abilities(), size=suits)
+    is_video = mode.struct == VIDEO
     traits = context.traits()
 
     def check(values: Mapping[str, Any]) -> None:
-        if not able.draws_images:
-            raise ArgumentError(f"this model draws video only; {mode.name} needs a model for images")
+        if is_video and not able.draws_videos:
+            raise ArgumentError(f"this model draws images only; {mode.name} needs a model for videos, such as Wan")
+        if not is_video and not able.draws_images:
+            raise ArgumentError(
+                f"this model draws video only; {mode.name} needs a model for images, and for videos there are txt2vid "
+                "and img2vid"
+            )
         _check_values(loaded, values, context.clip_layers(), able)
         sampler, _ = context.defaults(values["sampler"])
-        check_generation({**values, "sampler": sampler, "prediction": loaded.prediction}, traits)
+        high_noise_sampler, _ = context.defaults(values.get("high_noise_sampler") or values["sampler"])
+        asked = {**values, "sampler": sampler, "high_noise_sampler": high_noise_sampler}
+        check_generation({**asked, "prediction": loaded.prediction}, traits)
 
     request = make_request(mode, given, loaded.defaults, able, check)
-    sampler, scheduler = context.defaults(request.values["sampler"])
+    for message in request.warnings:
+        log.warning("%s", message)
     wanted = request.values["progress"]
     wanted = loaded.progress if wanted is None else wanted
-    if _needs_encoder(request):
-        with progress(wanted, "loading") as callback:
-            context.load_encoder(loaded.settings, callback)
+    encodes = _needs_encoder(request, able)
+    loads = encodes and not context.has_encoder
+    phases = [*["loading"] * loads, *["encoding"] * encodes, "text", "sampling", "decoding"]
+    pair = is_video and loaded.settings.get("high_noise_diffusion_model_path")
+    passes = 2 if request.values.get("hires") or pair else 1
+    preview = _preview(loaded, request.values, wanted)
+    generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
-    with progress(wanted, "sampling") as callback:
-        pixels, seconds = context.image_generate(request.settings, progress=callback, loras=rows)
-    made = f"{pixels[0][0]}x{pixels[0][1]}"
+    with progress(wanted, *phases, passes=passes, part=part) as watch:
+        if loads:
+            context.load_encoder(loaded.settings, watch)
+        pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
+        if preview is not None and watch is not None and not watch.previews:
+            log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
+    used = _used(loaded, request, given, pixels[0], traits)
+    loras = applied_loras(rows, request.settings.get("loras", ()))
+    warn_of_skipped(loras, loaded.said_of_loras)
+    if changing := used_loras(loras):
+        used |= {"loras": changing, "Lora tensors": loras_text(changing)}
+    used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
+    return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras)
+
+
+def _used(
+    loaded: Loaded,
+    request: Request,
+    given: Mapping[str, Any],
+    first: tuple[int, int, bytes],
+    traits: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what was done, by option, but for LoRAs; warn of what was asked for and had no effect.
+
+    Args:
+        loaded: the model.
+        request: what the engine was asked for.
+        given: what the caller asked for.
+        first: the first picture or frame that was drawn.
+        traits: of the model.
+    """
+    sampler, scheduler = loaded.context.defaults(request.values["sampler"])
+    made = f"{first[0]}x{first[1]}"
     used = dict(request.used)
     if request.values["sigmas"] and given.get("scheduler") is not None:
         log.warning("scheduler had no effect: sigmas say the noise levels")
     if not traits["image_guidance"]:
         used.pop("image_cfg_scale", None)
-    if used["cfg_scale"] == 1 and used.pop("negative_prompt", None):
+    scales = [used["cfg_scale"], used.get("high_noise_cfg_scale", 1)]
+    if all(scale == 1 for scale in scales) and used.pop("negative_prompt", None):
         log.warning("negative_prompt had no effect: cfg_scale 1 switches guidance off")
     if "hires" not in used:
         if made != request.size:
             log.warning("%s is no size for this model; the engine drew %s", request.size, made)
-        used["width"], used["height"], _ = pixels[0]
+        used["width"], used["height"], _ = first
     used.setdefault("sampler", sampler)
+    if used.get("high_noise_cfg_scale") is not None:
+        used.setdefault("high_noise_sampler", sampler)
     if not request.values["sigmas"]:
         used.setdefault("scheduler", scheduler)
-    loras = applied_loras(rows, request.settings.get("loras", ()))
-    warn_of_skipped(loras, loaded.said_of_loras)
     used.pop("loras", None)
-    if changing := used_loras(loras):
-        used |= {"loras": changing, "Lora tensors": loras_text(changing)}
     if (kernels := loaded.settings.get("kernels", "fast")) != "fast":
         used["Kernels"] = kernels
-    used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
-    images = [
-        from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), request.finish)
-        for (wide, high, data), each in zip(pixels, request.seeds, strict=True)
-    ]
-    phases = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
-    timings = Timings(load=loaded.seconds, **phases, total=time.perf_counter() - start)
-    size = f"{images[0].width}x{images[0].height}"
-    return Images(images, request.seeds, timings, {**used, "size": size}, loras)
+    return used
 
 
-def _needs_encoder(request: Request) -> bool:
-    """Tell whether the VAE must encode for a request."""
+def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[GeneratedImage]:
+    """Draw pictures one after the other; the arguments and errors are those of :func:`draw`.
+
+    An error has what was drawn before it as ``finished``.
+    """
+    values = mode.check(given, loaded.defaults)
+    count = values["batch_count"]
+    seed = draw_seed(values["seed"], count)
+    finished: list[GeneratedImage] = []
+    for index in range(count):
+        try:
+            images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, (index, count))
+        except SdcppError as error:
+            error.finished = tuple(finished)
+            raise
+        finished.append(images[0])
+        yield images[0]
+
+
+def mode_of(given: Mapping[str, Any]) -> Mode:
+    """Return the mode whose pictures are given.
+
+    Raises:
+        ArgumentError: no mode takes these and no others.
+    """
+    pictures = {name for mode in DRAWING for name in declared(mode.subject)} & given.keys()
+    for mode in DRAWING:
+        if pictures == set(declared(mode.subject)):
+            return mode
+    takes = "; ".join(f"{mode.name}: {', '.join(declared(mode.subject))}" for mode in DRAWING)
+    raise ArgumentError(f"no mode takes {', '.join(sorted(pictures)) or 'nothing'} alone; {takes}")
+
+
+def _preview(loaded: Loaded, values: Mapping[str, Any], wanted: object) -> tuple[str, int] | None:
+    """Return how previews are to be made, and after how many steps; None for none."""
+    method = values["preview"]
+    if method is None:
+        return None
+    if not callable(wanted):
+        raise ArgumentError("preview has no effect without progress=..., a callback that takes the events")
+    small = bool(loaded.settings.get("taesd_path"))
+    if method == "tae" and not small:
+        raise ArgumentError("preview 'tae' needs taesd=... when loading the model")
+    if method == "vae" and small:
+        raise ArgumentError("preview 'vae' has no effect: this model decodes previews by its taesd; use 'tae'")
+    return str(method), int(values["preview_interval"])
+
+
+def _needs_encoder(request: Request, able: Abilities) -> bool:
+    """Tell whether the VAE must encode for a request; VACE encodes grey frames where there are none to follow."""
     hires: Hires | None = request.values.get("hires")
-    given = any(request.values.get(name) is not None for name in ("image", "images"))
-    return given or (hires is not None and hires.needs_encoder)
+    given = any(request.values.get(name) is not None for name in ("image", "images", "end_image"))
+    return given or able.takes_control_frames or (hires is not None and hires.needs_encoder)
 
 
 def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, able: Abilities) -> None:
     """Raise ArgumentError for what the model has not, or was not loaded for."""
-    clip_skip = values["clip_skip"] or 0
+    clip_skip = values.get("clip_skip") or 0
     if clip_skip > 0 and not clip_layers:
         raise ArgumentError("clip_skip has no effect: this model has no CLIP text encoder")
     if clip_skip > clip_layers:

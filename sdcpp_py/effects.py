@@ -61,6 +61,11 @@ GENERATION = {
         lambda _, values: values["sampler"] in _NOISY_SAMPLERS,
         f"a sampler that adds noise: {', '.join(_NOISY_SAMPLERS)}",
     ),
+    "high_noise_eta": Effect(
+        _on,
+        lambda _, values: values["high_noise_sampler"] in _NOISY_SAMPLERS,
+        f"a high_noise_sampler that adds noise: {', '.join(_NOISY_SAMPLERS)}",
+    ),
     "skip_layer_guidance": Effect(
         _set, lambda traits, _: traits["skippable_layers"] > 0, "a model whose layers can be skipped: SD 3 or Flux"
     ),

@@ -14,13 +14,14 @@
     └── ClosedError (also ValueError)      an object that was closed
 
 Each message is one line that says what to do. ``engine_log`` holds the engine's own last warnings and errors, which a
-traceback shows too from Python 3.11 on.
+traceback shows too from Python 3.11 on; ``finished`` the pictures that were drawn before one of several failed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 # What a name in a message may hold, and a line of text does not: control characters, ends of lines, turns of direction.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -41,6 +42,7 @@ class SdcppError(Exception):
             line = f"{line[: _LONGEST // 2]}...{line[-_LONGEST // 2 :]}"
         super().__init__(line)
         self.engine_log = tuple(engine_log)
+        self.finished: Sequence[Any] = ()
         if self.engine_log and hasattr(self, "add_note"):  # Python 3.11: a traceback shows them
             self.add_note("\n".join(f"engine: {line}" for line in self.engine_log))
 

@@ -1,24 +1,42 @@
-"""What owns a loaded model: its life, and what is said of its memory."""
+"""What owns a loaded model: its life, where its weights are placed, and what is said of its memory."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import engine
-from .errors import ArgumentError, ClosedError
+from . import engine, placement
+from .devices import devices
+from .errors import ArgumentError, ClosedError, PlacementError
+from .load_failures import explained
+from .model_files import StrPath
+from .options import declared
+from .options.loading import Placing
+from .placement import Plan, measure_pin_budget
 from .reports import MemoryReport, TransferReport
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger("sdcpp_py")
+
+NOTHING_PLACED = {name: option.default for name, option in declared(Placing).items()}
+"""The options of placement when nothing is asked."""
 
 
 class ModelHandle:
     """The one owner of a loaded model. Use it as a context manager, or call :meth:`close`."""
 
     # Of an object whose class has derived ones that fail before they load.
-    _context: engine.Context | None = None
+    _context: engine.Handle | None = None
+    _plan: Plan | None = None
+    _given: Mapping[str, Any] = {}  # the engine's fields that it was loaded with
+    _files: Mapping[str, StrPath | None]
+    """Argument -> path of the model's files."""
     _name = "not loaded"
     _kind = "ModelHandle"
     """What messages call the object: the name of the public class."""
@@ -73,9 +91,10 @@ class ModelHandle:
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: a model has one owner."""
+        article = "an" if self._kind[0] in "AEIOU" else "a"
         raise ArgumentError(
-            f"a {self._kind} object cannot be copied or pickled, for it owns its model; load the model again, or in "
-            "each process"
+            f"{article} {self._kind} object cannot be copied or pickled, for it owns its model; load the model again, "
+            "or in each process"
         )
 
     def __repr__(self) -> str:
@@ -95,9 +114,63 @@ class ModelHandle:
         if self._context is not None:
             self._context.cancel()
 
-    def _open_context(self) -> engine.Context:
+    def _open_context(self) -> engine.Handle:
         """Return the engine's side of the object, or raise ClosedError."""
         if self._context is None:
             raise ClosedError(f"this {self._kind} object cannot be used: its model was not loaded")
         self._context.check_open()
         return self._context
+
+    # --- placement ----------------------------------------------------------------------------------------------------
+
+    def _survey(self) -> Mapping[str, int]:
+        """Return what the weights of each module take, by the headers of the files."""
+        raise NotImplementedError
+
+    def _place(self, values: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Return where the modules are wanted, by values of the loading options; () where nothing was asked for."""
+        # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
+        placing = {name: values[name] for name in NOTHING_PLACED}
+        if placing == NOTHING_PLACED:
+            return ()
+        self._plan = self._make_plan(placing)
+        return self._plan.placements()
+
+    def _make_plan(self, placing: Mapping[str, Any]) -> Plan:
+        """Return the plan for this model's files on this machine as it is now, with values of the placing options."""
+        found = devices()
+        budget = measure_pin_budget(found, pin_budget=placing["pin_budget"])
+        asked = {name: value for name, value in placing.items() if name != "pin_budget"}
+        with explained(self._files):
+            weights = self._survey()
+        made = placement.plan(weights, found, budget, **asked)
+        return dataclasses.replace(made, kernels=self._given.get("kernels", made.kernels))
+
+    def _check_pins(self) -> None:
+        """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""
+        plan = self._plan
+        if plan is None:
+            return
+        pinned = {row.module: row for row in plan.modules if row.pinned}
+        refused = [row for row in self.memory_report().modules if row.module in pinned and not row.pinned]
+        said = {row.module: f"{row.module} ({row.reason or f'it got {row.buffer_type}'})" for row in refused}
+        required = [text for module, text in said.items() if pinned[module].pin == "require"]
+        if required:
+            raise PlacementError(
+                f"the system refused to pin {', '.join(required)}; use pin_params='auto' to go on without"
+            )
+        pageable = [f"{row.module} ({row.reason})" for row in plan.modules if row.module in plan.unaffordable]
+        if pageable or said:
+            missed = ", ".join([*pageable, *said.values()])
+            log.warning("weights that are not pinned, so that copying them is slower: %s", missed)
+
+    @property
+    def plan(self) -> Plan:
+        """Where each module runs, where its weights lie and why; made before loading if any placement was asked for.
+
+        Raises:
+            ModelError: nothing was asked for, and the files are gone now.
+        """
+        if self._plan is None:
+            self._plan = self._make_plan(NOTHING_PLACED)
+        return self._plan

@@ -14,10 +14,10 @@ from PIL import Image
 
 from ._command import unfinished
 from .applied_loras import AppliedLora
-from .errors import OutputError
+from .errors import OutputError, SdcppError
+from .metadata import EXIF_IFD, EXIF_USER_COMMENT
 from .model_files import StrPath, show_path
 
-_EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
 # Formats whose files hold pictures of some sizes only; Pillow shrinks others without a word.
 _FIXED_SIZES = ("ICO", "ICNS")
 
@@ -39,7 +39,7 @@ class GeneratedImage(Image.Image):
             (chunks.add_text if text.isascii() else chunks.add_itxt)("parameters", text)
         elif text and kind in ("JPEG", "WEBP") and "exif" not in params:
             exif = Image.Exif()
-            exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+            exif.get_ifd(EXIF_IFD)[EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
             params["exif"] = exif
         super().save(fp, format, **params)
 
@@ -72,6 +72,11 @@ def from_pixels(
     image = Image.frombytes("RGB", (width, height), pixels)
     if finish is not None:
         image = finish(image)
+    return with_parameters(image, parameters)
+
+
+def with_parameters(image: Image.Image, parameters: str) -> GeneratedImage:
+    """Return an image, itself, as one whose files carry a text."""
     # Pillow has no constructor that makes a subclass; the class only adds a method.
     image.__class__ = GeneratedImage
     image.info["parameters"] = parameters
@@ -177,6 +182,8 @@ def write_whole(file: Path, shown: str, write: Callable[[Path], object]) -> None
         with unfinished(part):
             write(part)
             part.replace(os.path.realpath(file))
+    except SdcppError:
+        raise
     except Exception as error:  # whatever the system or an encoder raises
         raise OutputError(f"{shown} cannot be written ({_reason(error)})") from None
 

@@ -45,6 +45,10 @@ _PARTS = {
     "embedding": ("a textual inversion", "pass it in embeddings="),
     "upscaler": ("an upscaler", "pass it where an upscaler is asked for"),
 }
+PART_NOUNS = {part: noun for part, (noun, _) in _PARTS.items()}
+"""What a file may hold -> what that is called."""
+PART_USES = {part: use for part, (_, use) in _PARTS.items()}
+"""What a file may hold -> where it goes."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,33 @@ def open_picture(source: Any, what: str) -> Image.Image:
     return _flatten(_read(source, what), what, _WHITE)
 
 
+def open_layers(source: Any, what: str) -> Image.Image:
+    """Return a picture as an image of mode L, LA, RGB or RGBA, whichever holds what it has; upright.
+
+    It takes what :func:`open_picture` does. Transparency stays, and what the file says besides is in ``info``.
+
+    Args:
+        source: the picture.
+        what: name of the argument, for messages.
+
+    Raises:
+        ArgumentError: as of open_picture.
+    """
+    image = _read(source, what)
+    info = dict(image.info)
+    with _reading(what):
+        if image.mode[0] in "IF":
+            image = _of_numbers(image, what)
+        clear = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+        grey = image.mode in ("1", "L", "LA", "La")
+        if clear:
+            image = image.convert("LA" if grey else "RGBA")
+        else:
+            image = image.convert("L") if grey else _flatten(image, what, _WHITE)
+    image.info = {key: value for key, value in info.items() if key != "transparency"}
+    return image
+
+
 def open_mask(source: Any, what: str) -> Image.Image:
     """Return a mask as an L image: 255 is what is drawn anew, 0 what stays.
 

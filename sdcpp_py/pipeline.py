@@ -6,38 +6,42 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import engine, models, placement
-from .devices import devices
-from .drawing import Loaded, draw
+from .asynchronous import each_in_thread, in_thread
+from .drawing import Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
-from .errors import ArgumentError, ModelError, PlacementError
+from .errors import ArgumentError, ModelError
 from .handle import ModelHandle
 from .host_threads import threads_for
-from .images import Images
+from .images import GeneratedImage, Images
 from .load_failures import explained
 from .model_files import check_embeddings, show_path
-from .modes import DRAWING, EDIT, IMG2IMG, INPAINT, LOADING, TXT2IMG, Mode
+from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Mode
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
-from .options.loading import Placing
 from .options.signature import describe
 from .pictures import PictureSource
-from .placement import Plan, measure_pin_budget
+from .placement import Plan
 from .progress import progress
+from .video import Video
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .modes import EditOptions, Img2ImgOptions, InpaintOptions, Txt2ImgOptions
+    from .modes import (
+        EditOptions,
+        Img2ImgOptions,
+        Img2VidOptions,
+        InpaintOptions,
+        Txt2ImgOptions,
+        Txt2VidOptions,
+    )
 
 log = logging.getLogger("sdcpp_py")
-
-NOTHING_PLACED = {name: option.default for name, option in declared(Placing).items()}
-"""The options of placement when nothing is asked."""
 
 
 class StableDiffusion(ModelHandle):
@@ -78,21 +82,15 @@ class StableDiffusion(ModelHandle):
         embeddings = self._given.pop("embeddings", {})
         terms = check_embeddings(embeddings, encoders)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
-        self._plan: Plan | None = None
         self._encoder_surveyed = False
         start = time.perf_counter()
-        # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
-        placing = {name: values[name] for name in NOTHING_PLACED}
-        if placing != NOTHING_PLACED:
-            self._plan = self._make_plan(placing)
-        places = () if self._plan is None else self._plan.placements()
+        places = self._place(values)
         told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
-        with progress(values["progress"], "loading") as callback, explained(told):
-            self._context = engine.Context(self._given, terms, callback, placements=places)
+        with progress(values["progress"], "loading") as watch, explained(told):
+            self._context = engine.Context(self._given, terms, watch, placements=places)
         try:
             check_effects(EFFECTS_OF_LOADING, values, self._context.traits())
-            if self._plan is not None:
-                self._check_pins(self._plan)
+            self._check_pins()
         except BaseException:
             self.close()
             raise
@@ -109,32 +107,9 @@ class StableDiffusion(ModelHandle):
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
 
-    # --- placement ----------------------------------------------------------------------------------------------------
-
-    def _make_plan(self, placing: Mapping[str, Any]) -> Plan:
-        """Return the plan for this model's files on this machine as it is now, with values of the placing options."""
-        found = devices()
-        budget = measure_pin_budget(found, pin_budget=placing["pin_budget"])
-        asked = {name: value for name, value in placing.items() if name != "pin_budget"}
-        with explained(self._files):
-            weights = engine.weights_survey(self._given)
-        made = placement.plan(weights, found, budget, **asked)
-        return dataclasses.replace(made, kernels=self._given.get("kernels", made.kernels))
-
-    def _check_pins(self, plan: Plan) -> None:
-        """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""
-        pinned = {row.module: row for row in plan.modules if row.pinned}
-        refused = [row for row in self.memory_report().modules if row.module in pinned and not row.pinned]
-        said = {row.module: f"{row.module} ({row.reason or f'it got {row.buffer_type}'})" for row in refused}
-        required = [text for module, text in said.items() if pinned[module].pin == "require"]
-        if required:
-            raise PlacementError(
-                f"the system refused to pin {', '.join(required)}; use pin_params='auto' to go on without"
-            )
-        pageable = [f"{row.module} ({row.reason})" for row in plan.modules if row.module in plan.unaffordable]
-        if pageable or said:
-            missed = ", ".join([*pageable, *said.values()])
-            log.warning("weights that are not pinned, so that copying them is slower: %s", missed)
+    def _survey(self) -> Mapping[str, int]:
+        """Return what the weights of each module take, by the headers of the files."""
+        return engine.weights_survey(self._given)
 
     @property
     def plan(self) -> Plan:
@@ -143,13 +118,12 @@ class StableDiffusion(ModelHandle):
         Raises:
             ModelError: nothing was asked for, and the files are gone now.
         """
-        if self._plan is None:
-            self._plan = self._make_plan(NOTHING_PLACED)
+        made = super().plan
         if not self._encoder_surveyed:
             # Not while loading: it takes as long as the rest of the plan.
-            self._plan = dataclasses.replace(self._plan, encoder_bytes=engine.encoder_bytes(self._given))
+            self._plan = made = dataclasses.replace(made, encoder_bytes=engine.encoder_bytes(self._given))
             self._encoder_surveyed = True
-        return self._plan
+        return made
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -222,6 +196,97 @@ class StableDiffusion(ModelHandle):
         """
         return self._draw(EDIT, {"prompt": prompt, "images": images, **options})
 
+    def txt2vid(self, prompt: str, **options: Unpack[Txt2VidOptions]) -> Video:
+        """Draw a video from a text, with a model that is made for it: Wan.
+
+        Of a VACE model the video follows *control_frames*. Of a pair of models (Wan 2.2 A14B) the one that was loaded
+        as *high_noise_diffusion_model* draws the steps with much noise.
+
+        Returns:
+            The video, with its seed, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, or would do nothing; or the model draws images, or goes
+                on from a picture.
+            ModelError: the model's files hold no encoder, which VACE needs; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._film(TXT2VID, {"prompt": prompt, **options})
+
+    def img2vid(self, prompt: str, image: PictureSource, **options: Unpack[Img2VidOptions]) -> Video:
+        """Draw a video that goes on from a picture, and that ends with another one if *end_image* is given.
+
+        Of a VACE model the picture says what is in the video, and need not be a frame of it. The picture says the size
+        unless width or height does. The first call reads the VAE's encoder from the model's files.
+
+        Returns:
+            The video, with its seed, timings and parameters.
+
+        Raises:
+            ArgumentError: a value is unknown or out of range, or would do nothing; a picture is none or has a size that
+                does not fit; or the model takes no picture.
+            ModelError: the model's files hold no encoder; or of a LoRA, as of :meth:`txt2img`.
+            DeviceMemoryError, GenerationError, CancelledError, ClosedError: as of :meth:`txt2img`.
+        """
+        return self._film(IMG2VID, {"prompt": prompt, "image": image, **options})
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[GeneratedImage]:
+        """Draw the pictures of a batch one after the other, and yield each when it is done.
+
+        The mode is the one whose pictures are given: none for :meth:`txt2img`, ``image`` for :meth:`img2img`, ``mask``
+        too for :meth:`inpaint`, ``images`` for :meth:`edit`; the other options are that method's. Each picture is the
+        one that the method draws with its seed. In ``batch_count`` calls of the engine: prompts are encoded anew for
+        each picture, and other calls may come in between.
+
+        Yields:
+            The pictures, in the order of their seeds.
+
+        Raises:
+            SdcppError: as of the method; ``finished`` has the pictures that were drawn before.
+        """
+        self._open_context()
+        given = {"prompt": prompt, **options}
+        return draw_each(self._loaded, mode_of(given), given)
+
+    # --- the same, awaited --------------------------------------------------------------------------------------------
+
+    async def atxt2img(self, prompt: str, **options: Unpack[Txt2ImgOptions]) -> Images:
+        """Await :meth:`txt2img` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.txt2img(prompt, **options))
+
+    async def aimg2img(self, prompt: str, image: PictureSource, **options: Unpack[Img2ImgOptions]) -> Images:
+        """Await :meth:`img2img` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.img2img(prompt, image, **options))
+
+    async def ainpaint(
+        self, prompt: str, image: PictureSource, mask: PictureSource, **options: Unpack[InpaintOptions]
+    ) -> Images:
+        """Await :meth:`inpaint` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.inpaint(prompt, image, mask, **options))
+
+    async def aedit(
+        self, prompt: str, images: PictureSource | Sequence[PictureSource], **options: Unpack[EditOptions]
+    ) -> Images:
+        """Await :meth:`edit` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.edit(prompt, images, **options))
+
+    async def atxt2vid(self, prompt: str, **options: Unpack[Txt2VidOptions]) -> Video:
+        """Await :meth:`txt2vid` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.txt2vid(prompt, **options))
+
+    async def aimg2vid(self, prompt: str, image: PictureSource, **options: Unpack[Img2VidOptions]) -> Video:
+        """Await :meth:`img2vid` in a thread; a task that is cancelled cancels its call alone."""
+        return await in_thread(lambda: self.img2vid(prompt, image, **options))
+
+    def astream(self, prompt: str, **options: Any) -> AsyncIterator[GeneratedImage]:
+        """Return :meth:`stream` as an asynchronous iterator."""
+        return each_in_thread(self.stream(prompt, **options))
+
+    def _film(self, mode: Mode, given: Mapping[str, Any]) -> Video:
+        """Draw the video that a mode is asked for."""
+        self._open_context()
+        return film(self._loaded, mode, given)
+
     def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
         """Draw what a mode is asked for."""
         self._open_context()
@@ -229,5 +294,5 @@ class StableDiffusion(ModelHandle):
 
 
 describe(StableDiffusion.__init__, declared(LOADING.subject), declared(LOADING.options), doc=StableDiffusion)
-for _mode in DRAWING:
+for _mode in (*DRAWING, *FILMING):
     describe(getattr(StableDiffusion, _mode.name), declared(_mode.subject), declared(_mode.options))

@@ -1,17 +1,136 @@
-"""Who hears how far a call is: the caller's own function, or a bar on a terminal."""
+"""Who hears how far a call is: the caller's own function, or a bar on a terminal or in a notebook."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from .options import Progress
+from . import engine
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SHARES = {"loading": 0.1, "encoding": 0.02, "text": 0.02, "sampling": 0.86, "decoding": 0.1}
+"""What each phase counts of a call that has it, roughly as long as it takes."""
 
 
-def _is_terminal(stream: Any) -> bool:
-    """Tell whether a stream, which may be closed, is a terminal."""
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far a call is: one when a phase begins, one after each step, one when all is done.
+
+    Attributes:
+        phase: ``loading`` (of weights), ``encoding`` (of pictures that go in), ``text`` (encoding the prompts),
+            ``sampling``, ``decoding``, of other calls ``upscaling`` or ``converting``; ``done`` at the end.
+        step: of the phase: sampling steps of the picture, tiles while encoding and decoding, tensors while loading.
+        steps: of how many; 0 where that is not known.
+        picture: of a batch, counted from 1; those of a second pass are counted on. 0 where it is about none.
+        pictures: of how many.
+        seconds: since the call began.
+        bytes: that were read while loading.
+        fraction: of the whole call that is done, from 0 to 1; it never falls.
+        frames: previews of the picture, or of the frames of a video, where they were asked for. They are the caller's.
+    """
+
+    phase: str
+    step: int = 0
+    steps: int = 0
+    picture: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    fraction: float = 0.0
+    frames: tuple[Image.Image, ...] = field(default=(), repr=False)
+
+    @property
+    def preview(self) -> Image.Image | None:
+        """The preview, of a video that of its first frame; None where none was made at this step."""
+        return self.frames[0] if self.frames else None
+
+
+Progress = Callable[[ProgressEvent], object]
+
+
+class Watch:
+    """Makes events of what the engine says of one call.
+
+    Args:
+        tell: who hears of them.
+        phases: of the call, in their order.
+        passes: how often each picture, or a video, is sampled.
+        part: which call of how many this is: several that draw a picture each count as one.
+
+    Attributes:
+        previews: how many it has told of.
+    """
+
+    def __init__(self, tell: Progress, phases: Sequence[str], passes: int, part: tuple[int, int]) -> None:
+        self.previews = 0
+        self._tell = tell
+        self._passes = passes
+        self._index, self._count = part
+        self._begin = time.perf_counter()
+        self._fraction = 0.0
+        self._pass = self._last = 0
+        whole = sum(SHARES.get(phase, 1.0) for phase in phases)
+        self._parts: dict[str, tuple[float, float]] = {}
+        before = 0.0
+        for phase in phases:
+            share = SHARES.get(phase, 1.0) / whole
+            self._parts[phase] = before, share
+            before += share
+
+    def _emit(self, **fields: Any) -> None:
+        """Tell of an event."""
+        fraction = (self._index + self._fraction) / self._count
+        self._tell(ProgressEvent(seconds=time.perf_counter() - self._begin, fraction=fraction, **fields))
+
+    def __call__(self, step: engine.Step) -> None:
+        """Tell of what the engine says."""
+        before, share = self._parts.get(step.phase, (self._fraction, 0.0))
+        done = step.step / step.steps if step.steps > 0 else 0.0
+        if step.picture and step.pictures:
+            times = self._passes if step.phase == "sampling" else 1
+            done = (step.picture - 1 + done) / (step.pictures * times)
+        elif step.phase == "sampling":  # of a video, once or by two models
+            self._pass += step.step < self._last
+            self._last = step.step
+            done = (self._pass + done) / self._passes
+        self._fraction = max(self._fraction, min(before + share * done, 1.0))
+        self.previews += bool(step.frames)
+        self._emit(
+            phase=step.phase,
+            step=step.step,
+            steps=step.steps,
+            picture=step.picture and self._index + step.picture,
+            pictures=step.pictures * self._count,
+            bytes=step.bytes,
+            frames=_images(step.frames),
+        )
+
+    def done(self) -> None:
+        """Tell that the call is done, if it is the last one."""
+        self._fraction = 1.0
+        if self._index + 1 == self._count:
+            self._emit(phase="done")
+
+
+def _images(frames: tuple[tuple[int, int, bytes], ...]) -> tuple[Image.Image, ...]:
+    """Return previews as Pillow images."""
+    if not frames:
+        return ()
+    from PIL import Image
+
+    return tuple(Image.frombytes("RGB", (width, height), data) for width, height, data in frames)
+
+
+def _is_shown(stream: Any) -> bool:
+    """Tell whether a person sees a stream, which may be closed: a terminal, or a notebook's."""
+    if "ipykernel" in sys.modules:
+        return True
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError, OSError):
@@ -19,23 +138,57 @@ def _is_terminal(stream: Any) -> bool:
 
 
 @contextlib.contextmanager
-def progress(wanted: bool | Progress | None, label: str) -> Iterator[Progress | None]:
-    """Yield the callback for a run: the caller's, a tqdm bar on a terminal, or none."""
-    if callable(wanted):
-        yield wanted
-        return
+def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
+    """Yield a callback that moves a bar, by the steps of each phase; None where nobody would see it.
+
+    Args:
+        label: of the first phase.
+        wanted: True for a bar in any case, False for none.
+    """
     # There is none in a process without a console, and a program may have put anything in its place.
-    if wanted is False or sys.stderr is None or (wanted is None and not _is_terminal(sys.stderr)):
+    if wanted is False or sys.stderr is None or (wanted is None and not _is_shown(sys.stderr)):
         yield None
         return
-    from tqdm import tqdm
+    if "ipykernel" in sys.modules and "ipywidgets" in sys.modules:
+        from tqdm.notebook import tqdm_notebook as kind
+    else:
+        from tqdm import tqdm as kind  # type: ignore[assignment]
 
-    with tqdm(desc=label, leave=False, unit="step", file=sys.stderr) as bar:
+    shown: Any
+    with kind(desc=label, leave=False, unit="step", file=sys.stderr) as shown:
+        last = (label, 0)
 
-        def advance(step: int, steps: int, seconds: float) -> None:
-            # Each image, and each tiled decoding, counts from zero again.
-            if steps != bar.total or step < bar.n:
-                bar.reset(steps)
-            bar.update(step - bar.n)
+        def advance(event: ProgressEvent) -> None:
+            nonlocal last
+            if not event.steps:
+                return
+            if (event.phase, event.picture) != last or event.steps != shown.total or event.step < shown.n:
+                last = event.phase, event.picture
+                of = f" {event.picture}" if event.pictures > 1 else ""
+                shown.set_description(f"{event.phase}{of}", refresh=False)
+                shown.reset(event.steps)
+            shown.update(event.step - shown.n)
 
         yield advance
+
+
+@contextlib.contextmanager
+def progress(
+    wanted: bool | Progress | None, *phases: str, passes: int = 1, part: tuple[int, int] = (0, 1)
+) -> Iterator[Watch | None]:
+    """Yield the callback for a call of the engine: it tells the caller's, moves a bar where one is seen, or is None.
+
+    Args:
+        wanted: the caller's function, True for a bar, False for nothing, None for a bar where a person sees it.
+        phases: of the call, in their order.
+        passes: how often each picture, or a video, is sampled.
+        part: which call of how many this is: several that draw a picture each count as one.
+    """
+    with contextlib.ExitStack() as stack:
+        tell = wanted if callable(wanted) else stack.enter_context(bar(phases[0], wanted))
+        if tell is None:
+            yield None
+            return
+        watch = Watch(tell, phases, passes, part)
+        yield watch
+        watch.done()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
+from sdcpp_py import engine
 from support import checkpoints
 from support.checkpoints import Clip, Shape, Unet, Vae
 
@@ -272,11 +273,75 @@ def test_what_does_not_add_up_is_refused_with_one_line(change, message, tmp_path
             "tensor 'first_stage_model.decoder.upsamples.0.residual.0.gamma' has shape [5, 1, 1, 1], "
             "but the model needs",
         ),
+        (
+            "wan_t2v",
+            rewiden(256, 192, UNET),
+            f"tensor '{UNET}patch_embedding.bias' has shape [192]: 192 is not a multiple of 128, the width of an "
+            "attention head",
+        ),
+        (
+            "wan_t2v",
+            rewiden(64, 96, UNET + "text_embedding.0"),
+            f"tensor '{UNET}text_embedding.0.weight' takes vectors of 96 values, but the text encoder's output has 64",
+        ),
+        (
+            "wan_t2v_pair",
+            reshape("model.high_noise_diffusion_model.patch_embedding.weight", 256, 36, 1, 2, 2),
+            "tensor 'model.high_noise_diffusion_model.patch_embedding.weight' takes vectors of 36 values, but what the "
+            "low-noise diffusion model takes has 16",
+        ),
+        (
+            "wan_i2v",
+            rewiden(160, 240, "cond_stage_model."),
+            f"tensor '{UNET}img_emb.proj.1.weight' takes vectors of 160 values, but the CLIP vision encoder's output "
+            "has 240",
+        ),
+        (
+            "wan_i2v",
+            rewiden(160, 200, "cond_stage_model."),
+            "has shape [257, 200]: 200 is not a multiple of 80, the width of an attention head",
+        ),
+        (
+            "wan_i2v",
+            drop("cond_stage_model."),
+            "tensor 'cond_stage_model.transformer.",
+        ),
+        (
+            "wan_vace",
+            lambda shapes: (
+                {**shapes, **{name.replace(".blocks.1.", ".blocks.2."): shape for name, shape in shapes.items()}}
+                | {name.replace("vace_blocks.0.", "vace_blocks.1."): shape for name, shape in shapes.items()}
+            ),
+            "is of 2 control layers, which cannot be shared among 3 layers",
+        ),
     ],
 )
 def test_the_parts_of_other_families_must_fit_too(family, change, message, tmp_path):
     shapes = change(checkpoints.checkpoint_shapes(family, tiny=True))
     assert message in refusal(write_empty(tmp_path / "x.safetensors", shapes))
+
+
+def test_wan_of_published_sizes_is_what_the_engine_knows(tmp_path, caplog):
+    """Its name says to the engine what goes in beside the noise."""
+    names = {
+        "wan_t2v": ["Wan2.1-T2V-1.3B"],
+        "wan_i2v": ["Wan2.1-I2V-14B"],
+        "wan_flf2v": ["Wan2.1-FLF2V-14B"],
+        "wan_vace": ["Wan2.1-VACE-1.3B"],
+        "wan_ti2v": ["Wan2.2-TI2V-5B"],
+        "wan_t2v_pair": ["Wan2.x-T2V-14B"] * 2,
+        "wan_i2v_pair": ["Wan2.2-I2V-14B"] * 2,
+    }
+    caplog.set_level("DEBUG", "sdcpp_py.engine")
+    for family in checkpoints.VIDEO_FAMILIES:
+        caplog.clear()
+        shapes = checkpoints.checkpoint_shapes(family)
+        path = write_empty(tmp_path / f"{family}.safetensors", shapes)
+        bytes_of = engine.weights_survey({"model_path": os.fsencode(path)})
+        weights = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model."))
+        assert bytes_of["diffusion"] == pytest.approx(2 * weights, rel=0.01)
+        said = [line.partition(" - ")[2].strip() for line in caplog.messages]
+        assert [line for line in said if line.startswith("Wan2")] == names[family]
 
 
 def test_one_missing_text_encoder_is_no_hindrance(tmp_path):

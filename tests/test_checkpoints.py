@@ -46,6 +46,13 @@ def test_families_are_the_documented_ones():
         ("flux", 16870.6),
         ("zimage", 10261.2),
         ("qwen_image", 28304.5),
+        ("wan_t2v", 7226.8),
+        ("wan_i2v", 22834.8),
+        ("wan_flf2v", 22835.4),
+        ("wan_vace", 7961.8),
+        ("wan_ti2v", 11385.4),
+        ("wan_t2v_pair", 34384.8),
+        ("wan_i2v_pair", 34385.6),
     ],
 )
 def test_full_size_parameter_counts(family, millions):
@@ -72,7 +79,7 @@ def test_tiny_is_tiny_and_has_the_tensors_that_name_the_family(family):
     assert set(tiny) <= set(checkpoints.checkpoint_shapes(family))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *checkpoints.VIDEO_FAMILIES])
 @pytest.mark.parametrize("tiny", [False, True])
 def test_layers_fit_each_other(family, tiny):
     shapes = checkpoints.checkpoint_shapes(family, tiny)

@@ -26,7 +26,9 @@ class Site:
         self.engine.mkdir()
         self.loaded: list[str] = []
         self.refused: str | None = None
-        monkeypatch.syspath_prepend(str(folder))
+        # NVIDIA's packages may be installed here, as PyTorch does.
+        others = [path for path in sys.path if not Path(path, "nvidia").is_dir()]
+        monkeypatch.setattr(sys, "path", [str(folder), *others])
         monkeypatch.setattr(cuda, "driver_version", lambda: self.driver)
         monkeypatch.setattr(ctypes, "CDLL", self.load)
         self.driver: int | None = 13000

@@ -13,11 +13,13 @@ import sdcpp_py
 from sdcpp_py import engine
 
 PUBLIC = {
-    "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError", "Device",
-    "DeviceBudget", "DeviceMemoryError", "GeneratedImage", "GenerationError", "Hires", "Images", "Lora",
-    "MemoryReport", "ModelError", "ModuleMemory", "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError",
-    "PhotoMaker", "PinBudget", "PlacementError", "Plan", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
-    "Tiling", "Timings", "TransferReport", "__version__", "choices", "devices", "doctor",
+    "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError",
+    "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
+    "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
+    "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "PhotoMaker", "PictureInfo", "PinBudget",
+    "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling",
+    "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices", "doctor",
+    "info",
 }  # fmt: skip
 
 

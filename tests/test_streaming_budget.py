@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
+from sdcpp_py.engine import Step
 from support.children import in_child
 from support.loopback import Loopback
 from support.placed_model import Model, assert_empty, place, total
@@ -84,8 +85,8 @@ def test_budget_that_is_too_small(checkpoint: Path) -> None:
     loopback = Loopback()
     begun: list[int] = []
 
-    def begin(step: int, *_: object) -> None:
-        begun.append(step)
+    def begin(step: Step) -> None:
+        begun.append(step.step)
 
     for width in (64, 128):
 

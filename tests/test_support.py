@@ -17,6 +17,7 @@ OF_THE_PACKAGE = {
     "support.lora_layers",
     "support.model_formats",
     "support.diffusers_names",
+    "support.esrgan",
     "support.placed_model",
     "support.placement_cases",
     "support.read_model",

@@ -18,7 +18,7 @@ COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 UNDEFINED = {"_WIN32", "__CYGWIN__", "__cplusplus", "SD_BUILD_SHARED_LIB", "SD_BUILD_DLL"}
 CALLBACKS = """
 extern "Python" void sdcpp_py_log(enum sd_log_level_t level, const char* text, void* data);
-extern "Python" void sdcpp_py_progress(int step, int steps, float time, void* data);
+extern "Python" void sdcpp_py_progress(const sdcpp_progress_t* progress, void* data);
 extern "Python" bool sdcpp_py_poll(void* data);
 extern "Python" void sdcpp_py_tap(const char* phase, const int64_t* ne, const float* values, void* data);
 extern "Python" const char* sdcpp_py_text(const char* form, const char* text, void* data);

@@ -354,12 +354,12 @@ def worker(folder: Path) -> None:
     (folder / "rows.json").write_text(json.dumps(answer) + "\n")
 
 
-def start_worker(python: Path, folder: Path, threads: int) -> None:
-    """Run worker() on a folder, in the environment."""
+def start_worker(python: Path, folder: Path, threads: int, script: Path = Path(__file__)) -> None:
+    """Run a script's worker() on a folder, in the environment."""
     # Nothing is looked up on a hub: every weight comes from the checkpoint.
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": str(threads)}
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | quiet
-    command = [python, Path(__file__).resolve(), "--worker", folder]
+    command = [python, script.resolve(), "--worker", folder]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         tail = "\n".join(done.stderr.strip().splitlines()[-10:])

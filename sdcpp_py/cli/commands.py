@@ -12,13 +12,13 @@ import typer
 
 from .._version import __version__
 from ..errors import SdcppError
-from ..modes import DRAWING
-from . import devices, doctor, drawing
+from ..modes import DRAWING, FILMING
+from . import convert, devices, doctor, drawing, info, upscale
 from .flags import PanelCommand
 
 app = typer.Typer(
     name="sdcpp",
-    help="Pictures from text with stable-diffusion.cpp.",
+    help="Pictures and videos from text with stable-diffusion.cpp.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -39,8 +39,11 @@ class _Drawing(PanelCommand):
     )
 
 
-for _mode in DRAWING:
+for _mode in (*DRAWING, *FILMING):
     app.command(_mode.name, cls=_Drawing)(drawing.drawing_command(_mode))
+app.command("upscale", cls=PanelCommand)(upscale.command)
+app.command("convert", cls=PanelCommand)(convert.command)
+app.command("info")(info.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 
@@ -58,7 +61,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Pictures from text with stable-diffusion.cpp."""
+    """Pictures and videos from text with stable-diffusion.cpp."""
 
 
 def _say(kind: str, message: str) -> None:

@@ -1,11 +1,12 @@
-"""The commands of the modes that draw: the flags of loading a model and of the mode."""
+"""The commands of the modes that draw: the flags of loading a model and of the mode, and the files they write."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,24 +16,27 @@ from .._version import __version__
 from ..devices import devices
 from ..images import Images, check_output, save_all
 from ..model_files import show_path
-from ..modes import DRAWING, LOADING, Abilities, Mode, make_request
+from ..modes import ANY_VIDEO_MODEL, DRAWING, FILMING, LOADING, Abilities, Mode, make_request
 from ..pipeline import StableDiffusion
+from ..progress import Progress, ProgressEvent, bar
+from ..video import Video
+from ..video_files import check_video_file
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
 
 LOADING_FLAGS = flags(LOADING.declared)
-DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in DRAWING}
+DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in (*DRAWING, *FILMING)}
 
 
-def _report(sd: StableDiffusion, images: Images, files: Sequence[Path]) -> dict[str, Any]:
+def _report(sd: StableDiffusion, drawn: Images | Video, files: Sequence[Path]) -> dict[str, Any]:
     """Return what ``--report`` writes."""
     return {
         "version": __version__,
         "files": [show_path(file) for file in files],
-        "seeds": list(images.seeds),
-        "timings": images.timings.to_dict(),
-        "parameters": images.parameters,
-        "loras": [lora.to_dict() for lora in images.loras],
+        "seeds": [drawn.seed] if isinstance(drawn, Video) else list(drawn.seeds),
+        "timings": drawn.timings.to_dict(),
+        "parameters": drawn.parameters,
+        "loras": [lora.to_dict() for lora in drawn.loras],
         "devices": [device.to_dict() for device in devices()],
         "plan": sd.plan.to_dict(),
         "memory": sd.memory_report().to_dict(),
@@ -51,21 +55,37 @@ def start_logging(verbose: bool) -> None:
     logging.getLogger("sdcpp_py.engine").propagate = verbose
 
 
+_output = functools.partial(typer.Option, rich_help_panel="Output")
+Report = Annotated[Path | None, _output("--report", help="Write seeds, timings, plan and reports as JSON.")]
+PreviewPath = Annotated[str, _output("--preview-path", help="Picture that each preview is written to.")]
+Verbose = Annotated[bool, _output("--verbose", "-v", help="Show the engine's log.")]
+
+
+@contextlib.contextmanager
+def _previews(files: Sequence[Path]) -> Iterator[Progress | None]:
+    """Yield a callback that writes each preview to a file, and moves the bar; None for no file."""
+    if not files:
+        yield None
+        return
+    with bar("loading") as advance:
+
+        def watch(event: ProgressEvent) -> None:
+            if advance is not None:
+                advance(event)
+            if event.preview is not None:
+                save_all([event.preview], files)
+
+        yield watch
+
+
 def _draw(
     mode: Mode,
     output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", help="Picture to write; more than one gets _2, _3, ...", rich_help_panel="Output"
-        ),
+        str, _output("--output", "-o", help="Picture to write; more than one gets _2, _3, ...")
     ] = "output.png",
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", help="Write seeds, timings, plan and reports as JSON.", rich_help_panel="Output"),
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the engine's log.", rich_help_panel="Output")
-    ] = False,
+    report: Report = None,
+    preview_path: PreviewPath = "preview.png",
+    verbose: Verbose = False,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
@@ -79,7 +99,10 @@ def _draw(
     asked = make_request(mode, options, able=Abilities() if mode.takes_size else None)
     files = check_output(output, checked["batch_count"], asked.largest)
     check_report(report, files)
-    with StableDiffusion(**loading) as sd:
+    shown = check_output(preview_path, 1, asked.largest) if checked["preview"] else []
+    with StableDiffusion(**loading) as sd, _previews(shown) as watch:
+        if watch is not None:
+            options["progress"] = watch
         images = getattr(sd, mode.name)(**options)
         save_all(images, files)
         if report is not None:
@@ -88,8 +111,38 @@ def _draw(
         echo(f"{show_path(file)}  seed {each}")
 
 
+def _film(
+    mode: Mode,
+    output: Annotated[
+        str, _output("--output", "-o", help="Video to write: .webp, .gif, .png, and with PyAV .mp4 and .webm.")
+    ] = "output.webp",
+    report: Report = None,
+    preview_path: PreviewPath = "preview.png",
+    verbose: Verbose = False,
+    *,
+    given: Mapping[Flag, Any],
+) -> None:
+    """Load a model, draw a video, and write it."""
+    start_logging(verbose)
+    options = options_of({flag: given[flag] for flag in DRAWING_FLAGS[mode.name] if flag in given}, mode.declared)
+    loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
+    LOADING.check(loading)
+    shown = check_output(preview_path) if mode.check(options)["preview"] else []
+    make_request(mode, options, able=ANY_VIDEO_MODEL)
+    file = check_video_file(output)
+    check_report(report, [file])
+    with StableDiffusion(**loading) as sd, _previews(shown) as watch:
+        if watch is not None:
+            options["progress"] = watch
+        video = getattr(sd, mode.name)(**options)
+        video.save(output)
+        if report is not None:
+            write_report(report, _report(sd, video, [file]))
+    echo(f"{show_path(file)}  seed {video.seed}")
+
+
 def drawing_command(mode: Mode) -> Callable[..., None]:
     """Return the command of a mode."""
-    draw = functools.partial(_draw, mode)
+    draw = functools.partial(_film if mode in FILMING else _draw, mode)
     draw.__doc__ = mode.title
     return take_flags(draw, [*DRAWING_FLAGS[mode.name], *LOADING_FLAGS])

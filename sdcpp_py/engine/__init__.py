@@ -10,19 +10,27 @@ garbage collection can come in between.
 from __future__ import annotations
 
 from .context import Context, encoder_bytes, weights_survey
+from .conversion import convert_file
 from .devices import backend_load, cuda_backend, device_list
-from .library import ENGINE_LOG_LINES, Progress, Tap, library
+from .handle import Handle
+from .library import ENGINE_LOG_LINES, Progress, Step, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
-from .runtime import Run, tap
+from .runtime import Call, Run, tap, watched
+from .upscaler import UpscalerContext, upscaler_bytes
 
 __all__ = [
     "ENGINE_LOG_LINES",
+    "Call",
     "Context",
+    "Handle",
     "Progress",
     "Run",
+    "Step",
     "Tap",
+    "UpscalerContext",
     "backend_load",
     "cache_mode",
+    "convert_file",
     "cuda_backend",
     "device_list",
     "encoder_bytes",
@@ -30,6 +38,8 @@ __all__ = [
     "library",
     "physical_cores",
     "tap",
+    "upscaler_bytes",
     "versions",
+    "watched",
     "weights_survey",
 ]

@@ -1,18 +1,17 @@
-"""A loaded model: the one owner of what the engine made for it."""
+"""A loaded model: what it draws, and what it says of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from ..errors import ArgumentError, BackendError, ClosedError, GenerationError, ModelError
+from ..errors import GenerationError, ModelError
 from .devices import cuda_backend
-from .library import Progress, library, text
-from .runtime import FORKED, Run
-from .structs import Filler, row_values
-
-MOST_ROWS = 256
-CANNOT_LOAD = "the engine cannot load the model; engine_log has what it says"
+from .fields import IMAGE, VIDEO
+from .handle import CANNOT_LOAD, MOST_ROWS, Handle
+from .library import Progress, library, row_values, text
+from .runtime import Run
+from .structs import Filler
 
 
 def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
@@ -53,15 +52,13 @@ def encoder_bytes(options: Mapping[str, Any]) -> int:
     return int(found[0])
 
 
-class Context:
+class Context(Handle):
     """A loaded model.
-
-    Calls of objects that compute on the same device take turns, first come first served; others work at the same time.
 
     Args:
         options: fields of the engine's context parameters; what is not named keeps the engine's default.
         embeddings: name -> path of textual inversion embeddings.
-        progress: called with tensors read, tensors in all and seconds a tensor.
+        progress: called with how many tensors are read.
         placements: module, runtime_device, params_device, pin, stream and overlap, each; a device that is not named is
             the default device, or for the weights the runtime device. Modules that are not named are placed by the
             options.
@@ -78,74 +75,20 @@ class Context:
         progress: Progress | None,
         placements: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.ffi, self.lib = library()
-        self._closed_reason = "it was closed"
-        # Before anything is loaded, so that no exception can come between a model and its owner.
-        self._handle = self.lib.sdcpp_ctx_new()
-        cuda_backend()
+        self.has_encoder = options.get("vae_decode_only") is False
         filler = Filler()
         params = filler.context_params(options)
         pairs = [{"name": name, "path": path} for name, path in embeddings.items()]
         params.embeddings = filler.array("sd_embedding_t", pairs)
         params.embedding_count = len(pairs)
-        places = [{name: value for name, value in place.items() if value is not None} for place in placements]
-        rows = filler.array("sdcpp_placement_t", places)
-        try:
-            with Run(progress) as run:
-                status = self.lib.sdcpp_ctx_load(run.native, self._handle, params, rows, len(places))
-                run.check(status, ModelError, CANNOT_LOAD)
-        except BaseException:
-            self.close()
-            raise
-
-    def __del__(self) -> None:
-        """Free the model if nobody closed it, without waiting; others may still ask whether it is closed."""
-        handle, self._handle = getattr(self, "_handle", None), None
-        if handle is not None:
-            self.lib.sdcpp_ctx_free(handle)
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or pickled: a model has one owner."""
-        raise ArgumentError("a loaded model cannot be copied or pickled; load it again, or in each process")
-
-    @property
-    def closed(self) -> bool:
-        """Whether the model is closed, even if a run of it has not ended yet."""
-        return self._handle is None or bool(self.lib.sdcpp_ctx_closed(self._handle))
-
-    def check_open(self) -> None:
-        """Raise ClosedError when the model is closed, and BackendError in a forked child."""
-        if self.lib.sdcpp_is_forked():
-            raise BackendError(FORKED)
-        if self.closed:
-            self.lib.sdcpp_stay_at_exit()  # where the interpreter closed it, its threads have nobody to tell
-            raise ClosedError(f"this StableDiffusion object cannot be used: {self._closed_reason}")
-
-    def cancel(self) -> None:
-        """Stop the calls of this model, those that wait for their turn as well; they raise CancelledError."""
-        self.lib.sdcpp_ctx_cancel(self._handle)
-
-    def close(self) -> None:
-        """Free the model; calls that wait for their turn raise ClosedError, one under way is waited for.
-
-        Called inside a run (in a callback, say) it returns at once, and takes effect when the run has ended.
-        """
-        with Run() as run:
-            status = self.lib.sdcpp_ctx_close(run.native, self._handle)
-            if status != self.lib.SDCPP_FORKED:  # the parent's model is none of the child's business
-                run.check(status, GenerationError, "the model cannot be freed")
-
-    def discard(self) -> None:
-        """Close the model without waiting: its memory is freed when its devices are free. For finalizers."""
-        if self._handle is not None:
-            self.lib.sdcpp_ctx_close(self.ffi.NULL, self._handle)
+        super().__init__(library()[1].sdcpp_ctx_load, params, filler, progress, placements)
 
     def load_encoder(self, options: Mapping[str, Any], progress: Progress | None = None) -> None:
         """Load the VAE's encoder, with which pictures go in, if it is not loaded.
 
         Args:
             options: the fields that the model was loaded with.
-            progress: called with tensors read, tensors in all and seconds a tensor.
+            progress: called with how many tensors are read.
 
         Raises:
             ModelError: the files hold no encoder, or are gone or damaged now; the model draws on without it.
@@ -157,13 +100,15 @@ class Context:
         with Run(progress) as run:
             status = self.lib.sdcpp_ctx_load_encoder(run.native, self._handle, filler.context_params(options))
             message = "the VAE's encoder, which pictures that go in need, cannot be loaded; engine_log has what it says"
-            run.check(status, ModelError, message, self._closed_reason)
+            run.check(status, ModelError, message, self._closed)
+        self.has_encoder = True
 
     def image_generate(
         self,
         options: Mapping[str, Any],
         *,
         progress: Progress | None = None,
+        preview: tuple[str, int] | None = None,
         loras: list[dict[str, Any]] | None = None,
     ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
         """Generate images.
@@ -171,7 +116,8 @@ class Context:
         Args:
             options: fields of the engine's image parameters, nested as they are there; sequences fill arrays, and uint8
                 arrays of shape (height, width, 3) are pictures.
-            progress: called after each sampling step.
+            progress: called when a phase begins, and after each step.
+            preview: how previews are made, by the engine's name, and the number of steps between two of them.
             loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
 
         Returns:
@@ -184,21 +130,79 @@ class Context:
             ClosedError: the model is closed.
             BaseException: whatever a callback raised.
         """
+
+        def generate(run: Any, params: Any, images: Any, count: Any) -> int:
+            count[0] = params.batch_count
+            return int(self.lib.sdcpp_image_generate(run, self._handle, params, images))
+
+        return self._generate(IMAGE, generate, options, "picture", progress, preview, loras)
+
+    def video_generate(
+        self,
+        options: Mapping[str, Any],
+        *,
+        progress: Progress | None = None,
+        preview: tuple[str, int] | None = None,
+        loras: list[dict[str, Any]] | None = None,
+    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        """Generate a video.
+
+        Args:
+            options: fields of the engine's video parameters, as those of image_generate.
+            progress: called when a phase begins, and after each step, of the high-noise model's first where there are
+                two.
+            preview: as of image_generate.
+            loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
+
+        Returns:
+            (width, height, RGB bytes of width * height * 3) of each frame, and the seconds of each phase.
+
+        Raises:
+            SdcppError: as of image_generate.
+            BaseException: whatever a callback raised.
+        """
+
+        def generate(run: Any, params: Any, frames: Any, count: Any) -> int:
+            return int(self.lib.sdcpp_video_generate(run, self._handle, params, frames, count))
+
+        return self._generate(VIDEO, generate, options, "video", progress, preview, loras)
+
+    def _generate(
+        self,
+        struct: str,
+        generate: Callable[[Any, Any, Any, Any], int],
+        options: Mapping[str, Any],
+        what: str,
+        progress: Progress | None,
+        preview: tuple[str, int] | None,
+        loras: list[dict[str, Any]] | None,
+    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        """Draw what a struct asks for.
+
+        Args:
+            struct: the engine's, which *options* fill.
+            generate: called with the run, the struct, and where images and their number go; returns the status.
+            options: the struct's fields.
+            what: is drawn, for messages.
+            progress: called when a phase begins, and after each step.
+            preview: how previews are made, and after how many steps.
+            loras: filled with what became of each LoRA file.
+        """
         lib = self.lib
         filler = Filler()
-        params = filler.keep("sd_img_gen_params_t*")
-        lib.sd_img_gen_params_init(params)
+        params = filler.keep(f"{struct}*")
+        getattr(lib, f"{struct.removesuffix('_t')}_init")(params)
         filler.fill(params, options)
-        images = filler.keep("sd_image_t**")
-        with Run(progress) as run:
-            status = lib.sdcpp_image_generate(run.native, self._handle, params, images)
-            if status == lib.SDCPP_BROKEN:
-                no_room = lib.sdcpp_run_no_room(run.native)
-                what = "a device ran out of memory within an operation" if no_room else "an engine check failed in it"
-                self._closed_reason = f"{what}; make a new one"
-            message = "the engine could not draw the picture; engine_log has what it says"
-            run.check(status, GenerationError, message, self._closed_reason)
-            pixels = [self._pixels(images[0][index]) for index in range(params.batch_count)]
+        images, count = filler.keep("sd_image_t**"), filler.keep("int*")
+        with Run(progress, preview=preview) as run:
+            status = generate(run.native, params, images, count)
+            self._note_broken(run, status)
+            message = f"the engine could not draw the {what}; engine_log has what it says"
+            run.check(status, GenerationError, message, self._closed)
+            pixels = []
+            for index in range(count[0]):
+                pixels.append(self._pixels(images[0][index]))
+                lib.sdcpp_run_pixels_free(run.native, index)  # a video's pixels are not held twice
             seconds: dict[str, float] = {}
             phase = filler.keep("sdcpp_phase_t*")
             for index in range(lib.sdcpp_run_phase_count(run.native)):
@@ -209,34 +213,6 @@ class Context:
             while loras is not None and lib.sdcpp_run_lora_get(run.native, len(loras), lora):
                 loras.append(row_values(lora[0]))
         return pixels, seconds
-
-    def _pixels(self, image: Any) -> tuple[int, int, bytes]:
-        """Return (width, height, RGB bytes) copied out of an engine image."""
-        if image.data == self.ffi.NULL or image.channel != 3:
-            raise GenerationError(f"the engine returned an image with {image.channel} channels; report it with its log")
-        return image.width, image.height, self.ffi.buffer(image.data, image.width * image.height * 3)[:]
-
-    def _rows(self, kind: str, function: str) -> list[dict[str, Any]]:
-        """Return what one of our tables says of the model, as mappings of field to value."""
-        rows = self.ffi.new(f"{kind}[]", MOST_ROWS)
-        count = self.ffi.new("int*")
-        with Run() as run:
-            status = getattr(self.lib, function)(run.native, self._handle, rows, len(rows), count)
-            message = "the engine cannot tell; engine_log has what it says"
-            run.check(status, GenerationError, message, self._closed_reason)
-            return [row_values(row) for row in rows[0 : count[0]]]
-
-    def memory(self) -> list[dict[str, Any]]:
-        """Return where the weights of each module lie: the fields of sdcpp_memory_t."""
-        return self._rows("sdcpp_memory_t", "sdcpp_ctx_memory")
-
-    def transfers(self) -> list[dict[str, Any]]:
-        """Return what was copied for the weights of each module so far: the fields of sdcpp_transfer_t."""
-        return self._rows("sdcpp_transfer_t", "sdcpp_ctx_transfers")
-
-    def streams(self) -> list[dict[str, Any]]:
-        """Return how each network was streamed when it was last computed: the fields of sdcpp_stream_t."""
-        return self._rows("sdcpp_stream_t", "sdcpp_ctx_streams")
 
     def loras(self) -> list[dict[str, Any]]:
         """Return what became of each LoRA file of the last picture: the fields of sdcpp_lora_t."""

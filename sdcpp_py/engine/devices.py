@@ -10,10 +10,9 @@ from typing import Any
 
 from ..backends import cuda
 from ..errors import BackendError
-from .library import library, log
+from .library import library, log, row_values
 from .names import versions
 from .runtime import Run
-from .structs import row_values
 
 MOST_DEVICES = 256
 

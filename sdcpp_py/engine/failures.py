@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-from ..errors import ArgumentError, DeviceMemoryError, ModelError, SdcppError
+from ..errors import ArgumentError, DeviceMemoryError, ModelError, OutputError, SdcppError
 
 # Words of ours begin with whose fault it is.
 _SUBJECTS: dict[str, type[SdcppError]] = {
     "LoRA: ": ModelError,
+    "target: ": OutputError,
     "the model's files hold no ": ModelError,
     "prompt: ": ArgumentError,
     "tensor_type_rules: ": ArgumentError,

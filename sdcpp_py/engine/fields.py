@@ -12,6 +12,8 @@ from .names import ENUMS
 
 IMAGE = "sd_img_gen_params_t"
 """What one generation of images is asked with."""
+VIDEO = "sd_vid_gen_params_t"
+"""What one generation of a video is asked with."""
 CONTEXT = "sd_ctx_params_t"
 """What a model is loaded with."""
 

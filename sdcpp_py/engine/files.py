@@ -16,11 +16,13 @@ class Tensor:
         name: as the file has it; of a folder in diffusers' layout, behind the engine's prefix of that part.
         type: ``F16``, ``F8_E4M3``, ... as safetensors calls it, or ggml's name of a quantised type.
         shape: the last dimension is the one in a row.
+        bytes: as the file stores it.
     """
 
     name: str
     type: str
     shape: tuple[int, ...]
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Listing:
         format: ``safetensors``, ``GGUF`` or ``PyTorch``.
         tensors: those that the engine can use.
         left_out: the others, each as ``'name' (why)``.
+        metadata: what the file says of itself: key, value, and whether the value is there or only described.
     """
 
     error: str | None
     format: str
     tensors: tuple[Tensor, ...]
     left_out: tuple[str, ...]
+    metadata: tuple[tuple[str, str, bool], ...] = ()
 
 
 def file_list(path: bytes) -> Listing:
@@ -60,16 +64,22 @@ def file_list(path: bytes) -> Listing:
         for index in range(lib.sdcpp_file_tensor_count(file)):
             lib.sdcpp_file_tensor_get(file, index, row)
             shape = tuple(row.shape[0 : row.dimensions])
-            tensors.append(Tensor(text(row.name).decode("utf-8", "replace"), text(row.type).decode(), shape))
+            tensors.append(Tensor(text(row.name).decode("utf-8", "replace"), text(row.type).decode(), shape, row.bytes))
         left_out = [
             text(lib.sdcpp_file_left_out(file, index)).decode("utf-8", "replace")
             for index in range(lib.sdcpp_file_left_out_count(file))
         ]
+        value = ffi.new("sdcpp_file_value_t*")
+        metadata: list[tuple[str, str, bool]] = []
+        while lib.sdcpp_file_value_get(file, len(metadata), value):
+            key, said = (text(each).decode("utf-8", "replace") for each in (value.key, value.value))
+            metadata.append((key, said, value.whole))
         return Listing(
             None if error == ffi.NULL else text(error).decode("utf-8", "replace"),
             text(lib.sdcpp_file_format(file)).decode(),
             tuple(tensors),
             tuple(left_out),
+            tuple(metadata),
         )
     finally:
         lib.sdcpp_file_free(file)

@@ -11,7 +11,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BackendError
 from .text_forms import FORMS
@@ -19,8 +19,24 @@ from .text_forms import FORMS
 log = logging.getLogger("sdcpp_py.engine")
 log.addHandler(logging.NullHandler())
 
-Progress = Callable[[int, int, float], object]
-"""Called with the step, the number of steps and the seconds a step took."""
+Frame = tuple[int, int, bytes]
+"""Width, height and RGB bytes, row by row."""
+
+
+class Step(NamedTuple):
+    """How far a call is: the fields of sdcpp_progress_t, and the previews that were made since the last one."""
+
+    phase: str
+    step: int = 0
+    steps: int = 0
+    picture: int = 0
+    pictures: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    frames: tuple[Frame, ...] = ()
+
+
+Progress = Callable[[Step], object]
 Tap = Callable[[str, tuple[int, ...], bytes], object]
 """Called with the phase, the shape (outermost dimension first) and the f32 values of a computed graph's output."""
 
@@ -37,6 +53,7 @@ class Listener:
         tap: called with each graph's output, or None.
         quiet: log its lines at debug level: what matters is said again when the model is loaded.
         lines: the last warnings and errors of the call.
+        frames: the last previews that nobody has heard of.
         exception: what a callback raised first.
         native: the native run, once it is made.
         text: the text that the native side asked for last.
@@ -47,6 +64,7 @@ class Listener:
         self.tap = tap
         self.quiet = quiet
         self.lines: deque[str] = deque(maxlen=ENGINE_LOG_LINES)
+        self.frames: tuple[Frame, ...] = ()
         self.exception: BaseException | None = None
         self.native: Any = None
         self.text: Any = None
@@ -99,10 +117,11 @@ def library() -> tuple[Any, Any]:
         log.log(severity, "%s", line)
 
     @extern(name="sdcpp_py_progress", onerror=failed)
-    def on_progress(step: int, steps: int, seconds: float, data: object) -> None:
+    def on_progress(progress: Any, data: object) -> None:
         call = listener(data)
         if call is not None and call.progress is not None and call.exception is None:
-            call.progress(step, steps, seconds)
+            frames, call.frames = call.frames, ()
+            call.progress(Step(**row_values(progress[0]), frames=frames))
 
     @extern(name="sdcpp_py_poll", error=False, onerror=poll_failed)
     def on_poll(data: object) -> bool:
@@ -128,7 +147,12 @@ def library() -> tuple[Any, Any]:
 
     @extern(name="sdcpp_py_preview", onerror=failed)
     def on_preview(step: int, count: int, frames: Any, noisy: bool, data: object) -> None:
-        return
+        call = listener(data)
+        if call is not None:
+            each = [frames[index] for index in range(count)]
+            call.frames = tuple(
+                (frame.width, frame.height, ffi.buffer(frame.data, frame.width * frame.height * 3)[:]) for frame in each
+            )
 
     lib.sdcpp_log_set(lib.sdcpp_py_log, ffi.NULL)
     if hasattr(os, "register_at_fork"):
@@ -144,6 +168,13 @@ def _exit(lib: Any) -> None:
     """
     while not lib.sdcpp_exit(EXIT_POLL_MS):
         pass  # a callback is still at work, or a signal handler wants to run
+
+
+def row_values(row: Any) -> dict[str, Any]:
+    """Return a flat struct as a mapping of field to value, strings copied."""
+    ffi, _ = library()
+    values = ((name, getattr(row, name)) for name, _ in ffi.typeof(row).fields)
+    return {name: text(value) if isinstance(value, ffi.CData) else value for name, value in values}
 
 
 def text(pointer: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -23,6 +24,45 @@ FORKED = (
     "the 'spawn' method"
 )
 _tap: ContextVar[Tap | None] = ContextVar("sdcpp_py_tap", default=None)
+_call: ContextVar[Call | None] = ContextVar("sdcpp_py_call", default=None)
+
+
+class Call:
+    """What a caller does that may be cancelled alone: the runs of a context, in which :func:`watched` names it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: set[Run] = set()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Cancel its runs, those that begin later as well."""
+        with self._lock:
+            self._cancelled = True
+            for run in self._runs:
+                run.cancel()
+
+    def begin(self, run: Run) -> None:
+        """Note a run of it."""
+        with self._lock:
+            self._runs.add(run)
+            if self._cancelled:
+                run.cancel()
+
+    def end(self, run: Run) -> None:
+        """Forget a run of it."""
+        with self._lock:
+            self._runs.discard(run)
+
+
+@contextlib.contextmanager
+def watched(call: Call) -> Iterator[None]:
+    """Make the runs that this thread begins meanwhile those of a call."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
 
 
 @contextlib.contextmanager
@@ -44,29 +84,45 @@ class Run:
     Args:
         progress: called with the engine's progress.
         quiet: log its lines at debug level.
+        preview: how previews are made, by the engine's name, and the number of steps between two of them.
     """
 
-    def __init__(self, progress: Progress | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, progress: Progress | None = None, *, quiet: bool = False, preview: tuple[str, int] | None = None
+    ) -> None:
         self.ffi, self.lib = library()
         self._listener = Listener(progress, _tap.get(), quiet)
         self._handle = self.ffi.new_handle(self._listener)
+        self._call = _call.get()
         callbacks = self.ffi.new("sdcpp_callbacks_t*")
         callbacks.log = self.lib.sdcpp_py_log
         callbacks.progress = self.lib.sdcpp_py_progress
         callbacks.poll = self.lib.sdcpp_py_poll
         callbacks.text = self.lib.sdcpp_py_text
         callbacks.tap = self.lib.sdcpp_py_tap if self._listener.tap is not None else self.ffi.NULL
+        if preview is not None:
+            callbacks.preview = self.lib.sdcpp_py_preview
+            callbacks.preview_mode = self.lib.str_to_preview(preview[0].encode())
+            callbacks.preview_interval = preview[1]
         callbacks.data = self._handle
         self.native = self.ffi.gc(self.lib.sdcpp_run_new(callbacks), self.lib.sdcpp_run_free)
         self._listener.native = self.native
 
     def __enter__(self) -> Run:
         """Return the run itself."""
+        if self._call is not None:
+            self._call.begin(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Free the native run, with all that it gave."""
+        if self._call is not None:
+            self._call.end(self)
         self.ffi.release(self.native)
+
+    def cancel(self) -> None:
+        """Cancel it; safe from any thread."""
+        self.lib.sdcpp_run_cancel(self.native)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -80,7 +136,7 @@ class Run:
             status: what the native function returned.
             kind: the error of a call that failed.
             message: its message.
-            closed: why the object that was called is closed, if it is.
+            closed: what is raised where the object that was called is closed.
 
         Raises:
             SdcppError: the call failed.
@@ -99,7 +155,7 @@ class Run:
         if own is not None:
             raise own(said, tuple(line for line in self.lines if line != said))
         if status == lib.SDCPP_CLOSED:
-            raise ClosedError(f"this StableDiffusion object cannot be used: {closed}")
+            raise ClosedError(closed)
         if status == lib.SDCPP_INSIDE:
             raise ArgumentError(
                 "the engine was called from one of its own callbacks, for a device that is in use; return from the "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fields import set_array
-from .library import library, text
+from .library import library
 from .names import ENUMS
 
 
@@ -67,8 +67,15 @@ class Filler:
         return params
 
 
-def row_values(row: Any) -> dict[str, Any]:
-    """Return a flat struct as a mapping of field to value, strings copied."""
-    ffi, _ = library()
-    values = ((name, getattr(row, name)) for name, _ in ffi.typeof(row).fields)
-    return {name: text(value) if isinstance(value, ffi.CData) else value for name, value in values}
+def filled(filler: Filler, kind: str, options: Mapping[str, Any]) -> Any:
+    """Return one of our structs with some fields set, the others as the engine has them.
+
+    Args:
+        filler: keeps it and what it points to.
+        kind: its name without ``_t``.
+        options: the fields.
+    """
+    params = filler.keep(f"{kind}_t*")
+    getattr(filler.lib, f"{kind}_init")(params)
+    filler.fill(params, options)
+    return params

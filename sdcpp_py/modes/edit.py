@@ -13,6 +13,7 @@ from ..options import MAX_SIDE
 from ..options.generation import (
     Conditioning,
     Decoding,
+    Previewing,
     Prompting,
     Referencing,
     RefImages,
@@ -27,7 +28,7 @@ MEGAPIXEL = 1024 * 1024
 """The largest area that references are brought to, and that is drawn when no size is asked for."""
 
 
-class EditOptions(Prompting, Referencing, Sampling, Size, Conditioning, Decoding, Watching, total=False):
+class EditOptions(Prompting, Referencing, Sampling, Size, Conditioning, Decoding, Previewing, Watching, total=False):
     """Every option of :meth:`sdcpp_py.StableDiffusion.edit` besides the prompt and the pictures."""
 
 

@@ -13,6 +13,7 @@ from ..options.generation import (
     InitImage,
     Noising,
     Persons,
+    Previewing,
     Prompting,
     Sampling,
     Size,
@@ -24,7 +25,18 @@ from .mode import Mode
 
 
 class Img2ImgOptions(
-    Prompting, Noising, Sampling, Size, Fitting, Conditioning, Decoding, Control, Persons, Watching, total=False
+    Prompting,
+    Noising,
+    Sampling,
+    Size,
+    Fitting,
+    Conditioning,
+    Decoding,
+    Control,
+    Persons,
+    Previewing,
+    Watching,
+    total=False,
 ):
     """Every option of :meth:`sdcpp_py.StableDiffusion.img2img` besides the prompt and the picture."""
 

@@ -18,6 +18,7 @@ from ..options.generation import (
     Masking,
     Noising,
     Persons,
+    Previewing,
     Prompting,
     Sampling,
     Size,
@@ -33,8 +34,8 @@ _HALF = 128  # of a mask: from here on it is drawn anew, as diffusers and A1111 
 
 
 class InpaintOptions(
-    Prompting, Noising, Masking, Sampling, Size, Fitting, Conditioning, Decoding, Control, Persons, Watching,
-    total=False,
+    Prompting, Noising, Masking, Sampling, Size, Fitting, Conditioning, Decoding, Control, Persons, Previewing,
+    Watching, total=False,
 ):  # fmt: skip
     """Every option of :meth:`sdcpp_py.StableDiffusion.inpaint` besides the prompt, the picture and the mask."""
 

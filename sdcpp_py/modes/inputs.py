@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,14 @@ class Abilities:
         reference_multiple: sides of reference pictures are multiples of it.
         reads_control_image: a control picture itself, without a ControlNet.
         fills_masks: it is made for inpainting, and needs a picture and a mask.
+        draws_videos: videos.
+        frame_step: their frames are one more than a multiple of it.
+        needs_first_frame: it goes on from a picture.
+        takes_first_frame: it can.
+        takes_last_frame: a picture that the video ends with, too.
+        takes_reference: a picture of what is in the video.
+        takes_control_frames: a frame to follow for each frame.
+        is_pair: it has a second diffusion model for the steps with much noise.
         size: the width and height that suit it, where they are others than the engine's own.
     """
 
@@ -39,6 +47,14 @@ class Abilities:
     reference_multiple: int = 8
     reads_control_image: bool = True
     fills_masks: bool = False
+    draws_videos: bool = False
+    frame_step: int = 0
+    needs_first_frame: bool = False
+    takes_first_frame: bool = False
+    takes_last_frame: bool = False
+    takes_reference: bool = False
+    takes_control_frames: bool = False
+    is_pair: bool = False
     size: tuple[int, int] | None = None
 
 
@@ -49,10 +65,12 @@ class Prepared:
     Attributes:
         settings: engine fields that follow from several options.
         finish: what is done to each picture that was drawn.
+        warnings: what is done otherwise than asked for, as messages.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     finish: Finish | None = None
+    warnings: Sequence[str] = ()
 
 
 def default_of(path: str) -> Any:

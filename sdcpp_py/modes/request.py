@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from .mode import Mode
 
 BYTES_A_PIXEL = 3 + 3 + 4
 """Of each picture of a call: what the engine gives, its copy, and Pillow's own form of it."""
+BYTES_A_FRAME_PIXEL = 3 * 4 + 3
+"""Of each frame of a video: what the network gives, and the bytes that are made of it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Request:
         used: plain values of what is used, by option, as far as it is known before a model draws.
         seeds: of each image.
         finish: what is done to each picture that was drawn; None for nothing.
+        warnings: what is done otherwise than asked for, as messages.
     """
 
     values: dict[str, Any]
@@ -37,6 +40,7 @@ class Request:
     used: dict[str, Any]
     seeds: list[int]
     finish: Finish | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def size(self) -> str:
@@ -55,15 +59,26 @@ class Request:
         return (int(size[0] * hires["scale"]), int(size[1] * hires["scale"]))
 
 
-def check_room(count: int, width: int, height: int) -> None:
-    """Raise ArgumentError for pictures whose pixels alone this machine cannot hold."""
+def check_room(
+    count: int, width: int, height: int, otherwise: str = "make width and height smaller", *, video: bool = False
+) -> None:
+    """Raise ArgumentError for pictures, or the frames of a video, whose pixels alone this machine cannot hold.
+
+    Args:
+        count: how many there are.
+        width: of each, in pixels.
+        height: of each, in pixels.
+        otherwise: what helps where one alone is too large.
+        video: whether they are frames.
+    """
     memory = host_memory()
-    one = width * height * BYTES_A_PIXEL
+    one = width * height * (BYTES_A_FRAME_PIXEL if video else BYTES_A_PIXEL)
     if memory is None or count * one <= memory:
         return
     most = memory // one
-    number = f"{count} pictures" if count > 1 else "a picture"
-    hint = f"batch_count may be at most {most} here" if most else "make width and height smaller"
+    what, option = ("frame", "frames") if video else ("picture", "batch_count")
+    number = f"{count} {what}s" if count > 1 else f"a {what}"
+    hint = f"{option} may be at most {most} here" if most else otherwise
     raise ArgumentError(
         f"{number} of {width}x{height} take {count * one / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB; "
         f"{hint}"
@@ -126,6 +141,7 @@ def make_request(
         option = mode.declared["control_strength"]
         noted.setdefault("control_strength", engine.fields.defaults(mode.struct)[option.opt.field])
     seeds = [values.get("seed", 0) + index for index in range(count)]
-    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish)
-    check_room(count, *request.largest)
+    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish, prepared.warnings)
+    frames = values.get("frames")
+    check_room(frames or count, *request.largest, video=frames is not None)
     return replace(request, settings={**mode.fields(values), **prepared.settings})

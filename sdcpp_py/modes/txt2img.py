@@ -11,6 +11,7 @@ from ..options.generation import (
     Decoding,
     Fitting,
     Persons,
+    Previewing,
     Prompting,
     Sampling,
     SecondPass,
@@ -23,7 +24,18 @@ from .mode import Mode
 
 
 class Txt2ImgOptions(
-    Prompting, Sampling, Size, Conditioning, Decoding, SecondPass, Control, Fitting, Persons, Watching, total=False
+    Prompting,
+    Sampling,
+    Size,
+    Conditioning,
+    Decoding,
+    SecondPass,
+    Control,
+    Fitting,
+    Persons,
+    Previewing,
+    Watching,
+    total=False,
 ):
     """Every option of :meth:`sdcpp_py.StableDiffusion.txt2img` besides the prompt."""
 

@@ -9,7 +9,7 @@ from ..model_files import StrPath
 from ..pictures import MAX_SIDE
 from .checks import check_bool, check_choice, check_float, check_int, check_path, check_text, show
 from .declare import REQUIRED, Opt, Option, Range, declared
-from .generation import MAX_BATCH, MAX_SEED, Progress
+from .generation import MAX_BATCH, MAX_SEED
 from .group import Group
 from .groups import (
     MAX_STEPS,
@@ -38,7 +38,6 @@ __all__ = [
     "Opt",
     "Option",
     "PhotoMaker",
-    "Progress",
     "Range",
     "SkipLayerGuidance",
     "StrPath",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..modes import DRAWING, LOADING
+from ..modes import CONVERT, DRAWING, FILMING, LOADING, UPSCALE, UPSCALER
 from .declare import declared
 from .docs import page, table
 from .groups import Lora
@@ -13,8 +13,11 @@ from .groups import Lora
 
 def text() -> str:
     """Return docs/options.md."""
-    modes = {f"`sd.{mode.name}(...)`, `sdcpp {mode.name}`": mode.declared for mode in DRAWING}
+    modes = {f"`sd.{mode.name}(...)`, `sdcpp {mode.name}`": mode.declared for mode in (*DRAWING, *FILMING)}
     calls = {"`StableDiffusion(...)`": LOADING.declared, **modes}
+    calls["`Upscaler(...)`"] = UPSCALER.declared
+    calls["`Upscaler.upscale(...)`, `sdcpp upscale`"] = UPSCALE.declared
+    calls["`convert(...)`, `sdcpp convert`"] = CONVERT.declared
     lora = f"### Lora\n\n{(Lora.__doc__ or '').splitlines()[0]}\n\n{table(declared(Lora), 'loras[].')}\n"
     return f"{page(calls)}\n{lora}"
 

@@ -1,11 +1,12 @@
 """The options of one generation, in sets that modes put together. None keeps the engine's own default."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from ..model_files import StrPath
 from ..pictures import MAX_SIDE, RESIZE_MODES, PictureSource
+from ..progress import Progress
 from .declare import REQUIRED, Opt, Range
 from .groups import (
     DENOISING_STRENGTH,
@@ -22,8 +23,6 @@ from .kinds import Callback, Mask, Picture, Prompt, References, Said
 
 MAX_BATCH = 1024
 MAX_SEED = 2**63 - 1
-
-Progress = Callable[[int, int, float], object]
 
 # The names that web UIs show and read back for the engine's samplers and schedulers.
 SAMPLER_TITLES = {
@@ -119,8 +118,8 @@ class Sampling(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class Size(TypedDict, total=False):
-    """How large, and how many."""
+class Sides(TypedDict, total=False):
+    """How large."""
 
     width: Annotated[
         int | None,
@@ -134,6 +133,11 @@ class Size(TypedDict, total=False):
         _picture("pixels, likewise", field="height", flags="--height -H", png="Size", always=True,
                  engine_default=512),
     ]  # fmt: skip
+
+
+class Size(Sides, total=False):
+    """How large, and how many."""
+
     batch_count: Annotated[
         int,
         Range(1, MAX_BATCH),
@@ -141,22 +145,9 @@ class Size(TypedDict, total=False):
     ]
 
 
-class Conditioning(TypedDict, total=False):
-    """How strictly the picture follows the text, and how samplers and encoders do it."""
+class Steering(TypedDict, total=False):
+    """How samplers and models go from noise to pictures and videos."""
 
-    clip_skip: Annotated[
-        int | None,
-        Range(-1, 256),
-        _guidance("layers of CLIP to leave out, counted from the end, of as many as it has; 1 is none, and what is "
-                  "less is the model's own", field="clip_skip", flags="--clip-skip", png="Clip skip",
-                  engine_default="1, of SD 2 and SDXL 2"),
-    ]  # fmt: skip
-    guidance: Annotated[
-        float | None,
-        Range(0.0, 1000.0),
-        _guidance("distilled guidance of families such as Flux", field="sample_params.guidance.distilled_guidance",
-                  flags="--guidance", png="Guidance", engine_default=3.5),
-    ]  # fmt: skip
     eta: Annotated[
         float | None,
         Range(0.0, 10.0),
@@ -178,6 +169,30 @@ class Conditioning(TypedDict, total=False):
         Opt("Lora objects or paths, or a mapping of path to multiplier", field="loras", flags="--lora", default=(),
             png="Lora", panel="LoRA", kind=Loras(), flag_doc="LoRA; repeat it for more"),
     ]  # fmt: skip
+    sigmas: Annotated[
+        Sequence[float] | None,
+        Range(0.0, 1e9),
+        _sampling("noise levels, descending and usually ending in 0, instead of steps and scheduler",
+                  field="sample_params.custom_sigmas", flags="--sigmas", png="Sigmas"),
+    ]  # fmt: skip
+
+
+class Conditioning(Steering, total=False):
+    """How strictly the picture follows the text, and how encoders do it."""
+
+    clip_skip: Annotated[
+        int | None,
+        Range(-1, 256),
+        _guidance("layers of CLIP to leave out, counted from the end, of as many as it has; 1 is none, and what is "
+                  "less is the model's own", field="clip_skip", flags="--clip-skip", png="Clip skip",
+                  engine_default="1, of SD 2 and SDXL 2"),
+    ]  # fmt: skip
+    guidance: Annotated[
+        float | None,
+        Range(0.0, 1000.0),
+        _guidance("distilled guidance of families such as Flux", field="sample_params.guidance.distilled_guidance",
+                  flags="--guidance", png="Guidance", engine_default=3.5),
+    ]  # fmt: skip
     image_cfg_scale: Annotated[
         float | None,
         Range(-100.0, 100.0),
@@ -194,12 +209,6 @@ class Conditioning(TypedDict, total=False):
         Range(0, 1000),
         _sampling("timestep shift of distilled SDXL models", field="sample_params.shifted_timestep",
                   flags="--timestep-shift", png="Timestep shift", engine_default=0),
-    ]  # fmt: skip
-    sigmas: Annotated[
-        Sequence[float] | None,
-        Range(0.0, 1e9),
-        _sampling("noise levels, descending and usually ending in 0, instead of steps and scheduler",
-                  field="sample_params.custom_sigmas", flags="--sigmas", png="Sigmas"),
     ]  # fmt: skip
 
 
@@ -368,6 +377,21 @@ class Watching(TypedDict, total=False):
 
     progress: Annotated[
         bool | Progress | None,
-        Opt("a callback (step, steps, seconds), True for a bar, False for none; by default the object's",
+        Opt("a callback that takes a ProgressEvent, True for a bar, False for none; by default the object's",
             kind=Callback()),
+    ]  # fmt: skip
+
+
+class Previewing(TypedDict, total=False):
+    """What they see of it meanwhile."""
+
+    preview: Annotated[
+        str | None,
+        Opt("show the progress callback what the picture looks like meanwhile: proj (fast and small), tae (by taesd) "
+            "or vae (slow)", flags="--preview", choices="preview", without=("none",), panel="Output"),
+    ]  # fmt: skip
+    preview_interval: Annotated[
+        int,
+        Range(1, MAX_STEPS),
+        Opt("sampling steps between two previews", flags="--preview-interval", default=1, panel="Output"),
     ]  # fmt: skip

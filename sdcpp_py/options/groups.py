@@ -18,6 +18,7 @@ from .kinds import Kind, Pictures, UnreadableError, number_text
 MAX_STEPS = 10_000
 DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
 _INT_MAX = 2**31 - 1
+_HIGH_NOISE = "|high_noise|"
 _MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 _file = functools.partial(Opt, metavar="FILE")
@@ -454,11 +455,13 @@ class Loras(Kind):
         return ", ".join(f"{lora['path']}: {number_text(lora['multiplier'])}" for lora in value)
 
     def read(self, text: str, option: Option) -> list[Lora]:
-        """Return what ``PATH`` or ``PATH:MULTIPLIER`` means."""
+        """Return what ``PATH`` or ``PATH:MULTIPLIER`` means; ``|high_noise|`` before it is as in sd-cli's prompts."""
+        is_high_noise = text.startswith(_HIGH_NOISE)
+        text = text.removeprefix(_HIGH_NOISE)
         path, separator, number = text.rpartition(":")
         # A path may hold colons of its own, and so may one on Windows.
         if not separator or os.path.exists(text) or not _MULTIPLIER.fullmatch(number):
-            return [Lora(text)]
+            return [Lora(text, is_high_noise=is_high_noise)]
         if not path:
             raise UnreadableError(f"{show(text)} names no file")
-        return [Lora(path, float(number))]
+        return [Lora(path, float(number), is_high_noise)]

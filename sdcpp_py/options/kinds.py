@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import engine
 from ..errors import ArgumentError
-from ..model_files import StrPath, check_model_file
+from ..model_files import StrPath, check_model_file, encode_path
 from .checks import check_bool, check_choice, check_float, check_int, check_path, check_text, show
 
 if TYPE_CHECKING:
@@ -197,6 +197,14 @@ class File(Kind):
         return os.path.splitext(name)[0].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class Target(File):
+    """A file that is written."""
+
+    def engine_value(self, name: str, value: Any, option: Option) -> bytes:
+        """Return the path as bytes."""
+        return encode_path(value, option.opt.label or name)
+
+
 class Items(Kind):
     """Several numbers."""
 
@@ -316,6 +324,16 @@ class Picture(Kind):
         return self.check(option.flags[0], text, option)
 
 
+class Layers(Picture):
+    """A picture that goes in with the channels that it has."""
+
+    def check(self, name: str, value: Any, option: Option) -> Any:
+        """Return it as an L, LA, RGB or RGBA image."""
+        from ..pictures import open_layers
+
+        return open_layers(value, name)
+
+
 class Mask(Picture):
     """A picture that says where something happens."""
 
@@ -350,6 +368,10 @@ class Pictures(Picture):
             raise ArgumentError(f"{option.flags[0]} {text!r} is not a directory of pictures")
         files = [os.path.join(text, each) for each in sorted(os.listdir(text)) if not each.startswith(".")]
         return [super(Pictures, self).check(option.flags[0], each, option) for each in files]
+
+
+class Frames(Pictures):
+    """The pictures of a video that goes in, one for each frame; a Video is one."""
 
 
 class References(Pictures):

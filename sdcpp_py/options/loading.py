@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypedDict
 from .. import engine
 from ..errors import ArgumentError
 from ..model_files import StrPath
+from ..progress import Progress
 from .checks import check_choice, show
 from .declare import Opt, Option, Range
-from .generation import Progress
 from .kinds import Callback, Embeddings, Kind, Place, UnreadableError
 
 
@@ -152,20 +152,9 @@ class Placing(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class Running(TypedDict, total=False):
-    """How the engine reads and computes."""
+class Threading(TypedDict, total=False):
+    """How much of the CPU is used."""
 
-    weight_type: Annotated[
-        str | None,
-        _engine("convert weights to this type while loading, such as f16 or q8_0", field="wtype", flags="--type",
-                choices="wtype", engine_default="the file's own"),
-    ]  # fmt: skip
-    tensor_type_rules: Annotated[
-        str | None,
-        _engine("PATTERN=TYPE,...: conversion for the tensors whose names a regular expression finds",
-                field="tensor_type_rules", flags="--tensor-type-rules", choices="wtype",
-                without=("q8_1", "q8_K"), kind=TypeRules()),
-    ]  # fmt: skip
     threads: Annotated[
         int | None,
         Range(1, 4096),
@@ -173,12 +162,38 @@ class Running(TypedDict, total=False):
                 flags="--threads -t",
                 engine_default="the physical cores that its affinity mask and its cgroup's CPU quota leave"),
     ]  # fmt: skip
+
+
+class Computing(Threading, total=False):
+    """What computes on the CPU, and how much of it."""
+
     kernels: Annotated[
         str | None,
         _engine("what computes on the CPU: fast (kernels of this package where it has them) or engine (ggml's own "
                 "alone, whose pixels are the unpatched engine's)", field="kernels", flags="--kernels",
                 choices="kernels", engine_default="fast"),
     ]  # fmt: skip
+
+
+class WeightTypes(TypedDict, total=False):
+    """What weights are converted to."""
+
+    weight_type: Annotated[
+        str | None,
+        _engine("convert weights to this type, such as f16 or q8_0", field="wtype", flags="--type",
+                choices="wtype", without=("q8_1", "q8_K"), engine_default="the file's own"),
+    ]  # fmt: skip
+    tensor_type_rules: Annotated[
+        str | None,
+        _engine("PATTERN=TYPE,...: conversion for the tensors whose names a regular expression finds",
+                field="tensor_type_rules", flags="--tensor-type-rules", choices="wtype",
+                without=("q8_1", "q8_K"), kind=TypeRules()),
+    ]  # fmt: skip
+
+
+class Running(TypedDict, total=False):
+    """How the engine reads and computes."""
+
     rng: Annotated[
         str | None,
         _engine("source of the initial noise: cuda (as on an NVIDIA GPU), cpu (as torch on a CPU), std_default",
@@ -277,11 +292,11 @@ class OfFamilies(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class LoadingOptions(Files, Placing, Running, OfFamilies, total=False):
+class LoadingOptions(Files, Placing, WeightTypes, Computing, Running, OfFamilies, total=False):
     """Every option of :class:`sdcpp_py.StableDiffusion` besides the model."""
 
     progress: Annotated[
         bool | Progress | None,
-        Opt("a callback (step, steps, seconds) for loading and generating, True for a bar, False for none; by "
-            "default a bar on a terminal", kind=Callback()),
+        Opt("a callback that takes a ProgressEvent, for loading and generating, True for a bar, False for none; by "
+            "default a bar on a terminal or in a notebook", kind=Callback()),
     ]  # fmt: skip

@@ -127,3 +127,19 @@ def test_errors(arguments: list[str], status: int, message: str, capsys: pytest.
     assert (found, out) == (status, "")
     assert message in err
     assert status == 2 or err.count("\n") == 1
+
+
+def test_upscale_writes_a_larger_picture(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("LA", (20, 10), (90, 30)).save(tmp_path / "small.png")
+    arguments = ["upscale", "-i", str(tmp_path / "small.png"), "-m", str(parts / "upscaler.safetensors")]
+    report = tmp_path / "r.json"
+    assert cli.main([*arguments, "-o", str(tmp_path / "big.png"), "--report", str(report)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'big.png'}  40x20\n"
+    with Image.open(tmp_path / "big.png") as image:
+        assert (image.mode, image.size) == ("LA", (40, 20))
+        assert image.info["parameters"] == "Postprocess upscale by: 2, Postprocess upscaler: upscaler"
+    assert [row["module"] for row in json.loads(report.read_text())["memory"]["modules"]] == ["upscaler"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "big.xyz")]) == 1
+    assert cli.main([*arguments[:3], "-m", str(parts / "tae.safetensors"), "-o", str(tmp_path / "no.png")]) == 1
+    assert "holds a small autoencoder, not an upscaler" in capsys.readouterr().err
+    assert not (tmp_path / "no.png").exists()

@@ -82,7 +82,7 @@ sys.argv[:] = ["sdcpp", *sys.argv[1:]]
 cli.run()
 """
 MOMENTS = {
-    "loading": ("sdcpp_py.engine.context", "", "Run", "pass"),
+    "loading": ("sdcpp_py.engine.handle", "", "Run", "pass"),
     "saving": (
         "PIL.Image",
         ".Image",

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
+from sdcpp_py import ProgressEvent
 from support.memory import allocated_bytes, assert_no_leak
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1, "progress": False}
@@ -129,7 +130,7 @@ def test_close_in_a_callback_takes_effect_after_the_call(checkpoint: Path) -> No
     expected = draw(sd)
     seen = []
 
-    def close(step: int, steps: int, seconds: float) -> None:
+    def close(event: ProgressEvent) -> None:
         sd.close()
         seen.append(sd.closed)
 
@@ -148,7 +149,7 @@ def test_signal_handler(checkpoint: Path, action: str) -> None:
     try:
         sent = []
 
-        def send(step: int, steps: int, seconds: float) -> None:
+        def send(event: ProgressEvent) -> None:
             if not sent:
                 sent.append(os.kill(os.getpid(), signal.SIGUSR1))
 
@@ -182,7 +183,7 @@ def test_objects_on_one_device_are_not_called_from_a_callback(
 ) -> None:
     for inner in (sd, other):
 
-        def again(step: int, steps: int, seconds: float, inner: sdcpp_py.StableDiffusion = inner) -> None:
+        def again(event: ProgressEvent, inner: sdcpp_py.StableDiffusion = inner) -> None:
             draw(inner)
 
         with pytest.raises(sdcpp_py.ArgumentError, match="one of its own callbacks"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import sdcpp_py
-from sdcpp_py import engine
+from sdcpp_py import ProgressEvent, engine
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 1, "progress": False}
 LONG = {"width": 64, "height": 64, "steps": 5000, "seed": 1}
@@ -26,9 +26,9 @@ def draw(sd: sdcpp_py.StableDiffusion, **more: object) -> bytes:
 
 
 def test_progress_counts_the_steps(sd: sdcpp_py.StableDiffusion) -> None:
-    seen: list[tuple[int, int]] = []
-    sd.txt2img("a", width=64, height=64, steps=3, seed=1, progress=lambda *args: seen.append(args[:2]))
-    assert [step for step, steps in seen if steps == 3] == [0, 1, 2, 3]
+    seen: list[ProgressEvent] = []
+    sd.txt2img("a", width=64, height=64, steps=3, seed=1, progress=seen.append)
+    assert [event.step for event in seen if event.steps == 3] == [0, 1, 2, 3]
 
 
 def test_exception_in_a_callback_reaches_the_caller(
@@ -37,15 +37,15 @@ def test_exception_in_a_callback_reaches_the_caller(
     before = draw(sd)
     calls = 0
 
-    def fail(step: int, steps: int, seconds: float) -> None:
+    def fail(event: ProgressEvent) -> None:
         nonlocal calls
         calls += 1
-        if step == 2:
+        if event.step == 2:
             raise LookupError("from the callback")
 
     with pytest.raises(LookupError, match="from the callback"):
         sd.txt2img("a", **{**LONG, "progress": fail})  # type: ignore[arg-type]
-    assert calls <= 4, "the run was cancelled at once"
+    assert calls <= 6, "the run was cancelled at once"
     assert capfd.readouterr().err == ""
     assert draw(sd) == before, "the object works on"
 
@@ -114,7 +114,7 @@ def stop():
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=stop).start()
 try:
-    sd.txt2img("a", width=64, height=64, steps=5000, seed=1, progress=lambda *args: steps.append(args[0]))
+    sd.txt2img("a", width=64, height=64, steps=5000, seed=1, progress=lambda event: steps.append(event.step))
 except KeyboardInterrupt:
     print("interrupted after", len(steps))
 assert len(steps) < 200, steps[-1]

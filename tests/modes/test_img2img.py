@@ -86,7 +86,7 @@ def test_no_step_is_an_error(strength: float, steps: int) -> None:
 def test_the_steps_that_are_drawn(sd: StableDiffusion) -> None:
     for strength, drawn in {1.0: 4, 0.75: 3, 0.5: 2, 0.25: 1}.items():
         seen = set[int]()
-        sd.img2img("a", PHOTO, strength=strength, progress=lambda step, of, _: seen.add(of), **FEW)  # type: ignore[arg-type]  # noqa: B023
+        sd.img2img("a", PHOTO, strength=strength, progress=lambda event: seen.add(event.steps), **FEW)  # type: ignore[arg-type]  # noqa: B023
         assert drawn in seen
         assert not seen & set(range(drawn + 1, 5)), (strength, seen)
 

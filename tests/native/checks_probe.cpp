@@ -83,7 +83,7 @@ bool take_rows(int threads) {
 
 bool throw_while_unwinding() {
     try {
-        const OnException also([] { throw std::runtime_error("thrown while unwinding"); });
+        const OnExit also([] { throw std::runtime_error("thrown while unwinding"); });
         throw std::runtime_error("thrown first");
     } catch (const std::runtime_error&) {
         return true;

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 import sdcpp_py
 from sdcpp_py import ArgumentError, engine
-from sdcpp_py.modes import DRAWING, LOADING, TXT2IMG
+from sdcpp_py.modes import CONVERT, DRAWING, FILMING, LOADING, TXT2IMG, UPSCALE, UPSCALER
 from sdcpp_py.options import REQUIRED, Group, Option, declared
 from sdcpp_py.options.group import Grouped
-from sdcpp_py.options.groups import Lora
+from sdcpp_py.options.groups import Lora, SkipLayerGuidance
 
 PACKAGE = Path(sdcpp_py.__file__).parent
-DECLARING = ("generation.py", "loading.py", "groups.py")
+DECLARING = ("generation.py", "loading.py", "groups.py", "filming.py", "upscaling.py", "converting.py")
 
 
 def groups(options: Mapping[str, Option]) -> Iterator[tuple[Option, type[Group]]]:
@@ -34,13 +34,23 @@ def groups(options: Mapping[str, Option]) -> Iterator[tuple[Option, type[Group]]
 
 # Options of later modes that no earlier one has.
 NEW: dict[str, dict[str, Option]] = {}
-for _mode in DRAWING[1:]:
+for _mode in (*DRAWING[1:], *FILMING):
     known = {*TXT2IMG.declared, *(name for options in NEW.values() for name in options)}
     NEW[_mode.name] = {name: option for name, option in _mode.declared.items() if name not in known}
 CALLS = {"StableDiffusion": LOADING.declared, "txt2img": TXT2IMG.declared, **NEW}
+# Commands of their own, whose flags may have the names of others.
+OTHERS = {
+    mode.name: {
+        name: option
+        for name, option in mode.declared.items()
+        if all(option.opt is not known.opt for known in {**LOADING.declared, **TXT2IMG.declared}.values())
+    }
+    for mode in (UPSCALER, UPSCALE, CONVERT)
+}
+STRUCTS = {mode.name: mode.struct for mode in (LOADING, *FILMING, UPSCALER, UPSCALE, CONVERT)}
 CLASSES = {**{owner.__name__: owner for _, owner in groups(TXT2IMG.declared)}, "Lora": Lora}
 EVERY = [
-    *((call, name, option) for call, options in CALLS.items() for name, option in options.items()),
+    *((call, name, option) for call, options in {**CALLS, **OTHERS}.items() for name, option in options.items()),
     *((name, key, option) for name, owner in CLASSES.items() for key, option in declared(owner).items()),
 ]
 IDS = [f"{owner}.{name}" for owner, name, _ in EVERY]
@@ -85,12 +95,15 @@ WRONG = {
     "Choice": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "TypeRules": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "File": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
+    "Target": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
     "Items": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Callback": ["int", "float", "text", "bytes", "list", "mapping", "complex", "object"],
     "Place": ["bool", "int", "float", "bytes", "list", "complex", "object", "function"],
     "Embeddings": ["bool", "int", "float", "text", "bytes", "list", "complex", "object", "function"],
     "Picture": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
+    "Layers": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
     "Mask": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
+    "Frames": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "References": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Pictures": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Loras": ["none", "bool", "int", "float", "complex", "object", "function"],
@@ -155,6 +168,7 @@ def test_an_unknown_option_is_a_type_error_with_a_hint() -> None:
 
 # --- the engine -------------------------------------------------------------------------------------------------------
 
+SLG = tuple(f"guidance.slg.{option.opt.field}" for option in declared(SkipLayerGuidance).values())
 UNREACHABLE = {
     engine.fields.CONTEXT: {
         "free_params_immediately": "an object lives until it is closed, so it is always false",
@@ -166,6 +180,19 @@ UNREACHABLE = {
     engine.fields.IMAGE: {
         "vae_tiling_params.enabled": "set by asking for tiles",
         "hires.enabled": "set by asking for a second pass",
+    },
+    engine.fields.VIDEO: {
+        "vae_tiling_params.enabled": "set by asking for tiles",
+        **dict.fromkeys(("clip_skip", "strength"), "the engine looks at neither in a video"),
+        **{
+            f"{part}.{field}": "no model for videos looks at it"
+            for part in ("sample_params", "high_noise_sample_params")
+            for field in ("guidance.img_cfg", "guidance.distilled_guidance", "shifted_timestep", *SLG)
+        },
+        **{
+            f"high_noise_sample_params.{field}": "both models go along the levels of sample_params"
+            for field in ("scheduler", "custom_sigmas", "flow_shift")
+        },
     },
 }
 
@@ -182,7 +209,7 @@ def reached(options: Mapping[str, Option]) -> set[str]:
 def test_every_field_of_the_engine_is_reached_or_there_is_a_reason(struct: str) -> None:
     fields = set(engine.fields.paths(struct))
     assert len(fields) > 30
-    modes = [mode for mode in (LOADING, *DRAWING) if mode.struct == struct]
+    modes = [mode for mode in (LOADING, *DRAWING, *FILMING) if mode.struct == struct]
     found, excused = set().union(*(reached(mode.declared) for mode in modes)), UNREACHABLE[struct]
     assert found <= fields, "every declared field is the engine's"
     assert found & set(excused) == set(), "nothing is excused that is reached"
@@ -199,7 +226,7 @@ def test_a_default_that_is_said_to_be_the_engines_is(owner: str, name: str, opti
     if said is None or isinstance(said, str) or (owner, name) == ("Tiling", "tile_size_x"):
         return  # what the engine chooses while it works is in no struct
     prefix = next((f"{group.opt.field}." for group, each in groups(TXT2IMG.declared) if each.__name__ == owner), "")
-    struct = engine.fields.CONTEXT if owner == "StableDiffusion" else engine.fields.IMAGE
+    struct = STRUCTS.get(owner, engine.fields.IMAGE)
     assert engine.fields.defaults(struct)[f"{prefix}{option.opt.field}"] == said
 
 
@@ -247,7 +274,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_no_flag_field_or_name_is_written_twice(text: str) -> None:
     # A word of its own: "--steps" is not in "--steps-more", and "CFG scale" not in "Image CFG scale".
-    word = re.compile(rf"(?<![\w.-])(?<!Image ){re.escape(text)}(?![\w.-])")
+    word = re.compile(rf"(?<![\w.-])(?<!Image )(?<!noise ){re.escape(text)}(?![\w.-])")
     found = [name for name, value in constants() if word.search(value)]
     assert len(found) == 1, found
     assert found[0] in DECLARING
@@ -296,7 +323,7 @@ def test_only_what_must_be_given_is_required() -> None:
     assert required == {
         "txt2img.prompt", "img2img.image", "inpaint.mask", "edit.images",
         "Cache.mode", "Lora.path", "PhotoMaker.id_images", "SkipLayerGuidance.layers",
-        "SkipLayerGuidance.scale",
+        "SkipLayerGuidance.scale", "Upscaler.model", "upscale.image", "convert.source", "convert.target",
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import sdcpp_py
 with sdcpp_py.StableDiffusion("model.safetensors", vae="v", threads=2, runtime_backend={"te": "cpu"}) as sd:
     images = sd.txt2img("a cat", steps=4, cfg_scale=7, loras={"a": 0.5}, vae_tiling=sdcpp_py.Tiling(), hires=None)
     reveal_type(images)
-    sd.txt2img("a", sigmas=[1.0, 0.0], cache="ucache", progress=lambda step, steps, seconds: None)
+    sd.txt2img("a", sigmas=[1.0, 0.0], cache="ucache", progress=lambda event: None)
 """
 WRONG = {
     'sd.txt2img("a", stepz=4)': 'Unexpected keyword argument "stepz" for "txt2img" of "StableDiffusion"; did you mean',

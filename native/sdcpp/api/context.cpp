@@ -1,7 +1,9 @@
 // The entry points: each is one run, which waits for its turn, looks its context up, and reports how it ended.
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -11,6 +13,7 @@
 #include "sdcpp/lora/loras.h"
 #include "sdcpp/placement/placement_report.h"
 #include "sdcpp/placement/runner_placement.h"
+#include "sdcpp/upscaling/upscaler.h"
 #include "sdcpp/values/noise_levels.h"
 #include "util.h"
 
@@ -22,7 +25,7 @@ namespace {
 
 using namespace sdcpp;
 
-// Runs a function on what a context has loaded, when its turn has come.
+// Runs a function on a context that has loaded something, when its turn has come.
 template <typename F>
 sdcpp_status_t with_context(Run& run, const sdcpp_ctx_t& ctx, F&& function) {
     if (forked()) {
@@ -32,23 +35,29 @@ sdcpp_status_t with_context(Run& run, const sdcpp_ctx_t& ctx, F&& function) {
     if (turn.status() != SDCPP_OK) {
         return turn.status();
     }
-    if (ctx.context->loaded == nullptr) {
+    if (ctx.context->placements == nullptr) {
         return SDCPP_CLOSED;
     }
-    const sdcpp_status_t status = run_guarded(run, [&] { return function(ctx.context->loaded); });
+    const sdcpp_status_t status = run_guarded(run, [&] { return function(*ctx.context); });
     if (status == SDCPP_BROKEN && context_close(*ctx.context)) {
         context_free_later(ctx.context);
     }
     return status;
 }
 
+// The same, on a model that draws.
+template <typename F>
+sdcpp_status_t with_model(Run& run, const sdcpp_ctx_t& ctx, F&& function) {
+    return with_context(run, ctx, [&](const Context& context) { return function(context.loaded); });
+}
+
 // Fills in what a table says of a context.
 template <typename Row, typename F>
 sdcpp_status_t table(Run& run, const sdcpp_ctx_t& ctx, Row* rows, int capacity, int* count, F&& fill) {
     *count = 0;
-    return with_context(run, ctx, [&](const sd_ctx_t* loaded) {
+    return with_context(run, ctx, [&](const Context& context) {
         for (int index = 0; *count < capacity; ++index) {
-            const Filled filled = fill(loaded, index, rows[*count]);
+            const Filled filled = fill(context, index, rows[*count]);
             if (filled == Filled::end) {
                 break;
             }
@@ -63,6 +72,20 @@ sdcpp_lora_t lora_row(Run& run, const LoraReport& report) {
             report.tensors - report.applied, run.keep(report.skipped_names.c_str())};
 }
 
+// Draws with a loaded model: a request's pictures, or its video. The function returns what it drew.
+template <typename Request, typename F>
+sdcpp_status_t generate(Run& run, const sdcpp_ctx_t& ctx, const Request& request, F&& draw) {
+    return with_model(run, ctx, [&](sd_ctx_t* loaded) {
+        request_check(loaded, request);
+        placements_of(loaded)->memory_budget.begin_generation();
+        run.images = draw(loaded);
+        for (const LoraReport& report : loras_of(loaded).reports()) {
+            run.loras.push_back(lora_row(run, report));
+        }
+        return run.images.images != nullptr;
+    });
+}
+
 // Notes what a loaded model says of itself, which never changes.
 void describe(Context& context, sd_ctx_t* loaded) {
     context.clip_layers = placements_of(loaded)->clip_layers;
@@ -72,6 +95,39 @@ void describe(Context& context, sd_ctx_t* loaded) {
     for (int sampler = 0; sampler < SAMPLE_METHOD_COUNT; ++sampler) {
         context.schedulers.push_back(sd_get_default_scheduler(loaded, static_cast<sample_method_t>(sampler)));
     }
+}
+
+// Loads something into an empty context, with its modules placed.
+template <typename P, typename F>
+sdcpp_status_t load(Run& run, const sdcpp_ctx_t& ctx, const sdcpp_placement_t* placements, int count, P&& place,
+                    F&& function) {
+    if (forked()) {
+        return SDCPP_FORKED;
+    }
+    Context& context = *ctx.context;
+    std::shared_ptr<Placements> wanted;
+    sdcpp_status_t status = run_guarded(run, [&] {
+        backends_load();
+        wanted = place();
+        wanted->apply(placements, count);
+        context_claim(context, {wanted->runtime_devices(), false});
+        return true;
+    });
+    if (status == SDCPP_OK) {
+        const Turn turn(run, context_claim(context), ctx.context);
+        if (turn.status() != SDCPP_OK) {
+            return turn.status();
+        }
+        status = run_guarded(run, [&] { return function(context, wanted); });
+        if (status == SDCPP_OK) {
+            context_claim(context, {wanted->runtime_devices(), false});
+        } else {
+            context_unload(context, run);
+            context_close(context);
+        }
+    }
+    // Nothing of a context that could not be made is left to be broken.
+    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
 }
 
 // Returns what the weights of each module would take.
@@ -150,79 +206,123 @@ sdcpp_ctx_t* sdcpp_ctx_new(void) {
 
 sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params,
                               const sdcpp_placement_t* placements, int count) {
-    if (forked()) {
-        return SDCPP_FORKED;
-    }
-    Context& context = *ctx->context;
-    std::shared_ptr<Placements> wanted;
-    sdcpp_status_t status = run_guarded(*run, [&] {
-        backends_load();
-        wanted = std::make_shared<Placements>(params);
-        wanted->apply(placements, count);
-        context_claim(context, {wanted->runtime_devices(), false});
-        return true;
-    });
-    if (status == SDCPP_OK) {
-        const Turn turn(*run, context_claim(context), ctx->context);
-        if (turn.status() != SDCPP_OK) {
-            return turn.status();
-        }
-        status = run_guarded(*run, [&] {
+    return load(
+        *run, *ctx, placements, count, [&] { return std::make_shared<Placements>(params); },
+        [&](Context& context, const std::shared_ptr<Placements>& wanted) {
             PlacementScope scope(wanted);
             context.loaded = new_sd_ctx(params);
             if (context.loaded != nullptr) {
+                context.placements = wanted;
                 describe(context, context.loaded);
             }
             return context.loaded != nullptr;
         });
-        if (status == SDCPP_OK) {
-            context_claim(context, {wanted->runtime_devices(), false});
-        } else {
-            context_unload(context, *run);
-            context_close(context);
-        }
+}
+
+void sdcpp_upscaler_params_init(sdcpp_upscaler_params_t* params) {
+    *params = {nullptr, sd_get_num_physical_cores(), false, 0.0f, SD_KERNELS_FAST};
+}
+
+void sdcpp_upscale_params_init(sdcpp_upscale_params_t* params) {
+    constexpr int usual_tile = 128;
+    *params = {{0, 0, 0, nullptr}, usual_tile};
+}
+
+sdcpp_status_t sdcpp_upscaler_survey(sdcpp_run_t* run, const sdcpp_upscaler_params_t* params, uint64_t* bytes) {
+    *bytes = 0;
+    const Turn turn(*run, Claim{});
+    if (turn.status() != SDCPP_OK) {
+        return turn.status();
     }
-    // Nothing of a context that could not be made is left to be broken.
+    const sdcpp_status_t status = run_guarded(*run, [&] {
+        backends_load();
+        *bytes = Upscaler::survey(*params);
+        return *bytes > 0;
+    });
     return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
 }
 
+sdcpp_status_t sdcpp_upscaler_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sdcpp_upscaler_params_t* params,
+                                   const sdcpp_placement_t* placements, int count) {
+    return load(
+        *run, *ctx, placements, count, [&] { return Upscaler::place(*params); },
+        [&](Context& context, const std::shared_ptr<Placements>& wanted) {
+            context.upscaler = Upscaler::load(*params, wanted);
+            if (context.upscaler != nullptr) {
+                context.placements = wanted;
+                context.upscale_factor = context.upscaler->factor();
+            }
+            return context.upscaler != nullptr;
+        });
+}
+
+sdcpp_status_t sdcpp_upscale(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sdcpp_upscale_params_t* params,
+                             sd_image_t* image) {
+    *image = {0, 0, 0, nullptr};
+    const sdcpp_status_t status = with_context(*run, *ctx, [&](const Context& context) {
+        auto* const made = static_cast<sd_image_t*>(std::calloc(1, sizeof(sd_image_t)));
+        if (made == nullptr) {
+            throw std::bad_alloc();
+        }
+        run->images = {made, 1};
+        *made = context.upscaler->upscale(params->image, params->tile_size);
+        return made->data != nullptr;
+    });
+    if (status == SDCPP_OK) {
+        *image = run->images.images[0];
+    }
+    return status;
+}
+
+int sdcpp_ctx_upscale_factor(const sdcpp_ctx_t* ctx) {
+    return ctx->context ? ctx->context->upscale_factor : 0;
+}
+
 sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params) {
-    return with_context(*run, *ctx, [&](sd_ctx_t* loaded) {
+    return with_model(*run, *ctx, [&](sd_ctx_t* loaded) {
         if (encoder_loaded(loaded)) {
             return true;
         }
         const auto placements = placements_of(loaded);
         const sd_ctx_params_t wanted = autoencoder_params(*params);
-        const OnException not_loading([&] { placements->load_end(); });
+        const OnExit not_loading([&] { placements->load_end(); });
         const PlacementScope scope(placements);
         const AutoencoderScope autoencoder;
-        const bool done = encoder_load(loaded, &wanted);
-        placements->load_end();
-        return done;
+        return encoder_load(loaded, &wanted);
     });
 }
 
 sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
                                     sd_image_t** images) {
     *images = nullptr;
-    const sdcpp_status_t status = with_context(*run, *ctx, [&](sd_ctx_t* loaded) {
-        request_check(loaded, *params);
+    const sdcpp_status_t status = generate(*run, *ctx, *params, [&](sd_ctx_t* loaded) {
         run->pictures = params->batch_count;
-        placements_of(loaded)->memory_budget.begin_generation();
         const FillingScope filling(*params);
-        run->images = {generate_image(loaded, params), params->batch_count};
-        for (const LoraReport& report : loras_of(loaded).reports()) {
-            run->loras.push_back(lora_row(*run, report));
-        }
-        return run->images.images != nullptr;
+        return Images{generate_image(loaded, params), params->batch_count};
     });
     *images = status == SDCPP_OK ? run->images.images : nullptr;
     return status;
 }
 
+sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,
+                                    sd_image_t** frames, int* count) {
+    *frames = nullptr;
+    *count = 0;
+    const sdcpp_status_t status = generate(*run, *ctx, *params, [&](sd_ctx_t* loaded) {
+        Images video;
+        video.images = generate_video(loaded, params, &video.count);
+        return video;
+    });
+    if (status == SDCPP_OK) {
+        *frames = run->images.images;
+        *count = run->images.count;
+    }
+    return status;
+}
+
 sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory_t* rows, int capacity, int* count) {
-    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_memory_t& row) {
-        const Filled filled = memory_row(loaded, index, row);
+    return table(*run, *ctx, rows, capacity, count, [&](const Context& context, int index, sdcpp_memory_t& row) {
+        const Filled filled = memory_row(*context.placements, index, row);
         if (filled == Filled::row) {
             for (const char** text : {&row.module, &row.runtime_device, &row.params_device, &row.wanted_buffer_type,
                                       &row.buffer_type, &row.reason}) {
@@ -235,8 +335,8 @@ sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory
 
 sdcpp_status_t sdcpp_ctx_transfers(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_transfer_t* rows, int capacity,
                                    int* count) {
-    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_transfer_t& row) {
-        const Filled filled = transfer_row(loaded, index, row);
+    return table(*run, *ctx, rows, capacity, count, [&](const Context& context, int index, sdcpp_transfer_t& row) {
+        const Filled filled = transfer_row(*context.placements, index, row);
         if (filled == Filled::row) {
             row.module = run->keep(row.module);
         }
@@ -245,8 +345,8 @@ sdcpp_status_t sdcpp_ctx_transfers(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_tra
 }
 
 sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_stream_t* rows, int capacity, int* count) {
-    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_stream_t& row) {
-        const Filled filled = stream_row(loaded, index, row);
+    return table(*run, *ctx, rows, capacity, count, [&](const Context& context, int index, sdcpp_stream_t& row) {
+        const Filled filled = stream_row(*context.placements, index, row);
         if (filled == Filled::row) {
             for (const char** text :
                  {&row.module, &row.runner, &row.device, &row.mode, &row.reason, &row.resident, &row.streamed}) {
@@ -258,8 +358,8 @@ sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_strea
 }
 
 sdcpp_status_t sdcpp_ctx_loras(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_lora_t* rows, int capacity, int* count) {
-    return table(*run, *ctx, rows, capacity, count, [&](const sd_ctx_t* loaded, int index, sdcpp_lora_t& row) {
-        const auto& reports = loras_of(loaded).reports();
+    return table(*run, *ctx, rows, capacity, count, [&](const Context& context, int index, sdcpp_lora_t& row) {
+        const auto& reports = loras_of(context.loaded).reports();
         if (index >= static_cast<int>(reports.size())) {
             return Filled::end;
         }

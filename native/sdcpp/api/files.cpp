@@ -31,6 +31,7 @@ sdcpp_file_t* sdcpp_file_list(const char* path) {
                 tensor.name.insert(0, part.prefix);
                 file->listing.tensors.push_back(std::move(tensor));
             }
+            std::move(found.metadata.begin(), found.metadata.end(), std::back_inserter(file->listing.metadata));
             std::move(found.left_out.begin(), found.left_out.end(), std::back_inserter(file->listing.left_out));
         }
         file->good = true;
@@ -67,6 +68,7 @@ bool sdcpp_file_tensor_get(const sdcpp_file_t* file, int index, sdcpp_file_tenso
     tensor->type = found.dtype != nullptr ? found.dtype->name : ggml_type_name(found.block);
     tensor->dimensions = static_cast<int>(std::min(found.shape.size(), std::size(tensor->shape)));
     std::copy_n(found.shape.begin(), tensor->dimensions, tensor->shape);
+    tensor->bytes = found.dtype != nullptr ? sdcpp::files::element_count(found) * found.dtype->bytes : found.bytes;
     return true;
 }
 
@@ -77,6 +79,15 @@ int sdcpp_file_left_out_count(const sdcpp_file_t* file) {
 const char* sdcpp_file_left_out(const sdcpp_file_t* file, int index) {
     const bool there = index >= 0 && index < sdcpp_file_left_out_count(file);
     return there ? file->listing.left_out[static_cast<size_t>(index)].c_str() : nullptr;
+}
+
+bool sdcpp_file_value_get(const sdcpp_file_t* file, int index, sdcpp_file_value_t* value) {
+    if (index < 0 || static_cast<size_t>(index) >= file->listing.metadata.size()) {
+        return false;
+    }
+    const auto& found = file->listing.metadata[static_cast<size_t>(index)];
+    *value = {found.key.c_str(), found.text.c_str(), found.whole};
+    return true;
 }
 
 void sdcpp_file_free(sdcpp_file_t* file) {

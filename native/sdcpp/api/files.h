@@ -19,7 +19,14 @@ typedef struct {
     const char* type; /* "F16", "F8_E4M3", ..., or ggml's name of a quantised type */
     int dimensions;
     int64_t shape[8]; /* the last dimension is the one in a row */
+    uint64_t bytes;   /* as the file stores it */
 } sdcpp_file_tensor_t;
+
+typedef struct {
+    const char* key;
+    const char* value;
+    bool whole; /* else the value only says what it is: "a list of 5" */
+} sdcpp_file_value_t;
 
 /* Lists a file; NULL only without memory. sdcpp_file_free frees it. */
 SD_API sdcpp_file_t* sdcpp_file_list(const char* path);
@@ -35,6 +42,8 @@ SD_API bool sdcpp_file_tensor_get(const sdcpp_file_t* file, int index, sdcpp_fil
 SD_API int sdcpp_file_left_out_count(const sdcpp_file_t* file);
 /* Names one of them and says why: "'name' (BOOL)"; NULL: there is none. */
 SD_API const char* sdcpp_file_left_out(const sdcpp_file_t* file, int index);
+/* Gets one of the values that the file says of itself, in their order; they live as long as the list. False: there is none. */
+SD_API bool sdcpp_file_value_get(const sdcpp_file_t* file, int index, sdcpp_file_value_t* value);
 SD_API void sdcpp_file_free(sdcpp_file_t* file);
 
 #ifdef __cplusplus

@@ -49,9 +49,8 @@ void ggml_log_route(ggml_log_level level, const char* text, void*) {
 }
 
 void progress_route(int step, int steps, float seconds, void*) {
-    const Run* run = sdcpp::run_current();
-    if (run != nullptr && run->callbacks.progress != nullptr) {
-        run->callbacks.progress(step, steps, seconds, run->callbacks.data);
+    if (const Run* run = sdcpp::run_current()) {
+        run->progressed(step, steps, seconds);
     }
 }
 
@@ -69,11 +68,11 @@ void check_route(const char* message) {
 }
 
 // The engine asks for previews on the thread that makes the call.
-void preview_route(const Run* run) {
+void preview_route(const Run* run, bool due = true) {
     const bool wanted = run != nullptr && run->callbacks.preview != nullptr;
     sd_set_preview_callback(
         wanted ? run->callbacks.preview : nullptr, wanted ? run->callbacks.preview_mode : PREVIEW_NONE,
-        wanted ? run->callbacks.preview_interval : 1, true, false, wanted ? run->callbacks.data : nullptr);
+        wanted ? run->callbacks.preview_interval : 1, due, false, wanted ? run->callbacks.data : nullptr);
 }
 
 // Asked when something of a device is freed: after a failed check the device may be what failed.
@@ -187,6 +186,7 @@ void sdcpp_run::phase_begin(const char* name) {
     phase_end();
     phases.push_back({name, 0.0});
     phase_start = Clock::now();
+    progressed(0, 0, 0.0);
 }
 
 void sdcpp_run::phase_end() {
@@ -194,6 +194,20 @@ void sdcpp_run::phase_end() {
         phases.back().seconds += std::chrono::duration<double>(Clock::now() - phase_start).count();
         phase_start = Clock::now();
     }
+}
+
+void sdcpp_run::progressed(int done, int of, double seconds) const {
+    if (callbacks.progress == nullptr) {
+        return;
+    }
+    sdcpp_progress_t progress{phases.empty() ? "loading" : phases.back().name, done, of, 0, pictures, bytes_read, seconds};
+    const std::string phase = progress.phase;
+    if (phase == "sampling") {
+        progress.picture = sampled + 1;
+    } else if (phase == "decoding") {
+        progress.picture = decoded + 1;
+    }
+    callbacks.progress(&progress, callbacks.data);
 }
 
 sdcpp_status_t sdcpp_run::outcome(bool done) const {
@@ -285,6 +299,25 @@ void phase_begin(const char* name) {
     }
 }
 
+void sampling_step_begin(int step, int steps) {
+    Run* const run = run_current();
+    if (run == nullptr) {
+        return;
+    }
+    run->step = std::abs(step);
+    run->steps = steps;
+    if (run->callbacks.preview != nullptr) {
+        // The engine asks at each evaluation; the first ones of a step that takes several have a negative number.
+        preview_route(run, step == -steps || (step > 0 && (step % run->callbacks.preview_interval == 0 || step == steps)));
+    }
+}
+
+void bytes_read(uint64_t bytes) {
+    if (Run* run = run_current()) {
+        run->bytes_read = bytes;
+    }
+}
+
 void load_wait(std::atomic<bool>& failed) {
     Run* run = run_current();
     if (run != nullptr && run->poll_cancelled()) {
@@ -352,6 +385,13 @@ bool sdcpp_run_lora_get(const sdcpp_run_t* run, int index, sdcpp_lora_t* lora) {
     }
     *lora = run->loras[static_cast<size_t>(index)];
     return true;
+}
+
+void sdcpp_run_pixels_free(sdcpp_run_t* run, int index) {
+    if (index >= 0 && index < run->images.count && run->images.images != nullptr) {
+        std::free(run->images.images[index].data);
+        run->images.images[index].data = nullptr;
+    }
 }
 
 void sdcpp_run_free(sdcpp_run_t* run) {

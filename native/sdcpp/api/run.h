@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sdcpp/api/sdcpp.h"
+#include "sdcpp/conversion/convert.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/seams/seams.h"
 
@@ -53,6 +54,8 @@ struct sdcpp_run {
     bool poll_cancelled();
     void phase_begin(const char* name);
     void phase_end();
+    // Tells the caller how far the phase is: steps that are done, of how many (0: not known), and how long one takes.
+    void progressed(int done, int of, double seconds) const;
     sdcpp_status_t outcome(bool done) const;
 
     const sdcpp_callbacks_t callbacks{};
@@ -64,8 +67,10 @@ struct sdcpp_run {
     int decoded = 0;            // how many are decoded
     int step = 0;               // the sampling step that is under way, counted from 1
     int steps = 0;              // how many there are; 0 between two pictures
+    uint64_t bytes_read = 0;    // of a model's files
     std::vector<sdcpp_phase_t> phases;
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
+    std::vector<sdcpp::Converted> converted;  // what became of each tensor
     sdcpp::Images images;
     std::string error;  // guarded by the mutex while the call lasts
 

@@ -46,7 +46,20 @@ typedef struct {
 } sdcpp_device_t;
 
 typedef struct {
-    const char* name;  /* "encoding" (of pictures), "text", "sampling" or "decoding" */
+    const char* model_path; /* an ESRGAN */
+    int n_threads;          /* of the CPU; 0: the number of physical cores */
+    bool conv_direct;       /* convolve without im2col */
+    float max_vram;         /* as in sd_ctx_params_t */
+    enum sd_kernels_t kernels; /* as in sd_ctx_params_t */
+} sdcpp_upscaler_params_t;
+
+typedef struct {
+    sd_image_t image; /* RGB */
+    int tile_size;    /* pixels of a side of what is computed at once; 0: all of it */
+} sdcpp_upscale_params_t;
+
+typedef struct {
+    const char* name;  /* "encoding" (of pictures), "text", "sampling", "decoding" or "upscaling" */
     double seconds;
 } sdcpp_phase_t;
 
@@ -126,6 +139,14 @@ typedef struct {
     int reference_multiple;    /* sides of these are multiples of it */
     bool reads_control_image;  /* a control picture itself, without a ControlNet */
     bool fills_masks;          /* made for inpainting: it needs a picture and a mask */
+    bool draws_videos;         /* videos, of one frame more than a multiple of frame_step */
+    int frame_step;            /* 0: it draws none */
+    bool needs_first_frame;    /* it goes on from a picture */
+    bool takes_first_frame;    /* it can */
+    bool takes_last_frame;     /* a picture that the video ends with, too */
+    bool takes_reference;      /* a picture of what is in the video, which need not be a frame of it */
+    bool takes_control_frames; /* a frame to follow for each frame */
+    bool is_pair;              /* it has a second diffusion model, for the steps with much noise */
 } sdcpp_abilities_t;
 
 typedef struct {
@@ -140,6 +161,45 @@ typedef struct {
     int skippable_layers;     /* number of layers that skip layer guidance can leave out */
 } sdcpp_traits_t;
 
+typedef struct {
+    const char* phase;  /* "loading", or as in sdcpp_phase_t */
+    int step;           /* done so far: tensors while loading, sampling steps, tiles while encoding and decoding */
+    int steps;          /* of how many; 0: not known */
+    int picture;        /* that is sampled or decoded, counted from 1; those of a second pass are counted on; 0: none */
+    int pictures;       /* that are wanted */
+    uint64_t bytes;     /* that were read while loading */
+    double seconds;     /* that a step takes */
+} sdcpp_progress_t;
+
+/* Hears how far a run is: when a phase begins, when a picture is done, and after each step. */
+typedef void (*sdcpp_progress_cb_t)(const sdcpp_progress_t* progress, void* data);
+
+typedef struct {
+    const char* key;
+    const char* value;
+} sdcpp_text_t;
+
+typedef struct {
+    const char* source;            /* a file, an index of shards, or a folder */
+    const char* target;            /* the file to write */
+    bool safetensors;              /* write safetensors; else GGUF */
+    bool source_is_gguf;           /* keep what the source, one GGUF file, says of itself */
+    bool convert_names;            /* give tensors the engine's own names */
+    enum sd_type_t wtype;          /* SD_TYPE_COUNT: each tensor's own */
+    const char* tensor_type_rules; /* as in sd_ctx_params_t */
+    int n_threads;                 /* 0: the number of physical cores */
+    const sdcpp_text_t* metadata;  /* what the file says of itself */
+    int metadata_count;
+} sdcpp_convert_params_t;
+
+typedef struct {
+    const char* name;   /* in the new file */
+    const char* from;   /* type */
+    const char* to;     /* type; "": it is left out */
+    const char* reason; /* why it is not of the type that was asked for, or left out; "" otherwise */
+    uint64_t bytes;     /* in the new file */
+} sdcpp_converted_t;
+
 /* Returns true to cancel the run; called on the thread that makes the call, at most every 50 ms, also while it waits. */
 typedef bool (*sdcpp_poll_cb_t)(void* data);
 /* Receives a computed graph's output: the phase ("" while loading), its four sizes, innermost first, and its values. */
@@ -152,7 +212,7 @@ typedef const char* (*sdcpp_text_cb_t)(const char* form, const char* text, void*
    else comes from the calling one. */
 typedef struct {
     sd_log_cb_t log;
-    sd_progress_cb_t progress;
+    sdcpp_progress_cb_t progress;
     sdcpp_poll_cb_t poll;
     sdcpp_tap_cb_t tap;
     sdcpp_text_cb_t text;
@@ -235,6 +295,11 @@ SD_API enum sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t*
 /* Generates params->batch_count images; they belong to the run. */
 SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
                                                 sd_image_t** images);
+/* Generates a video; its frames belong to the run, and count says how many there are. */
+SD_API enum sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,
+                                                sd_image_t** frames, int* count);
+/* Frees the pixels of one of a run's images or frames, which have been read; else they are freed with the run. */
+SD_API void sdcpp_run_pixels_free(sdcpp_run_t* run, int index);
 /* Fills in where the weights of the modules are, capacity rows at most, and how many there are. As in the next two, the
    strings live as long as the run. */
 SD_API enum sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory_t* rows, int capacity,
@@ -258,6 +323,36 @@ SD_API void sdcpp_ctx_abilities(const sdcpp_ctx_t* ctx, sdcpp_abilities_t* abili
 SD_API enum sample_method_t sdcpp_ctx_sampler(const sdcpp_ctx_t* ctx);
 /* Returns the scheduler that the engine takes for the loaded model and a sampler. */
 SD_API enum scheduler_t sdcpp_ctx_scheduler(const sdcpp_ctx_t* ctx, enum sample_method_t sampler);
+
+/* --- upscalers: contexts, too, for what is said of any --- */
+
+/* Fill in the defaults. */
+SD_API void sdcpp_upscaler_params_init(sdcpp_upscaler_params_t* params);
+SD_API void sdcpp_upscale_params_init(sdcpp_upscale_params_t* params);
+/* Reads the header of an upscaler's file and says what its weights will take. */
+SD_API enum sdcpp_status_t sdcpp_upscaler_survey(sdcpp_run_t* run, const sdcpp_upscaler_params_t* params,
+                                                 uint64_t* bytes);
+/* Loads an upscaler into an empty context, its module placed as asked for. */
+SD_API enum sdcpp_status_t sdcpp_upscaler_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx,
+                                               const sdcpp_upscaler_params_t* params,
+                                               const sdcpp_placement_t* placements, int count);
+/* Makes a picture larger; the pixels belong to the run. */
+SD_API enum sdcpp_status_t sdcpp_upscale(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sdcpp_upscale_params_t* params,
+                                         sd_image_t* image);
+/* Returns how many times longer the loaded upscaler makes a side. */
+SD_API int sdcpp_ctx_upscale_factor(const sdcpp_ctx_t* ctx);
+
+/* --- files --- */
+
+/* Fills in the defaults. */
+SD_API void sdcpp_convert_params_init(sdcpp_convert_params_t* params);
+/* Makes one file of a model's, of another type or format. Half a file may be left when it fails. */
+SD_API enum sdcpp_status_t sdcpp_convert(sdcpp_run_t* run, const sdcpp_convert_params_t* params);
+/* Fills in what became of one tensor of a run that has converted; returns false behind the last one. */
+SD_API bool sdcpp_run_converted_get(const sdcpp_run_t* run, int index, sdcpp_converted_t* converted);
+
+/* --- any context --- */
+
 /* Cancels the runs of a context, those that wait for their turn too. */
 SD_API void sdcpp_ctx_cancel(sdcpp_ctx_t* ctx);
 /* Closes a context: calls fail from now on, those that wait as well. Its memory is freed when its device is free; with a

@@ -239,21 +239,25 @@ void context_free_later(std::shared_ptr<Context> context) {
 }
 
 void context_unload(Context& context, Run& run) {
+    const auto placements = std::exchange(context.placements, nullptr);
     sd_ctx_t* loaded = std::exchange(context.loaded, nullptr);
-    if (loaded == nullptr) {
+    auto upscaler = std::exchange(context.upscaler, nullptr);
+    if (placements == nullptr) {
         return;
     }
-    const auto placements = placements_of(loaded);
     if (!devices_work(run, *placements)) {
         LOG_ERROR("a device of the model does not answer any more; its memory is given up, and free again when the "
                   "process ends");
-        static auto* const given_up = new std::vector<std::shared_ptr<Placements>>;
-        given_up->push_back(placements);
+        static auto* const given_up = new std::vector<std::pair<std::shared_ptr<Placements>, std::shared_ptr<Upscaler>>>;
+        given_up->emplace_back(placements, std::move(upscaler));
         return;
     }
     RunScope scope(&run);
     guard([&] {
-        free_sd_ctx(loaded);
+        upscaler.reset();
+        if (loaded != nullptr) {
+            free_sd_ctx(loaded);
+        }
         return true;
     });
 }

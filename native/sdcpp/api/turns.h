@@ -17,9 +17,14 @@ struct Claim {
     bool all = false;
 };
 
-// A model and its life. `loaded` is touched only by who holds the turn of `claim`; the rest is guarded by the lock.
+class Placements;
+class Upscaler;
+
+// A model and its life. What is loaded is touched only by who holds the turn of `claim`; the rest is guarded by the lock.
 struct Context {
-    sd_ctx_t* loaded = nullptr;
+    sd_ctx_t* loaded = nullptr;                  // a model that draws,
+    std::shared_ptr<Upscaler> upscaler;          // or an upscaler
+    std::shared_ptr<Placements> placements;      // of what is loaded; NULL: nothing is
     Claim claim;
     bool closed = false;
     std::vector<Run*> runs;  // that wait for their turn or have it
@@ -28,6 +33,7 @@ struct Context {
     int clip_layers = 0;  // the least that a CLIP text encoder has; 0: there is none
     sample_method_t sampler = SAMPLE_METHOD_COUNT;
     std::vector<scheduler_t> schedulers;  // by sampler
+    int upscale_factor = 0;
 };
 
 // A run's turn, from construction to destruction if it came. It did not where status() is not SDCPP_OK: the run was

@@ -7,6 +7,7 @@
 
 #include "sdcpp/architecture/check.h"
 #include "sdcpp/architecture/clip.h"
+#include "sdcpp/architecture/esrgan.h"
 #include "sdcpp/architecture/flux.h"
 #include "sdcpp/architecture/llm.h"
 #include "sdcpp/architecture/mmdit.h"

@@ -8,6 +8,7 @@
 #include "sdcpp/architecture/mmdit.h"
 #include "sdcpp/architecture/traits.h"
 #include "sdcpp/architecture/unet.h"
+#include "sdcpp/architecture/wan.h"
 #include "sdcpp/placement/context_placements.h"
 
 bool is_unused_tensor(const std::string& name);
@@ -70,6 +71,8 @@ void architecture_check(SDVersion version, const std::map<std::string, ggml_tens
         flux_fit(params);
     } else if (sd_version_is_z_image(version)) {
         llm_fit(params, "model.diffusion_model.cap_embedder.1.weight", 1);
+    } else if (sd_version_is_wan(version)) {
+        wan_fit(params);
     }
 }
 

@@ -10,6 +10,7 @@ namespace sdcpp {
 using namespace checkpoint;
 
 constexpr int64_t clip_tokens = 49408;
+constexpr int64_t vision_head_width = 80;
 constexpr int64_t clip_positions = 77;  // where the engine splits a prompt at fixed places
 
 namespace {
@@ -53,6 +54,30 @@ void architecture_clip(ClipSizes sizes) {
         sizes.n_layer = static_cast<int32_t>(found);
     }
     clip_layers_note(sizes.n_layer);
+}
+
+void architecture_clip_vision(ClipVisionSizes sizes) {
+    const std::string vision = scope != nullptr ? scope->prefix + ".vision_model." : "";
+    const std::string positions = vision + "embeddings.position_embedding.weight";
+    if (scope == nullptr || !has(scope->file, positions)) {
+        return;
+    }
+    const String2TensorStorage& file = scope->file;
+    const std::string blocks = vision + "encoder.layers.";
+    const int64_t hidden = axis(file, positions, 0, 0);
+    require_multiple(file, positions, hidden, vision_head_width, "the width of an attention head");
+    sizes.hidden_size = static_cast<int32_t>(hidden);
+    sizes.n_head = static_cast<int32_t>(hidden / vision_head_width);
+    sizes.intermediate_size = static_cast<int32_t>(axis(file, blocks + "0.mlp.fc1.weight", 1, sizes.intermediate_size));
+    sizes.n_layer = static_cast<int32_t>(layers(file, blocks, sizes.n_layer));
+}
+
+void architecture_clip_vision_projection(int32_t& hidden_size, int32_t& projection_dim) {
+    if (scope != nullptr) {
+        const std::string projection = scope->prefix + ".visual_projection.weight";
+        hidden_size = static_cast<int32_t>(axis(scope->file, projection, 0, hidden_size));
+        projection_dim = static_cast<int32_t>(axis(scope->file, projection, 1, projection_dim));
+    }
 }
 
 bool clip_gelu(bool otherwise) {

@@ -66,6 +66,14 @@ EncodingScope::EncodingScope(const sd_img_gen_params_t& params) {
     }
 }
 
+EncodingScope::EncodingScope(const sd_vid_gen_params_t& params, const std::string& network) {
+    ++encodings;
+    const bool pictures = params.init_image.data != nullptr || params.end_image.data != nullptr;
+    if (pictures || network.find("VACE") != std::string::npos) {
+        phase_begin("encoding");
+    }
+}
+
 EncodingScope::~EncodingScope() {
     --encodings;
 }

@@ -41,6 +41,8 @@ bool encoder_loaded(const sd_ctx_t* ctx);
 class EncodingScope {
 public:
     explicit EncodingScope(const sd_img_gen_params_t& params);
+    // Of a video that a network of this name draws; VACE's always encode frames, grey ones where there are none.
+    EncodingScope(const sd_vid_gen_params_t& params, const std::string& network);
     ~EncodingScope();
     EncodingScope(const EncodingScope&) = delete;
     EncodingScope& operator=(const EncodingScope&) = delete;

@@ -1,5 +1,7 @@
 // Lists GGUF files: counts, pairs of names and values, the tensors' entries, the data.
 #include <algorithm>
+#include <iomanip>
+#include <sstream>
 #include <utility>
 
 #include "sdcpp/files/listing.h"
@@ -11,6 +13,7 @@ namespace {
 enum ValueType : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, text, array, u64, i64, f64 };
 
 constexpr uint64_t longest_name = 65535;
+constexpr uint64_t longest_text = 1 << 20;
 constexpr uint32_t most_dimensions = 8;
 constexpr uint32_t engine_dimensions = 4;
 // The least that an entry takes.
@@ -48,11 +51,56 @@ std::string name_at(Cursor& cursor, const char* what) {
     return cursor.text(length);
 }
 
-void skip_value(Cursor& cursor, uint32_t type, const std::string& key) {
+std::string scalar_at(Cursor& cursor, uint32_t type) {
+    std::ostringstream out;
+    switch (type) {
+        case u8:
+            out << unsigned{cursor.number<uint8_t>()};
+            break;
+        case i8:
+            out << int{cursor.number<int8_t>()};
+            break;
+        case u16:
+            out << cursor.number<uint16_t>();
+            break;
+        case i16:
+            out << cursor.number<int16_t>();
+            break;
+        case u32:
+            out << cursor.number<uint32_t>();
+            break;
+        case i32:
+            out << cursor.number<int32_t>();
+            break;
+        case f32:
+            out << std::setprecision(9) << cursor.number<float>();
+            break;
+        case boolean:
+            out << (cursor.number<uint8_t>() != 0 ? "true" : "false");
+            break;
+        case u64:
+            out << cursor.number<uint64_t>();
+            break;
+        case i64:
+            out << cursor.number<int64_t>();
+            break;
+        default:
+            out << std::setprecision(17) << cursor.number<double>();
+    }
+    return out.str();
+}
+
+void read_value(Cursor& cursor, uint32_t type, const std::string& key, std::vector<Value>& values) {
     if (type == text) {
-        cursor.skip(cursor.number<uint64_t>());
-    } else if (const uint64_t bytes = value_bytes(type)) {
-        cursor.skip(bytes);
+        const auto length = cursor.number<uint64_t>();
+        if (length > longest_text) {
+            values.push_back({key, std::to_string(length) + " bytes of text", false});
+            cursor.skip(length);
+        } else {
+            values.push_back({key, cursor.text(length)});
+        }
+    } else if (value_bytes(type) != 0) {
+        values.push_back({key, scalar_at(cursor, type)});
     } else if (type == array) {
         const auto kind = cursor.number<uint32_t>();
         const auto count = cursor.number<uint64_t>();
@@ -60,6 +108,7 @@ void skip_value(Cursor& cursor, uint32_t type, const std::string& key) {
         if (each == 0 || count > cursor.left() / each) {
             throw FileError("has a damaged header: " + shown(key) + " is no list that the file could hold");
         }
+        values.push_back({key, "a list of " + std::to_string(count), false});
         if (kind != text) {
             cursor.skip(count * each);
         } else {
@@ -143,16 +192,16 @@ Listing list_gguf(Input& input) {
                         std::to_string(pairs) + " values, more than it has room for");
     }
     uint64_t alignment = 32;
+    Listing listing;
     for (uint64_t i = 0; i < pairs; ++i) {
         const std::string key = name_at(cursor, "name");
         const auto type = cursor.number<uint32_t>();
         if (key == "general.alignment") {
             alignment = alignment_at(cursor, type);
         } else {
-            skip_value(cursor, type, key);
+            read_value(cursor, type, key, listing.metadata);
         }
     }
-    Listing listing;
     listing.format = "GGUF";
     for (uint64_t i = 0; i < tensors; ++i) {
         listing.tensors.push_back(entry_at(cursor));

@@ -34,11 +34,19 @@ struct Tensor {
     uint64_t packed_bytes = 0;     // 0: it is not packed
 };
 
+// What a file says of itself.
+struct Value {
+    std::string key;
+    std::string text;
+    bool whole = true;  // else the text only says what it is: a list
+};
+
 struct Listing {
     const char* format = "";            // "safetensors", "GGUF" or "PyTorch"
     std::deque<Tensor> tensors;         // no vector: its growth would take more than a file of many small tensors
     std::vector<std::string> left_out;  // tensors that the engine has no use for: "'name' (BOOL)"
     std::vector<std::string> left_out_names;
+    std::vector<Value> metadata;
 };
 
 // Lists a file by what its first bytes say that it is. Throws FileError.

@@ -16,6 +16,8 @@ namespace sdcpp::files {
 
 namespace {
 
+constexpr size_t engine_dimensions = 4;
+
 struct Listed {
     Tensor tensor;
     size_t part;
@@ -51,7 +53,6 @@ ReadAt reader(Input& input) {
 }
 
 TensorStorage storage_of(const Tensor& tensor, size_t file) {
-    constexpr size_t engine_dimensions = 4;
     TensorStorage storage;
     storage.name = tensor.name;
     storage.file_index = file;
@@ -120,7 +121,7 @@ std::deque<Listed> list_parts(const std::vector<Part>& files, std::unordered_set
 }  // namespace
 
 void read_model(const std::string& path, const std::string& prefix, std::vector<std::string>& paths,
-                std::vector<TensorStorage>& tensors) {
+                std::vector<TensorStorage>& tensors, Shapes* shapes) {
     std::vector<Part> files;
     try {
         files = parts(path, prefix);
@@ -186,6 +187,9 @@ void read_model(const std::string& path, const std::string& prefix, std::vector<
         const std::string& start = files[listed[i].part].prefix;
         if (storage.name.compare(0, start.size(), start) != 0) {
             storage.name = start + storage.name;
+        }
+        if (shapes != nullptr && (tensor.shape.empty() || tensor.shape.size() > engine_dimensions)) {
+            (*shapes)[storage.name] = tensor.shape;
         }
         tensors.push_back(std::move(storage));
     }

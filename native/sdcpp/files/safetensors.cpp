@@ -44,6 +44,9 @@ public:
             type = value;
             return true;
         }
+        if (other && depth == 2) {
+            listing.metadata.push_back({field, value});
+        }
         return scalar();
     }
     bool key(std::string& value) {

@@ -12,9 +12,9 @@ namespace sdcpp {
 bool kernels_at(ggml_backend_t backend);
 
 // Returns softmax(scale * q k^T) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of all scores;
-// NULL where our kernels do not compute that.
+// NULL where our kernels do not compute that, and where there is a mask.
 //   q: [d, queries, heads * n]; k: [d, keys, kv_heads * n]; v: [d, kv_heads, keys, n]
 ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                       float scale);
+                       const ggml_tensor* mask, float scale);
 
 }  // namespace sdcpp

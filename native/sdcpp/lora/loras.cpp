@@ -144,7 +144,7 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
 
     // A run that fails here leaves the model as it was loaded; one that is cancelled leaves that to the next one, since it
     // takes its time.
-    const auto undo = [&] {
+    OnExit undo([&] {
         state->adapters.clear();
         made.clear();
         if (run_cancelled()) {
@@ -157,8 +157,7 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
             })) {
             context_broken();
         }
-    };
-    OnException undo_all(undo);
+    });
     std::vector<std::unique_ptr<Reader>> readers;
     std::vector<Change> changes;
     made.resize(wanted.size());
@@ -198,7 +197,6 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     for (const auto& [module, ours] : division.attached) {
         for (const Change* change : ours) {
             if (poll.cancelled()) {
-                undo();
                 return;
             }
             norms[module].push_back(merger.norms(*change));
@@ -206,7 +204,6 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     }
     for (const auto& [tensor, ours] : division.merges) {
         if (poll.cancelled()) {
-            undo();
             return;
         }
         merger.merge(tensor, ours);
@@ -222,6 +219,7 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     state->applied = std::move(wanted);
     state->merged = merge;
     state->unfinished = false;
+    undo.dismiss();
     for (const LoraReport& report : made) {
         LOG_INFO("LoRA %s: %" PRIu64 " of %" PRIu64 " tensors applied%s%s", report.path.c_str(), report.applied,
                  report.tensors, report.skipped_names.empty() ? "" : "; skipped: ", report.skipped_names.c_str());

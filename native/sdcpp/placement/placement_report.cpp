@@ -4,13 +4,12 @@
 #include <string>
 
 #include "sdcpp/placement/context_placements.h"
-#include "sdcpp/placement/placement.h"
 #include "sdcpp/streaming/streamer.h"
 
 namespace sdcpp {
 
-Filled memory_row(const sd_ctx_t* ctx, int index, sdcpp_memory_t& row) {
-    const auto records = placements_of(ctx)->used_records(false);
+Filled memory_row(const Placements& placements, int index, sdcpp_memory_t& row) {
+    const auto records = placements.used_records(false);
     if (index >= static_cast<int>(records.size())) {
         return Filled::end;
     }
@@ -36,8 +35,8 @@ Filled memory_row(const sd_ctx_t* ctx, int index, sdcpp_memory_t& row) {
     return Filled::row;
 }
 
-Filled transfer_row(const sd_ctx_t* ctx, int index, sdcpp_transfer_t& row) {
-    const auto records = placements_of(ctx)->used_records(true);
+Filled transfer_row(const Placements& placements, int index, sdcpp_transfer_t& row) {
+    const auto records = placements.used_records(true);
     if (index >= static_cast<int>(records.size())) {
         return Filled::end;
     }
@@ -48,8 +47,8 @@ Filled transfer_row(const sd_ctx_t* ctx, int index, sdcpp_transfer_t& row) {
     return Filled::row;
 }
 
-Filled stream_row(const sd_ctx_t* ctx, int index, sdcpp_stream_t& row) {
-    const auto& streamers = placements_of(ctx)->memory_budget.streamers();
+Filled stream_row(const Placements& placements, int index, sdcpp_stream_t& row) {
+    const auto& streamers = placements.memory_budget.streamers();
     if (index >= static_cast<int>(streamers.size())) {
         return Filled::end;
     }

@@ -5,12 +5,14 @@
 
 namespace sdcpp {
 
+class Placements;
+
 // What filling in a row came to.
 enum class Filled { row, none, end };
 
 // Fill in one row of a context's reports, counted from 0; the strings last until this thread's next call.
-Filled memory_row(const sd_ctx_t* ctx, int index, sdcpp_memory_t& row);
-Filled transfer_row(const sd_ctx_t* ctx, int index, sdcpp_transfer_t& row);
-Filled stream_row(const sd_ctx_t* ctx, int index, sdcpp_stream_t& row);
+Filled memory_row(const Placements& placements, int index, sdcpp_memory_t& row);
+Filled transfer_row(const Placements& placements, int index, sdcpp_transfer_t& row);
+Filled stream_row(const Placements& placements, int index, sdcpp_stream_t& row);
 
 }  // namespace sdcpp

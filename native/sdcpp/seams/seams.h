@@ -61,6 +61,13 @@ private:
 // Names the part of a generation that begins now; the time since the last one is booked on that one.
 void phase_begin(const char* name);
 
+// Notes the sampling step that begins, counted from 1 and of how many; of several evaluations of a step the first ones are
+// negative.
+void sampling_step_begin(int step, int steps);
+
+// Notes how many bytes of a model's files were read so far.
+void bytes_read(uint64_t bytes);
+
 // Waits a moment for the threads that read a checkpoint, and makes them fail when the run is cancelled.
 void load_wait(std::atomic<bool>& failed);
 
@@ -85,25 +92,28 @@ bool guard(F&& function) noexcept {
     return false;
 }
 
-// Calls a function when its scope is left by an exception; one that it throws itself is recorded.
+// Calls a function when its scope is left, by an exception too, unless it was dismissed; an exception of the function
+// itself is recorded. (Exceptions cannot be counted instead: where each library has a C++ runtime of its own, one that
+// comes from another library is not counted here.)
 template <typename F>
-class OnException {
+class OnExit {
 public:
-    explicit OnException(F function) : function(std::move(function)) {}
-    ~OnException() {
-        if (std::uncaught_exceptions() > before) {
+    explicit OnExit(F function) : function(std::move(function)) {}
+    ~OnExit() {
+        if (!dismissed) {
             guard([&] {
                 function();
                 return true;
             });
         }
     }
-    OnException(const OnException&) = delete;
-    OnException& operator=(const OnException&) = delete;
+    OnExit(const OnExit&) = delete;
+    OnExit& operator=(const OnExit&) = delete;
+    void dismiss() { dismissed = true; }
 
 private:
-    const int before = std::uncaught_exceptions();
     F function;
+    bool dismissed = false;
 };
 
 // Says that a context can draw no more: what failed left its weights half changed.

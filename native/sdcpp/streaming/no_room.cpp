@@ -33,6 +33,9 @@ std::string smaller_pictures(const std::string& module) {
     if (module == "vae") {
         return ", or draw a smaller picture or in smaller tiles (vae_tiling)";
     }
+    if (module == "upscaler") {
+        return ", or take smaller tiles (tile_size)";
+    }
     return module == "diffusion" || module == "controlnet" ? ", or draw a smaller picture" : "";
 }
 

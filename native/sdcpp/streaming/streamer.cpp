@@ -251,12 +251,13 @@ void Streamer::release() {
 
 bool Streamer::alloc_arena() {
     const bool anew = arena_.empty();
-    const OnException forget([&] {
+    OnExit forget([&] {
         if (anew) {
             arena_.clear();
         }
     });
     if (!arena_.alloc()) {
+        forget.dismiss();
         return false;
     }
     if (anew && !arena_.empty()) {
@@ -266,6 +267,7 @@ bool Streamer::alloc_arena() {
         executor_.measure_stall();
         report_.forget_seconds();
     }
+    forget.dismiss();
     return true;
 }
 
@@ -357,7 +359,7 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     }
     const double begin = now();
     const bool loads = arena_.unloaded();
-    const OnException undo([this] {
+    OnExit undo([this] {
         arena_.end_borrowing();
         queue_.drain();
     });
@@ -365,11 +367,11 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     const size_t parts = parts_of(*owner_.runtime, graph);
     const ggml_status status =
         executor_.compute(graph, launches(scan_, plan_, arena_.weights(), graph, parts), parts, cancelled);
-    arena_.end_borrowing();
     if (status != GGML_STATUS_SUCCESS) {
-        queue_.drain();
         return status;
     }
+    undo.dismiss();
+    arena_.end_borrowing();
     report_.add_pass();
     if (!loads) {
         note_seconds(*owner_.runtime, graph,

@@ -173,10 +173,7 @@ void sampling_step_check(const float* values, int64_t count, int step, int steps
     if (!all_finite(values, count)) {
         fail(sampling_text(), advice("diffusion"));
     }
-    if (Run* run = run_current()) {
-        run->step = std::abs(step);
-        run->steps = steps;
-    }
+    sampling_step_begin(step, steps);
 }
 
 void sampling_end_check(const float* values, int64_t count) {
@@ -194,7 +191,9 @@ void picture_check(const float* values, int64_t count) {
         fail(decoding_text(), advice("vae"));
     }
     if (Run* run = run_current()) {
-        ++run->decoded;
+        if (++run->decoded < run->pictures) {
+            run->progressed(0, 0, 0.0);
+        }
     }
 }
 

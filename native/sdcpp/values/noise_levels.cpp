@@ -5,6 +5,7 @@
 #include <string>
 
 #include "model.h"
+#include "sdcpp/autoencoder/autoencoder.h"
 #include "sdcpp/prompt/attention.h"
 #include "sdcpp/values/refused.h"
 
@@ -84,6 +85,48 @@ bool ddim_is_real(float level, float next, float eta) {
     return std::isfinite(std::sqrt((1.0f - alpha_next - deviation * deviation) / alpha_next));
 }
 
+void texts_check(const char* prompt, const char* negative_prompt) {
+    sdcpp::prompt_attention(prompt != nullptr ? prompt : "");
+    sdcpp::prompt_attention(negative_prompt != nullptr ? negative_prompt : "");
+}
+
+// The sampler of a request: what it asks for, or the model's own.
+sample_method_t sampler_of(sd_ctx_t* ctx, const sd_sample_params_t& params) {
+    return params.sample_method == SAMPLE_METHOD_COUNT ? sd_get_default_sample_method(ctx) : params.sample_method;
+}
+
+// Not given it is infinite, and then the engine's own, of which none is above 1.
+float eta_of(const sd_sample_params_t& params) {
+    return std::isfinite(params.eta) ? params.eta : 0.0f;
+}
+
+// The noise levels of a request for a number of steps, unless it brings its own.
+Levels levels_of(sd_ctx_t* ctx, const sdcpp::LevelsOf& of, const sd_sample_params_t& params, int steps) {
+    if (params.custom_sigmas_count > 0) {
+        return {params.custom_sigmas, params.custom_sigmas + params.custom_sigmas_count};
+    }
+    const scheduler_t scheduler =
+        params.scheduler == SCHEDULER_COUNT ? sd_get_default_scheduler(ctx, sampler_of(ctx, params)) : params.scheduler;
+    return sdcpp::model_levels(ctx, of, scheduler, steps);
+}
+
+bool is_flow(sd_ctx_t* ctx, const sdcpp::LevelsOf& of) {
+    return !(sdcpp::model_levels(ctx, of, DISCRETE_SCHEDULER, 1).front() > flow_sigma_max);
+}
+
+// Returns how many of a pair's steps are the high-noise model's, as the engine counts them.
+size_t high_noise_steps(const sd_vid_gen_params_t& request, const Levels& levels) {
+    const int total = static_cast<int>(levels.size()) - 1;
+    const int wanted = request.high_noise_sample_params.sample_steps;
+    if (wanted >= 0) {
+        const bool custom = request.sample_params.custom_sigmas_count > 0;
+        return static_cast<size_t>(custom ? std::max(total - request.sample_params.sample_steps, 0) : wanted);
+    }
+    const auto below =
+        std::find_if(levels.begin(), levels.end(), [&](float level) { return level < request.moe_boundary; });
+    return below == levels.end() ? 0 : static_cast<size_t>(below - levels.begin());
+}
+
 }  // namespace
 
 namespace sdcpp {
@@ -137,20 +180,13 @@ void sampler_check(sample_method_t sampler, float eta, const std::vector<float>&
 }
 
 void request_check(sd_ctx_t* ctx, const sd_img_gen_params_t& request) {
-    prompt_attention(request.prompt != nullptr ? request.prompt : "");
-    prompt_attention(request.negative_prompt != nullptr ? request.negative_prompt : "");
+    texts_check(request.prompt, request.negative_prompt);
     const sd_sample_params_t& params = request.sample_params;
-    const sample_method_t sampler =
-        params.sample_method == SAMPLE_METHOD_COUNT ? sd_get_default_sample_method(ctx) : params.sample_method;
-    const scheduler_t scheduler =
-        params.scheduler == SCHEDULER_COUNT ? sd_get_default_scheduler(ctx, sampler) : params.scheduler;
-    // Not given it is infinite, and then the engine's own, of which none is above 1.
-    const float eta = std::isfinite(params.eta) ? params.eta : 0.0f;
-    const Levels levels =
-        params.custom_sigmas_count > 0
-            ? Levels(params.custom_sigmas, params.custom_sigmas + params.custom_sigmas_count)
-            : model_levels(ctx, request, scheduler, params.sample_steps);
-    const bool flow = !(model_levels(ctx, request, DISCRETE_SCHEDULER, 1).front() > flow_sigma_max);
+    const LevelsOf of{params.flow_shift, request.width, request.height};
+    const sample_method_t sampler = sampler_of(ctx, params);
+    const float eta = eta_of(params);
+    const Levels levels = levels_of(ctx, of, params, params.sample_steps);
+    const bool flow = is_flow(ctx, of);
     sampler_check(sampler, eta, levels, flow);
     const sd_hires_params_t& hires = request.hires;
     if (!hires.enabled) {
@@ -165,11 +201,36 @@ void request_check(sd_ctx_t* ctx, const sd_img_gen_params_t& request) {
                       " are too small a part of a schedule; pass fewer steps or a greater strength");
     }
     const int steps = static_cast<int>(static_cast<float>(wanted) / hires.denoising_strength);
-    Levels second = model_levels(ctx, request, params.scheduler, steps);
+    Levels second = model_levels(ctx, of, params.scheduler, steps);
     const auto kept = std::min(static_cast<size_t>(static_cast<float>(steps) * hires.denoising_strength),
                                static_cast<size_t>(steps) - 1);
     second.erase(second.begin(), second.begin() + (steps - static_cast<int>(kept) - 1));
     sampler_check(sampler, eta, second, flow);
+}
+
+void request_check(sd_ctx_t* ctx, const sd_vid_gen_params_t& request) {
+    texts_check(request.prompt, request.negative_prompt);
+    const sd_sample_params_t& params = request.sample_params;
+    const sd_sample_params_t& high = request.high_noise_sample_params;
+    const LevelsOf of{params.flow_shift, request.width, request.height};
+    const bool pair = abilities_of(ctx).is_pair;
+    const int steps = params.sample_steps + (pair ? std::max(0, high.sample_steps) : 0);
+    Levels levels = levels_of(ctx, of, params, steps);
+    const bool flow = is_flow(ctx, of);
+    if (pair) {
+        sampler_check(sampler_of(ctx, params), eta_of(params), levels, flow);
+        const size_t first = high_noise_steps(request, levels);
+        if (first < 1 || first + 1 >= levels.size()) {
+            throw Refused("of " + count_text(static_cast<uint32_t>(levels.size() - 1)) + " the " +
+                          (first < 1 ? "high-noise" : "low-noise") +
+                          " model gets none: pass more steps, another moe_boundary, or high_noise_steps");
+        }
+        Levels second(levels.begin() + static_cast<std::ptrdiff_t>(first), levels.end());
+        levels.resize(first + 1);
+        sampler_check(sampler_of(ctx, high), eta_of(high), levels, flow);
+        levels = std::move(second);
+    }
+    sampler_check(sampler_of(ctx, params), eta_of(params), levels, flow);
 }
 
 }  // namespace sdcpp

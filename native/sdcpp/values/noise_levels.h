@@ -22,8 +22,17 @@ void sampler_check(sample_method_t sampler, float eta, const std::vector<float>&
 
 // Throws Refused unless a request's texts can be read and its noise levels can be sampled, those of its second pass too.
 void request_check(sd_ctx_t* ctx, const sd_img_gen_params_t& request);
+// The same of a video; where a pair of models draws it, each must get a step.
+void request_check(sd_ctx_t* ctx, const sd_vid_gen_params_t& request);
 
-// Returns a scheduler's noise levels for a request to a loaded model.
-std::vector<float> model_levels(sd_ctx_t* ctx, const sd_img_gen_params_t& request, scheduler_t scheduler, int steps);
+// What a flow model's noise levels depend on beside scheduler and steps.
+struct LevelsOf {
+    float flow_shift;
+    int width;
+    int height;
+};
+
+// Returns a scheduler's noise levels for a loaded model.
+std::vector<float> model_levels(sd_ctx_t* ctx, const LevelsOf& of, scheduler_t scheduler, int steps);
 
 }  // namespace sdcpp

@@ -13,7 +13,7 @@ from .files import safetensors_header, write_checkpoint, write_lora, write_safet
 from .layout import Layout, Shape
 from .lora import lora_shapes
 from .parts import PARTS, write_parts
-from .text_encoders import T5, Clip, Llm, clip, llm, open_clip, t5
+from .text_encoders import T5, Clip, ClipVision, Llm, clip, clip_vision, llm, open_clip, t5
 from .transformers import (
     Flux,
     Mmdit,
@@ -25,6 +25,7 @@ from .transformers import (
     zimage_transformer,
 )
 from .unet import Unet, unet
+from .wan import VIDEO_FAMILIES, Wan, wan_transformer
 from .weights import BLOCK, DTYPES, tensor_pieces, weight_spread
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "FAMILIES",
     "PARTS",
     "T5",
+    "VIDEO_FAMILIES",
     "Clip",
+    "ClipVision",
     "Flux",
     "Layout",
     "Llm",
@@ -42,10 +45,12 @@ __all__ = [
     "Shape",
     "Unet",
     "Vae",
+    "Wan",
     "WanVae",
     "ZImage",
     "checkpoint_shapes",
     "clip",
+    "clip_vision",
     "flux_transformer",
     "llm",
     "lora_shapes",
@@ -57,6 +62,7 @@ __all__ = [
     "tensor_pieces",
     "unet",
     "vae",
+    "wan_transformer",
     "wan_vae",
     "weight_spread",
     "write_checkpoint",

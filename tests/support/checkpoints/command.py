@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .families import FAMILIES
 from .files import write_checkpoint, write_lora
+from .wan import VIDEO_FAMILIES
 from .weights import DTYPES
 
 
@@ -15,7 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description="Write a checkpoint with seeded random weights.")
     parser.add_argument("out", metavar="OUT", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--family", choices=list(FAMILIES), default="sd1", help="model family (default: sd1)")
+    parser.add_argument(
+        "--family", choices=[*FAMILIES, *VIDEO_FAMILIES], default="sd1", help="model family (default: sd1)"
+    )
     parser.add_argument("--tiny", action="store_true", help="as narrow as the layout allows")
     parser.add_argument("--lora", action="store_true", help="write a LoRA for the sd1 checkpoint instead")
     parser.add_argument("--dtype", choices=list(DTYPES), default="f16", help="weight type (default: f16)")

@@ -19,6 +19,7 @@ from .transformers import (
     zimage_transformer,
 )
 from .unet import Unet, unet
+from .wan import VIDEO_FAMILIES
 
 CLIP_L = Clip()
 CLIP_G = Clip(width=1280, layers=32, projection=1280)
@@ -133,13 +134,14 @@ FAMILIES: dict[str, Callable[[bool], Layout]] = {
     "zimage": zimage,
     "qwen_image": qwen_image,
 }
+"""The families that draw pictures."""
 
 
 def checkpoint_shapes(family: str, tiny: bool = False) -> dict[str, Shape]:
     """Return the tensors of a family's checkpoint.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``FAMILIES`` or ``VIDEO_FAMILIES``.
         tiny: as narrow as the layout allows, instead of the published sizes.
 
     Returns:
@@ -148,6 +150,7 @@ def checkpoint_shapes(family: str, tiny: bool = False) -> dict[str, Shape]:
     Raises:
         ValueError: the family is unknown; the message lists the known ones.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: choose from {', '.join(FAMILIES)}")
-    return dict(FAMILIES[family](tiny))
+    known = {**FAMILIES, **VIDEO_FAMILIES}
+    if family not in known:
+        raise ValueError(f"unknown family {family!r}: choose from {', '.join(known)}")
+    return dict(known[family](tiny))

@@ -69,7 +69,7 @@ def write_checkpoint(
     """Write a family's checkpoint.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``FAMILIES`` or ``VIDEO_FAMILIES``.
         out: the file to write; replaced when it exists.
         tiny: as narrow as the layout allows, instead of the published sizes.
         dtype: f16, f32 or bf16.

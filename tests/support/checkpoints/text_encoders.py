@@ -1,4 +1,4 @@
-"""Text encoders: CLIP, T5 and Qwen."""
+"""Text encoders, CLIP, T5 and Qwen, and what of CLIP and Qwen sees."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ class T5:
     feed: int = 10240
     vocabulary: int = 32128
     buckets: int = 32  # of relative positions
+    shared_bias: bool = True  # all blocks have the first one's; those of UMT5 have each its own
 
 
 def t5(size: T5) -> Layout:
@@ -74,7 +75,7 @@ def t5(size: T5) -> Layout:
         block = f"encoder.block.{index}"
         for part in ("q", "k", "v", "o"):
             out.linear(f"{block}.layer.0.SelfAttention.{part}", size.width, size.width, bias=False)
-        if index == 0:
+        if index == 0 or not size.shared_bias:
             bias = f"{block}.layer.0.SelfAttention.relative_attention_bias.weight"
             out.put(bias, size.buckets, size.width // 64)
         out.norm(f"{block}.layer.0.layer_norm", size.width, bias=False)
@@ -126,6 +127,37 @@ def llm(size: Llm) -> Layout:
     out.norm("model.norm", size.width, bias=False)
     if size.vision:
         out.nest("visual.", _qwen_vision(size.width))
+    return out
+
+
+@dataclass(frozen=True)
+class ClipVision:
+    """Sizes of a CLIP vision encoder of pictures of 224 pixels in patches of 14; its heads are 80 wide."""
+
+    width: int = 1280
+    layers: int = 32
+    feed: int = 5120
+    projection: int = 1024
+
+
+def clip_vision(size: ClipVision) -> Layout:
+    """Return a CLIP vision encoder's tensors in the names of transformers (CLIPVisionModelWithProjection)."""
+    out = Layout()
+    width = size.width
+    out.put("vision_model.embeddings.class_embedding", width)
+    out.put("vision_model.embeddings.patch_embedding.weight", width, 3, 14, 14)
+    out.put("vision_model.embeddings.position_embedding.weight", 16 * 16 + 1, width)
+    out.norm("vision_model.pre_layrnorm", width)
+    for index in range(size.layers):
+        layer = f"vision_model.encoder.layers.{index}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            out.linear(f"{layer}.self_attn.{part}", width, width)
+        out.norm(f"{layer}.layer_norm1", width)
+        out.linear(f"{layer}.mlp.fc1", width, size.feed)
+        out.linear(f"{layer}.mlp.fc2", size.feed, width)
+        out.norm(f"{layer}.layer_norm2", width)
+    out.norm("vision_model.post_layernorm", width)
+    out.linear("visual_projection", width, size.projection, bias=False)
     return out
 
 

@@ -31,7 +31,11 @@ def weight_spread(name: str, shape: Shape) -> tuple[float, float]:
         return 0.0, 0.02
     if len(shape) < 2 or name.endswith("gamma"):
         return 1.0, 0.1
-    if name.endswith(("embedding.weight", "positional_embedding", "embed_tokens.weight")):
+    if name.endswith(("vision_model.embeddings.class_embedding", "emb_pos", "modulation")):
+        return 0.0, 0.5
+    if name.endswith(
+        ("token_embedding.weight", "position_embedding.weight", "positional_embedding", "embed_tokens.weight")
+    ):
         return 0.0, 0.02
     if name.endswith("shared.weight"):
         return 0.0, 1.0  # T5 adds the tokens to its residual stream as they are
