@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine
 from .errors import ArgumentError, OutputError
+from .host_threads import threads_for
 from .images import check_writable, write_whole
 from .load_failures import explained
 from .model_files import StrPath, list_file, show_path
@@ -154,7 +155,7 @@ def convert(source: StrPath, target: StrPath, **options: Unpack[ConvertOptions])
     values = CONVERT.resolve(CONVERT.check({"source": source, "target": target, **options}))
     file, form = check_target(values["target"], values)
     listing = list_file(values["source"], "source")
-    settings = CONVERT.fields(values)
+    settings = CONVERT.fields({**values, "threads": threads_for(values["threads"])})
     of_gguf = listing.format == "GGUF" and form == "GGUF"
     left_out = list(listing.left_out)
     if not of_gguf:

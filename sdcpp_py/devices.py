@@ -8,6 +8,7 @@ from typing import Any
 from . import engine
 from ._version import __version__
 from .errors import SdcppError
+from .host_threads import default_threads
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def doctor() -> dict[str, Any]:
         report["problems"].append(str(error))
         return report
     report["devices"] = [device.to_dict() for device in found]
-    report["threads"] = engine.physical_cores()
+    report["threads"] = default_threads()
     if not any(device.kind == "cpu" for device in found):
         report["problems"].append("no CPU backend was found beside the engine library: reinstall sdcpp-py")
     report["problems"] += [

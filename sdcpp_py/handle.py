@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ class ModelHandle:
     # Of an object whose class has derived ones that fail before they load.
     _context: engine.Handle | None = None
     _plan: Plan | None = None
+    _given: Mapping[str, Any] = {}  # the engine's fields that it was loaded with
     _files: Mapping[str, StrPath | None]
     """Argument -> path of the model's files."""
     _name = "not loaded"
@@ -141,7 +143,8 @@ class ModelHandle:
         asked = {name: value for name, value in placing.items() if name != "pin_budget"}
         with explained(self._files):
             weights = self._survey()
-        return placement.plan(weights, found, budget, **asked)
+        made = placement.plan(weights, found, budget, **asked)
+        return dataclasses.replace(made, kernels=self._given.get("kernels", made.kernels))
 
     def _check_pins(self) -> None:
         """Compare what was pinned with the plan; raise for what was required, warn once for the rest."""

@@ -43,30 +43,35 @@ def read_number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\d+", text.strip(), re.ASCII) else None
 
 
-def _cgroup_mounts(root: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (cgroup version, mount point, root of the mount) of the file systems that limit memory."""
+def _cgroup_mounts(root: Path, controller: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (cgroup version, mount point, root of the mount) of the file systems that limit what a controller does."""
     for line in read_text(root / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         mount, kind = left.split(" "), right.split(" ")
         if len(mount) < 5 or len(kind) < 3:
             continue
-        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[2].split(",")):
+        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and controller in kind[2].split(",")):
             # proc(5): blanks and backslashes are written in octal.
             base, point = (re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), text) for text in mount[3:5])
             yield 2 if kind[0] == "cgroup2" else 1, point, base
 
 
-def cgroup_directories(root: Path) -> Iterator[tuple[int, str]]:
-    """Yield (cgroup version, directory below root) of this process's cgroups and all their ancestors."""
+def cgroup_directories(root: Path, controller: str = "memory") -> Iterator[tuple[int, str]]:
+    """Yield (cgroup version, directory below root) of this process's cgroups and all their ancestors.
+
+    Args:
+        root: the directory that holds ``proc`` and the cgroup file systems.
+        controller: whose cgroups, where each controller has its own (v1).
+    """
     own: dict[int, str] = {}
     for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             own[2] = path
-        elif "memory" in controllers.split(","):
+        elif controller in controllers.split(","):
             own[1] = path
-    for version, point, base in _cgroup_mounts(root):
+    for version, point, base in _cgroup_mounts(root, controller):
         if version not in own:
             continue
         path, base = own[version].rstrip("/"), base.rstrip("/")

@@ -16,6 +16,7 @@ from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
 from .errors import ArgumentError, ModelError
 from .handle import ModelHandle
+from .host_threads import threads_for
 from .images import GeneratedImage, Images
 from .load_failures import explained
 from .model_files import check_embeddings, show_path
@@ -72,7 +73,7 @@ class StableDiffusion(ModelHandle):
                 raise ModelError(f"{', '.join(parts)} is part of a model; pass model=... or diffusion_model=... too")
             values["model"], defaults = models.EMBEDDED, models.EMBEDDED_DEFAULTS
         placement.check_max_vram(values["max_vram"])
-        values = LOADING.resolve(values)
+        values = {**LOADING.resolve(values), "threads": threads_for(values["threads"])}
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
         self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}

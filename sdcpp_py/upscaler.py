@@ -13,6 +13,7 @@ import PIL.Image
 from . import engine, placement
 from .errors import ArgumentError
 from .handle import ModelHandle
+from .host_threads import threads_for
 from .images import GeneratedImage, with_parameters
 from .load_failures import explained
 from .metadata import picture_text, with_pairs
@@ -54,6 +55,7 @@ class Upscaler(ModelHandle):
             raise ArgumentError("this Upscaler object has its model; make another object for another one")
         values = UPSCALER.check({"model": model, **options})
         placement.check_max_vram(values["max_vram"])
+        values = {**UPSCALER.resolve(values), "threads": threads_for(values["threads"])}
         self._given = UPSCALER.fields(values)
         self._files = {"upscaler": values["model"]}
         self._name = os.path.basename(show_path(values["model"]))

@@ -55,16 +55,19 @@ def test_nothing_is_allocated_between_the_second_step_and_the_last(checkpoint: P
 @pytest.mark.parametrize("as_planned", [True, False])
 @in_child
 def test_slots_in_the_compute_buffer(as_planned: bool, checkpoint: Path) -> None:
-    """Slots lie where the compute buffer is free, or in memory of their own where it is not used as was planned."""
+    """Slots lie where the compute buffer is free, or in memory of their own where it is not used as was planned.
+
+    The engine's kernels need a compute buffer that has room for them.
+    """
     if not as_planned:
         os.environ["SDCPP_LEAVE_OUT"] = "layout"
     loopback = Loopback()
     pictures = [steps(2), steps(2, width=128), steps(2)]
-    with Model(checkpoint, place("CPU")) as model:
+    with Model(checkpoint, place("CPU"), kernels="engine") as model:
         expected = [model.draw(**each) for each in pictures]
     for budget in (0.007, 0.01) if as_planned else (0.007,):
         borrowed = []
-        with Model(checkpoint, DIFFUSION, max_vram=budget) as model:
+        with Model(checkpoint, DIFFUSION, max_vram=budget, kernels="engine") as model:
             for given, picture in zip(pictures, expected, strict=True):
                 loopback.reset()
                 assert model.draw(**given) == picture

@@ -23,7 +23,7 @@ def test_a_smaller_picture_gets_the_memory_back(checkpoint: Path) -> None:
     Loopback()
     with Model(checkpoint, DIFFUSION, max_vram=0.01) as model:
         streamed = []
-        for width in (64, 192, 64, 64):
+        for width in (64, 320, 64, 64):
             model.draw(**steps(1, width=width))
             streamed.append(streams(model)["unet"]["streamed_bytes"])
     assert streamed[1] > streamed[0]
@@ -149,7 +149,7 @@ def test_a_crowded_device_draws_what_can_be_drawn(checkpoint: Path) -> None:
             budgets.append(streams(model)["unet"]["budget_bytes"] / GIB)
     assert budgets[1] == pytest.approx(0.2, rel=1e-3)
     assert budgets[0] == budgets[2]
-    assert all(0.006 < budget <= 0.102 for budget in (budgets[0], budgets[3]))
+    assert all(0.001 < budget <= 0.102 for budget in (budgets[0], budgets[3]))
     assert_empty(loopback)
 
 

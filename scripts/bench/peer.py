@@ -94,6 +94,7 @@ def render_ours(settings: Settings) -> tuple[list[Clock], Any]:
     model = sdcpp_py.StableDiffusion(
         settings.model,
         threads=settings.threads,
+        kernels="engine",  # the peer's, whose pixels they are
         rng="cuda",
         sampler_rng="cuda",
         vae_decode_only=True,

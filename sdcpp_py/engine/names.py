@@ -17,6 +17,7 @@ ENUMS = {
     "prediction": ("str_to_prediction", "PREDICTION_COUNT", "sd_prediction_name"),
     "lora_apply_mode": ("str_to_lora_apply_mode", "LORA_APPLY_MODE_COUNT", "sd_lora_apply_mode_name"),
     "preview": ("str_to_preview", "PREVIEW_COUNT", "sd_preview_name"),
+    "kernels": ("sdcpp_str_to_kernels", "SD_KERNELS_COUNT", "sdcpp_kernels_name"),
     "upscaler": ("str_to_sd_hires_upscaler", "SD_HIRES_UPSCALER_COUNT", "sd_hires_upscaler_name"),
 }
 

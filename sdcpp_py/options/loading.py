@@ -158,8 +158,20 @@ class Threading(TypedDict, total=False):
     threads: Annotated[
         int | None,
         Range(1, 4096),
-        _engine("CPU threads", field="n_threads", flags="--threads -t",
-                engine_default="the number of physical cores"),
+        _engine("CPU threads, at most four for each CPU that this process may use", field="n_threads",
+                flags="--threads -t",
+                engine_default="the physical cores that its affinity mask and its cgroup's CPU quota leave"),
+    ]  # fmt: skip
+
+
+class Computing(Threading, total=False):
+    """What computes on the CPU, and how much of it."""
+
+    kernels: Annotated[
+        str | None,
+        _engine("what computes on the CPU: fast (kernels of this package where it has them) or engine (ggml's own "
+                "alone, whose pixels are the unpatched engine's)", field="kernels", flags="--kernels",
+                choices="kernels", engine_default="fast"),
     ]  # fmt: skip
 
 
@@ -280,7 +292,7 @@ class OfFamilies(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class LoadingOptions(Files, Placing, WeightTypes, Threading, Running, OfFamilies, total=False):
+class LoadingOptions(Files, Placing, WeightTypes, Computing, Running, OfFamilies, total=False):
     """Every option of :class:`sdcpp_py.StableDiffusion` besides the model."""
 
     progress: Annotated[

@@ -9,7 +9,7 @@ from ..progress import Progress
 from .declare import REQUIRED, Opt, Range
 from .generation import Watching
 from .kinds import Callback, Layers
-from .loading import Placing, Threading
+from .loading import Computing, Placing
 
 MAX_REPEATS = 8
 
@@ -27,7 +27,7 @@ class UpscalerModel(TypedDict):
     ]  # fmt: skip
 
 
-class UpscalerOptions(Placing, Threading, total=False):
+class UpscalerOptions(Placing, Computing, total=False):
     """Every option of :class:`sdcpp_py.Upscaler` besides the model."""
 
     conv_direct: Annotated[

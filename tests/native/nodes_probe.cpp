@@ -11,6 +11,7 @@
 #include "ggml-cpp.h"
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/api/run.h"
+#include "sdcpp/kernels/policy.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/threads/team.h"
@@ -51,6 +52,7 @@ const std::map<std::string, Make>& operations() {
         {"add", [](const Maker& m) { return ggml_add(m.ctx, m.rows(), m.rows()); }},
         {"add to f16", [](const Maker& m) { return ggml_add(m.ctx, m.make(GGML_TYPE_F16, 64, 32, m.n), m.f32(64)); }},
         {"add to q8_0", [](const Maker& m) { return ggml_add(m.ctx, m.make(GGML_TYPE_Q8_0, 64, 64, m.n), m.f32(64, 64, m.n)); }},
+        {"add a number to each row", [](const Maker& m) { return ggml_add(m.ctx, m.rows(), m.f32(1, 1, m.n, 2)); }},
         {"add a row", [](const Maker& m) { return ggml_add(m.ctx, m.rows(), m.f32(64)); }},
         {"attention f16", [](const Maker& m) { return m.attention(GGML_TYPE_F16, 16 * m.n, false); }},
         {"attention f16 masked", [](const Maker& m) { return m.attention(GGML_TYPE_F16, 16 * m.n, true); }},
@@ -87,6 +89,7 @@ const std::map<std::string, Make>& operations() {
         {"l2 norm", [](const Maker& m) { return ggml_l2_norm(m.ctx, m.rows(), 1e-6f); }},
         {"mul", [](const Maker& m) { return ggml_mul(m.ctx, m.rows(), m.rows()); }},
         {"norm", [](const Maker& m) { return ggml_norm(m.ctx, m.rows(), 1e-6f); }},
+        {"mul rows by a number each", [](const Maker& m) { return ggml_mul(m.ctx, m.rows(), m.f32(1, 32, m.n, 1)); }},
         {"pad", [](const Maker& m) { return ggml_pad(m.ctx, m.rows(), 1, 1, 0, 0); }},
         {"product bf16", [](const Maker& m) { return m.product(GGML_TYPE_BF16); }},
         {"product f16", [](const Maker& m) { return m.product(GGML_TYPE_F16); }},
@@ -169,11 +172,12 @@ SD_API const char* sdcpp_probe_node_name(int index) {
     return nullptr;
 }
 
-// Computes an operation of a size in pieces of some bytes (0: as usual).
+// Computes an operation of a size in pieces of some bytes (0: as usual), with our kernels or without.
 SD_API sdcpp_status_t sdcpp_probe_node(sdcpp_run_t* run, const char* name, int64_t size, int threads, size_t piece_bytes,
-                                       sdcpp_probe_node* found) {
+                                       bool fast, sdcpp_probe_node* found) {
     *found = {};
     return run_guarded(*run, [&] {
+        const KernelScope kernels(fast);
         backends_load();
         ggml_backend_ptr backend(ggml_backend_cpu_init());
         ggml_backend_cpu_set_n_threads(backend.get(), threads);

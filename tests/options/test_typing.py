@@ -56,7 +56,7 @@ def test_help_shows_options_with_their_ranges() -> None:
     assert "seed: seed of the first image, the others count up; -1 draws one (-1 to 2**63 - 1; default: -1)." in said
     assert "ArgumentError: a value is unknown" in said
     loading = pydoc.render_doc(sdcpp_py.StableDiffusion, renderer=pydoc.plaintext)
-    assert "threads: CPU threads (1 to 4096; default: the number of physical cores)." in loading
+    assert "threads: CPU threads, at most four for each CPU that this process may use (1 to 4096; default: " in loading
 
 
 def test_signatures_have_every_option() -> None:

@@ -220,7 +220,7 @@ sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_p
 }
 
 void sdcpp_upscaler_params_init(sdcpp_upscaler_params_t* params) {
-    *params = {nullptr, sd_get_num_physical_cores(), false, 0.0f};
+    *params = {nullptr, sd_get_num_physical_cores(), false, 0.0f, SD_KERNELS_FAST};
 }
 
 void sdcpp_upscale_params_init(sdcpp_upscale_params_t* params) {

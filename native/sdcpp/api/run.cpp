@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "ggml_extend_backend.hpp"
+#include "sdcpp/kernels/policy.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/long_graphs.h"
 #include "sdcpp/streaming/no_room.h"
@@ -255,6 +256,7 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
         return GGML_STATUS_ABORTED;
     }
     note_computing(placement, graph);
+    const KernelScope kernels(computes_fast(placement));
     // The CPU's threads ask by themselves (threads/team.h).
     const auto cancelled = [] { return cancel_requested(run_current()); };
     const bool whole = placement.runtime == nullptr || ggml_backend_is_cpu(backend);

@@ -50,6 +50,7 @@ typedef struct {
     int n_threads;          /* of the CPU; 0: the number of physical cores */
     bool conv_direct;       /* convolve without im2col */
     float max_vram;         /* as in sd_ctx_params_t */
+    enum sd_kernels_t kernels; /* as in sd_ctx_params_t */
 } sdcpp_upscaler_params_t;
 
 typedef struct {
@@ -264,6 +265,10 @@ SD_API void sdcpp_run_free(sdcpp_run_t* run);
 
 /* --- devices --- */
 
+/* Returns the name of a kernel policy; NULL for none. */
+SD_API const char* sdcpp_kernels_name(enum sd_kernels_t kernels);
+/* Returns the kernel policy of a name; SD_KERNELS_COUNT for none. */
+SD_API enum sd_kernels_t sdcpp_str_to_kernels(const char* name);
 /* Loads every backend module beside the engine library, once. */
 SD_API enum sdcpp_status_t sdcpp_backends_load(sdcpp_run_t* run);
 /* Loads one backend module from a file; fails when it is none, or made for another ggml. */

@@ -13,6 +13,7 @@ namespace sdcpp {
 Placements::Placements(const sd_ctx_params_t* params)
     : parts(own_files(*params)),
       type_rules(params->tensor_type_rules != nullptr ? params->tensor_type_rules : ""),
+      fast_kernels(params->kernels == SD_KERNELS_FAST),
       memory_budget(*this, params->max_vram) {
     const ggml_backend_dev_t cpu = cpu_device();
     default_dev = default_device();

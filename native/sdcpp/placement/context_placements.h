@@ -69,6 +69,7 @@ public:
 
     const std::vector<OwnFile> parts;  // that come in files of their own
     const std::string type_rules;
+    const bool fast_kernels;  // the kernel policy
     sdcpp_traits_t traits = {};  // once the networks are built
     MemoryBudget memory_budget;
     int clip_layers = 0;  // the least number that a CLIP text encoder has; 0 without one

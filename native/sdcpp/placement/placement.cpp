@@ -1,4 +1,5 @@
 // What the patches ask of the placements of this thread, and allocating weights where they are wanted.
+#include "sdcpp/kernels/policy.h"
 #include "sdcpp/placement/placement.h"
 
 #include <algorithm>
@@ -110,6 +111,10 @@ std::shared_ptr<Placement> placement_new() {
 
 bool placed(const Placement& placement) {
     return placement.placements != nullptr;
+}
+
+bool computes_fast(const Placement& placement) {
+    return placed(placement) ? placement.placements->fast_kernels : sdcpp_kernels_fast();
 }
 
 bool place_runner(Placement& placement, const std::string& network, RunnerFields runner,

@@ -70,6 +70,10 @@ bool place_runner(Placement& placement, const std::string& network, RunnerFields
 // Tells whether a runner was placed in a scope, so that its backends are the placements' and not its own.
 bool placed(const Placement& placement);
 
+// Tells whether a runner computes with our kernels where they exist: its context's kernel policy, this thread's for a
+// runner without one.
+bool computes_fast(const Placement& placement);
+
 // Allocates the weights of the runners of the scope that wait for it.
 void params_alloc_waiting();
 // Allocates a runner's weights where its placement wants them, or in plain memory where that is refused, and counts

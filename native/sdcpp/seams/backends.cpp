@@ -145,6 +145,19 @@ int cpu_feature(const char* name) {
 
 }  // namespace sdcpp
 
+const char* sdcpp_kernels_name(sd_kernels_t kernels) {
+    return kernels == SD_KERNELS_FAST ? "fast" : kernels == SD_KERNELS_ENGINE ? "engine" : nullptr;
+}
+
+sd_kernels_t sdcpp_str_to_kernels(const char* name) {
+    for (const sd_kernels_t kernels : {SD_KERNELS_FAST, SD_KERNELS_ENGINE}) {
+        if (std::strcmp(name, sdcpp_kernels_name(kernels)) == 0) {
+            return kernels;
+        }
+    }
+    return SD_KERNELS_COUNT;
+}
+
 const char* sdcpp_engine_commit(void) {
     return SDCPP_ENGINE_COMMIT;
 }

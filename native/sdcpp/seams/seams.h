@@ -11,6 +11,7 @@
 #include "ggml-backend.h"
 #include "sdcpp/architecture/architecture.h"
 #include "sdcpp/autoencoder/autoencoder.h"
+#include "sdcpp/kernels/graph.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/placement/weights_copy.h"
 #include "sdcpp/prompt/chunks.h"

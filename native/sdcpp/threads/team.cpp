@@ -10,7 +10,9 @@
 #include <thread>
 #include <utility>
 
+#include "sdcpp/kernels/policy.h"
 #include "sdcpp/threads/pieces.h"
+#include "sdcpp/threads/profile.h"
 
 namespace {
 
@@ -120,6 +122,7 @@ struct sdcpp_team {
 
     int threads = 1;
     void* work = nullptr;
+    bool fast = false;  // its kernel policy
     std::thread::id caller;
     ggml_status status = GGML_STATUS_SUCCESS;  // guarded by the mutex
     std::string error;                         // guarded by the mutex
@@ -143,6 +146,7 @@ void sdcpp_team_free(sdcpp_team* team) {
 void sdcpp_team_begin(sdcpp_team* team, int threads) {
     team->threads = threads;
     team->work = work;
+    team->fast = sdcpp_kernels_fast();
     team->caller = std::this_thread::get_id();
     team->error.clear();
     team->failed.store(false);
@@ -153,6 +157,7 @@ void sdcpp_team_begin(sdcpp_team* team, int threads) {
 
 void sdcpp_team_enter(sdcpp_team* team) {
     work = team->work;
+    sdcpp_kernels_fast_set(team->fast);
 }
 
 void sdcpp_team_leave(sdcpp_team* team, bool caller) {
@@ -163,12 +168,16 @@ void sdcpp_team_leave(sdcpp_team* team, bool caller) {
         return;
     }
     team->wait([&] { return team->left.load() == team->threads - 1; });
+    sdcpp::profile_node(nullptr);
     if (team->failed.load()) {
         failure = team->error;
     }
 }
 
 bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_compute_params* params, ggml_tensor* node) {
+    if (params->ith == 0) {
+        sdcpp::profile_node(node);
+    }
     sdcpp_team* const outer = std::exchange(in_node, team);
     try {
         sdcpp::Pieces pieces(*params, *node);

@@ -92,6 +92,7 @@ std::shared_ptr<Placements> Upscaler::place(const sdcpp_upscaler_params_t& param
     sd_ctx_params_t flags;
     sd_ctx_params_init(&flags);
     flags.max_vram = params.max_vram;
+    flags.kernels = params.kernels;
     return std::make_shared<Placements>(&flags);
 }
 

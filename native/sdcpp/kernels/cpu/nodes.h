@@ -1,0 +1,28 @@
+// The kinds of nodes that we compute. What none of them takes, ggml computes.
+#pragma once
+
+#include <cstddef>
+
+#include "ggml-cpu/ggml-cpu-impl.h"
+
+namespace sdcpp::cpu {
+
+struct Kernel {
+    // Tells whether a node is one of these, and faster here.
+    bool (*takes)(const ggml_tensor& node);
+    // Computes this thread's part of it.
+    void (*compute)(const ggml_compute_params& params, const ggml_tensor& node);
+    // Returns the bytes of the work buffer that it takes with so many threads.
+    size_t (*work_size)(const ggml_tensor& node, int threads);
+};
+
+// GGML_OP_MUL_MAT: each row of the weights times each column of the input.
+extern const Kernel matrix_product;
+// GGML_OP_FLASH_ATTN_EXT without a mask.
+extern const Kernel attention;
+// GGML_OP_CONV_2D.
+extern const Kernel convolution;
+// GGML_OP_ADD and GGML_OP_MUL of numbers that are each for whole rows, such as a channel's.
+extern const Kernel row_arithmetic;
+
+}  // namespace sdcpp::cpu
