@@ -1,5 +1,6 @@
 #include "sdcpp/threads/deep_graphs.h"
 
+#include <unordered_set>
 #include <vector>
 
 #include "ggml-impl.h"
@@ -22,6 +23,7 @@ void sdcpp_visit_sources_first(ggml_cgraph* graph, ggml_tensor* tensor, bool com
                                size_t (*visit)(ggml_cgraph*, ggml_tensor*, bool)) {
     const bool backwards = graph->order == GGML_CGRAPH_EVAL_ORDER_RIGHT_TO_LEFT;
     std::vector<Open> open{{tensor, is_visited(graph, tensor) ? GGML_MAX_SRC : 0}};
+    std::unordered_set<const ggml_tensor*> opened{tensor};  // what ggml_cast makes is a source of itself
     while (!open.empty()) {
         Open& last = open.back();
         if (last.next == GGML_MAX_SRC) {
@@ -32,7 +34,7 @@ void sdcpp_visit_sources_first(ggml_cgraph* graph, ggml_tensor* tensor, bool com
         }
         ggml_tensor* const source = last.tensor->src[backwards ? GGML_MAX_SRC - 1 - last.next : last.next];
         ++last.next;
-        if (source != nullptr && !is_visited(graph, source)) {
+        if (source != nullptr && !is_visited(graph, source) && opened.insert(source).second) {
             open.push_back({source, 0});
         }
     }
