@@ -11,13 +11,14 @@ from typing import Any
 
 from . import engine
 from ._version import __version__
-from .applied_loras import AppliedLora, applied_loras, loras_text, used_loras, warn_of_skipped
+from .applied_loras import AppliedLora, applied_loras, loras_text, told_loras, used_loras, warn_of_skipped
 from .effects import check_generation
 from .engine.fields import VIDEO
 from .errors import ArgumentError, SdcppError
 from .images import GeneratedImage, Images, Timings, from_pixels
-from .metadata import parameters_text
-from .modes import DRAWING, Abilities, Mode, Request, draw_seed, make_request
+from .metadata import MODE, VERSION, parameters_text
+from .model_files import StrPath
+from .modes import DRAWING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
 from .options import Hires, declared
 from .progress import Progress, progress
 from .video import Video
@@ -39,6 +40,8 @@ class Loaded:
         uses_photo_maker: whether a PhotoMaker was loaded with it.
         progress: the callback, True for a bar, False for none; None for a bar on a terminal.
         seconds: that loading took.
+        notes: options of loading that change pixels, as pictures carry them.
+        lora_folder: where LoRAs are found that are called by name; None for nowhere.
         said_of_loras: the LoRA files and numbers of skipped tensors that were warned of.
     """
 
@@ -51,6 +54,8 @@ class Loaded:
     uses_photo_maker: bool
     progress: bool | Progress | None
     seconds: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+    lora_folder: StrPath | None = None
     said_of_loras: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -64,6 +69,7 @@ class Drawn:
         used: what was done, by option, and what made it besides.
         timings: seconds of each phase.
         loras: what became of each LoRA that was asked for.
+        told: *used* as the text of pictures has it, where LoRAs that tags call are in the prompt.
     """
 
     request: Request
@@ -71,6 +77,7 @@ class Drawn:
     used: dict[str, Any]
     timings: Timings
     loras: tuple[AppliedLora, ...]
+    told: dict[str, Any]
 
 
 def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Images:
@@ -86,7 +93,9 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, 
     drawn = _generate(loaded, mode, given, part)
     used, seeds = drawn.used, drawn.request.seeds
     images = [
-        from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), drawn.request.finish)
+        from_pixels(
+            wide, high, data, parameters_text({**drawn.told, "seed": each}, mode.declared), drawn.request.finish
+        )
         for (wide, high, data), each in zip(drawn.pixels, seeds, strict=True)
     ]
     timings = replace(drawn.timings, total=time.perf_counter() - start)
@@ -101,7 +110,7 @@ def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
     (wide, high, _), (seed,) = drawn.pixels[0], drawn.request.seeds
     frames = [data for _, _, data in drawn.pixels]
     used = {**drawn.used, "fps": drawn.request.values["fps"]}
-    text = parameters_text(used, mode.declared)
+    text = parameters_text({**drawn.told, "fps": used["fps"]}, mode.declared)
     timings = replace(drawn.timings, total=time.perf_counter() - start)
     parameters = {**used, "size": f"{wide}x{high}"}
     return Video(frames, (wide, high), used["fps"], seed, timings, parameters, text, drawn.loras)
@@ -129,7 +138,7 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
         asked = {**values, "sampler": sampler, "high_noise_sampler": high_noise_sampler}
         check_generation({**asked, "prediction": loaded.prediction}, traits)
 
-    request = make_request(mode, given, loaded.defaults, able, check)
+    request = make_request(mode, given, loaded.defaults, able, check, loaded.lora_folder)
     for message in request.warnings:
         log.warning("%s", message)
     wanted = request.values["progress"]
@@ -153,9 +162,12 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
     warn_of_skipped(loras, loaded.said_of_loras)
     if changing := used_loras(loras):
         used |= {"loras": changing, "Lora tensors": loras_text(changing)}
-    used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    if mode is not TXT2IMG:
+        used |= {MODE: mode.name}
+    used |= {**loaded.notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    told = {**used, "loras": told_loras(loras, request.settings.get("loras", ()), request.tagged)}
     took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
-    return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras)
+    return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras, told)
 
 
 def _used(

@@ -1,6 +1,7 @@
 """The groups of options. A field that is None keeps the engine's own default."""
 
 import functools
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,14 @@ from .kinds import Kind, Pictures, UnreadableError, number_text
 MAX_STEPS = 10_000
 DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
 _INT_MAX = 2**31 - 1
-_HIGH_NOISE = "|high_noise|"
+HIGH_NOISE = "|high_noise|"
+"""What stands before the name of a LoRA for the high-noise model, as sd-cli has it."""
 _MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+_LORA_TEXT = re.compile(
+    rf'(?P<high>{re.escape(HIGH_NOISE)})?((?P<quoted>"(?:\\.|[^"\\])*")|(?P<name>.+?)): '
+    r"(?P<multiplier>[-+.\de]+)(, |$)",
+    re.DOTALL,
+)
 
 _file = functools.partial(Opt, metavar="FILE")
 _tiling = functools.partial(Opt, panel="Decoding")
@@ -373,6 +380,15 @@ class Hires(Group):
         if self.scale is not None and (self.target_width or self.target_height):
             raise ArgumentError("Hires.scale has no effect with target_width or target_height; give one of them")
 
+    def without(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that are not None, but for those that some others take the place of."""
+        given = self.given()
+        sizes, ways = ("target_width", "target_height"), ("upscaler", "model")
+        for these, others in (((*sizes,), ("scale",)), (("scale",), (*sizes,)), ((*ways,), (*ways,))):
+            if any(fields.get(name) for name in these):
+                given = {name: value for name, value in given.items() if name not in others}
+        return given
+
     def settle(self, used: dict[str, Any], around: Mapping[str, Any]) -> None:
         """Note one of size and scale, and the steps that are taken."""
         if self.target_width or self.target_height:
@@ -430,6 +446,12 @@ def as_loras(loras: Any, name: str = "loras") -> tuple[Lora, ...]:
         raise ArgumentError(f"{name} must be {wanted}: {error}") from None
 
 
+def _named(name: str) -> str:
+    """Return a LoRA's name as pictures carry it: quoted where it could be read otherwise."""
+    plain = not name.startswith(('"', HIGH_NOISE)) and ": " not in name
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
 class Loras(Kind):
     """LoRAs, in any of the forms that as_loras takes."""
 
@@ -452,12 +474,29 @@ class Loras(Kind):
 
     def text(self, value: Any, option: Option) -> str:
         """Return names and strengths."""
-        return ", ".join(f"{lora['path']}: {number_text(lora['multiplier'])}" for lora in value)
+        return ", ".join(
+            f"{HIGH_NOISE if lora.get('is_high_noise') else ''}{_named(lora['path'])}: "
+            f"{number_text(lora['multiplier'])}"
+            for lora in value
+        )
+
+    def from_text(self, text: str, option: Option) -> list[Lora]:
+        """Return LoRAs whose paths are bare names, which are looked for in the folder of LoRAs."""
+        found = []
+        rest = text
+        while rest:
+            match = _LORA_TEXT.match(rest)
+            if match is None:
+                raise UnreadableError(f"{show(text)} is not NAME: MULTIPLIER, ...")
+            name = json.loads(match["quoted"]) if match["quoted"] else match["name"]
+            found.append(Lora(name, float(match["multiplier"]), bool(match["high"])))
+            rest = rest[match.end() :]
+        return found
 
     def read(self, text: str, option: Option) -> list[Lora]:
         """Return what ``PATH`` or ``PATH:MULTIPLIER`` means; ``|high_noise|`` before it is as in sd-cli's prompts."""
-        is_high_noise = text.startswith(_HIGH_NOISE)
-        text = text.removeprefix(_HIGH_NOISE)
+        is_high_noise = text.startswith(HIGH_NOISE)
+        text = text.removeprefix(HIGH_NOISE)
         path, separator, number = text.rpartition(":")
         # A path may hold colons of its own, and so may one on Windows.
         if not separator or os.path.exists(text) or not _MULTIPLIER.fullmatch(number):

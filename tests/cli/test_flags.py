@@ -143,7 +143,7 @@ def test_folders_and_pictures(tmp_path: Path) -> None:
     assert [image.size for image in person.id_images] == [(8, 8), (16, 8)]
     assert (person.style_strength, person.id_embed) == (30.0, "e")
     assert drawn("--control-image", tmp_path / "b.png")["control_image"].size == (16, 8)
-    assert loaded("--embd-dir", tmp_path)["embeddings"] == {
+    assert loaded("--embedding", tmp_path)["embeddings"] == {
         "a": str(tmp_path / "a.png"),
         "b": str(tmp_path / "b.png"),
     }

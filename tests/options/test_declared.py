@@ -95,6 +95,7 @@ WRONG = {
     "Choice": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "TypeRules": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "File": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
+    "Folder": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
     "Target": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
     "Items": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Callback": ["int", "float", "text", "bytes", "list", "mapping", "complex", "object"],
