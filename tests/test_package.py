@@ -17,9 +17,9 @@ PUBLIC = {
     "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
     "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
     "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "Parameters", "PhotoMaker", "PictureInfo",
-    "PinBudget", "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling",
-    "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices", "doctor",
-    "info", "read_parameters",
+    "PinBudget", "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
+    "Tiling", "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices",
+    "doctor", "info", "read_parameters",
 }  # fmt: skip
 
 

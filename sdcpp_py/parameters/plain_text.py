@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import ArgumentError
 from ..metadata import MODE, VERSION, split_text, together
 from ..modes import IMG2IMG, INPAINT, LOADING, TXT2IMG, Mode
 from ..options.declare import Option, declared
@@ -119,11 +120,11 @@ def _read_pair(found: Found, name: str, text: str) -> None:
     try:
         # All before any: of a size that is none no side is taken.
         read = [
-            (path, option.kind.from_text(part, option))
+            (path, option.check(option.kind.from_text(part, option)))
             for (path, option), part in zip(targets, parts, strict=False)
             if part or len(targets) == 1
         ]
-    except UnreadableError:
+    except (ArgumentError, UnreadableError):
         found.unmapped[name] = text
         return
     for path, value in read:
