@@ -104,9 +104,7 @@ def test_what_no_tag_reaches(name: str, kind: type[Exception], message: str, fol
 def test_without_a_folder_or_where_no_tag_belongs(folder: Path, tmp_path: Path) -> None:
     for text in ("a < lora:b", "<lora:b", "a <hypernet:b:1>", "lora:b>"):
         assert take_tags(text, None) == (text, [])
-    with pytest.raises(
-        ArgumentError, match="^prompt: '<lora:style:1>' needs lora_model_dir=... when loading"
-    ):
+    with pytest.raises(ArgumentError, match="^prompt: '<lora:style:1>' needs lora_model_dir=... when loading"):
         make_request(TXT2IMG, {"prompt": "a <lora:style:1>"})
     with pytest.raises(ArgumentError, match="^negative_prompt: '<lora:style:1>' belongs into prompt"):
         make_request(TXT2IMG, {"prompt": "a", "negative_prompt": "<lora:style:1>"}, lora_folder=folder)
