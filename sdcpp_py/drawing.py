@@ -16,6 +16,7 @@ from .effects import check_generation
 from .engine.fields import VIDEO
 from .errors import ArgumentError, SdcppError
 from .images import GeneratedImage, Images, Timings, from_pixels
+from .load_failures import explained_upscaler
 from .metadata import MODE, VERSION, parameters_text
 from .model_files import StrPath
 from .modes import DRAWING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
@@ -151,10 +152,12 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
     preview = _preview(loaded, request.values, wanted)
     generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
+    upscaler = hires.model if (hires := request.values.get("hires")) else None
     with progress(wanted, *phases, passes=passes, part=part) as watch:
         if loads:
             context.load_encoder(loaded.settings, watch)
-        pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
+        with explained_upscaler(upscaler):
+            pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
         if preview is not None and watch is not None and not watch.previews:
             log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
     used = _used(loaded, request, given, pixels[0], traits)
