@@ -147,7 +147,7 @@ def with_pairs(text: str | None, pairs: Mapping[str, Any]) -> str:
 
 
 def picture_text(image: Image) -> str | None:
-    """Return the text that a picture carries as it is: PNG's ``parameters``, or the comment of EXIF; None without one.
+    """Return the text that a picture carries as it is: PNG's ``parameters``, or the comment of EXIF or of a GIF.
 
     Args:
         image: a picture that Pillow has read.
@@ -155,6 +155,9 @@ def picture_text(image: Image) -> str | None:
     text = image.info.get("parameters")
     if isinstance(text, str):
         return text
+    comment = image.info.get("comment")
+    if image.format == "GIF" and isinstance(comment, bytes):
+        return comment.decode("utf-8", "replace") or None
     try:
         comment = image.getexif().get_ifd(EXIF_IFD).get(EXIF_USER_COMMENT)
     except Exception:  # damaged tags, of which Pillow raises anything

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdcpp_py import ArgumentError, GeneratedImage, Hires, Lora, Parameters, images, read_parameters
+from sdcpp_py import ArgumentError, GeneratedImage, Hires, Lora, Parameters, Timings, Video, images, read_parameters
 
 A1111 = (
     "a cat <lora:style:0.8>, (best:1.2)\nsecond line\nNegative prompt: dog,\nhat\n"
@@ -204,6 +204,15 @@ def test_files_and_pillows_methods(suffix: str, tmp_path: Path) -> None:
             if isinstance(source, io.BufferedReader):
                 source.close()
     assert changed[1].size == (16, 8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_videos_that_pillow_reads(suffix: str, tmp_path: Path) -> None:
+    text = "猫\nFrames: 5, Steps: 3, FPS: 8, Mode: txt2vid, Version: sdcpp-py 1"
+    frames = [bytes([number]) * 192 for number in (0, 90, 200)]
+    Video(frames, (8, 8), 8.0, 1, Timings(0, 0, 0, 0, 0), {}, text).save(tmp_path / f"a.{suffix}")
+    found = read_parameters(tmp_path / f"a.{suffix}")
+    assert (found.mode, dict(found)) == ("txt2vid", {"prompt": "猫", "frames": 5, "fps": 8.0, "steps": 3})
 
 
 def test_what_carries_none(tmp_path: Path) -> None:
