@@ -14,7 +14,7 @@ from typing import Any
 from .errors import ArgumentError, ModelError
 from .model_files import SUFFIXES, StrPath, check_folder, show_path
 from .options import Lora, show
-from .options.groups import HIGH_NOISE
+from .options.loras import HIGH_NOISE
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 _STRENGTH = re.compile(r"(?:te=|unet=)?([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)

@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..errors import ArgumentError
 from ..modes import IMG2IMG, INPAINT, TXT2IMG, Mode
-from ..options.groups import Lora
+from ..options.loras import Lora
 from .found import Found, Parameters
 from .names import COMFYUI_SAMPLERS, COMFYUI_SCHEDULERS
 
@@ -32,8 +33,7 @@ class Graph:
         """Return the node that a link leads to."""
         if not isinstance(link, list) or len(link) != 2:
             return None
-        node = self.nodes.get(str(link[0]))
-        return node if isinstance(node, dict) and isinstance(node.get("inputs"), dict) else None
+        return self.nodes.get(str(link[0]))
 
     def chain(self, node: Node, *names: str) -> Iterator[Node]:
         """Yield the nodes behind a node, along the first of some inputs that is a link."""
@@ -74,12 +74,14 @@ def read_graph(text: str) -> Parameters | None:
         return None
     if not isinstance(nodes, dict):
         return None
-    graph = Graph({name: node for name, node in nodes.items() if isinstance(node, dict) and "class_type" in node})
-    samplers = {
-        name: node
-        for name, node in graph.nodes.items()
-        if _class(node) in _SAMPLERS and isinstance(node.get("inputs"), dict)
-    }
+    graph = Graph(
+        {
+            name: node
+            for name, node in nodes.items()
+            if isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+        }
+    )
+    samplers = {name: node for name, node in graph.nodes.items() if _class(node) in _SAMPLERS}
     if not samplers:
         return None
     chosen = min(samplers, key=lambda name: _sources(graph, samplers[name]))
@@ -93,9 +95,9 @@ def read_graph(text: str) -> Parameters | None:
     _read_model(graph, sampler, found)
     for node in graph.nodes.values():
         if _class(node) == "VAEDecodeTiled":
-            found.add(("vae_tiling",), True, _class(node), json.dumps(node.get("inputs")))
+            found.add(("vae_tiling",), True, _class(node), json.dumps(node["inputs"]))
         if _class(node) == "VAELoader":
-            found.about["VAE"] = str(node.get("inputs", {}).get("vae_name"))
+            found.about["VAE"] = str(node["inputs"].get("vae_name"))
     return found.parameters()
 
 
@@ -195,7 +197,10 @@ def _read_model(graph: Graph, sampler: Node, found: Found) -> None:
         inputs, kind = {name: graph.value(each) for name, each in node["inputs"].items()}, _class(node)
         name, strength = inputs.get("lora_name"), inputs.get("strength_model")
         if isinstance(name, str) and isinstance(strength, (int, float)):
-            loras.insert(0, Lora(name.replace("\\", "/"), strength))
+            try:
+                loras.insert(0, Lora(name.replace("\\", "/"), strength))
+            except ArgumentError:
+                found.unmapped[kind] = json.dumps(node["inputs"])
             if inputs.get("strength_clip", strength) != strength:
                 found.unmapped[f"strength_clip of {name}"] = str(inputs["strength_clip"])
         elif kind in ("ModelSamplingSD3", "ModelSamplingAuraFlow") and inputs.get("shift") is not None:

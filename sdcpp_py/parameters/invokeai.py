@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..modes import IMG2IMG, INPAINT, TXT2IMG, Mode
-from ..options.groups import Lora
+from ..options.loras import Lora
 from .found import Found, Parameters
 from .names import INVOKEAI_SCHEDULERS
 

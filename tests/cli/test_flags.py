@@ -18,7 +18,7 @@ from sdcpp_py.cli.flags import Flag, PanelCommand, flags, options_of, take_flags
 from sdcpp_py.modes import LOADING, TXT2IMG
 from sdcpp_py.options import Cache, Hires, Lora, Option, SkipLayerGuidance, Tiling, declared
 from sdcpp_py.options.group import Grouped
-from sdcpp_py.options.groups import Lora as LoraGroup
+from sdcpp_py.options.loras import Lora as LoraGroup
 
 
 def meaning(options: dict[str, Option], *arguments: object) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from sdcpp_py.metadata import MODE, VERSION, parameters_text
 from sdcpp_py.modes import DRAWING, Mode, Request, make_request
 from sdcpp_py.options import Option, declared
 from sdcpp_py.options.group import Grouped
-from sdcpp_py.options.groups import Lora as LoraGroup
 from sdcpp_py.options.kinds import (
     Callback,
     Choice,
@@ -32,6 +31,7 @@ from sdcpp_py.options.kinds import (
     Prompt,
     Switch,
 )
+from sdcpp_py.options.loras import Lora as LoraGroup
 from sdcpp_py.parameters.plain_text import read_text
 
 PICTURE = Image.new("RGB", (64, 64), "teal")

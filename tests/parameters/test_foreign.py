@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdcpp_py import ArgumentError, GeneratedImage, Hires, Lora, Parameters, Timings, Video, images, read_parameters
+from sdcpp_py.modes import TXT2IMG
+from sdcpp_py.parameters.comfyui import read_graph
+from sdcpp_py.parameters.invokeai import read_invokeai
+from sdcpp_py.parameters.plain_text import read_text
 
 A1111 = (
     "a cat <lora:style:0.8>, (best:1.2)\nsecond line\nNegative prompt: dog,\nhat\n"
@@ -235,6 +242,53 @@ def test_rings_end() -> None:
         "1": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "positive": ["1", 0], "latent_image": ["1", 0]}}
     }
     assert read_parameters(png(prompt=json.dumps(ring))).source == "ComfyUI"
+
+
+WORDS = [
+    "1",
+    "KSampler",
+    "LoraLoader",
+    "model",
+    "inputs",
+    "class_type",
+    "image",
+    "positive_prompt",
+    "loras",
+    "latent_image",
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from(WORDS) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+NODES = st.dictionaries(
+    st.sampled_from(["1", "2", "3"]),
+    st.fixed_dictionaries(
+        {
+            "class_type": st.sampled_from(
+                ["KSampler", "SamplerCustomAdvanced", "LoraLoader", "CLIPTextEncode", "VAELoader"]
+            ),
+            "inputs": st.dictionaries(
+                st.sampled_from([*COMFYUI["3"]["inputs"], *COMFYUI["10"]["inputs"], "text", "guider", "clip"]),
+                JSON | st.tuples(st.sampled_from("123"), st.just(0)).map(list),
+            ),
+        }
+    ),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=JSON | NODES, reader=st.sampled_from([read_graph, read_invokeai]))
+def test_any_json_is_read_or_none(content: Any, reader: Callable[[str], Parameters | None]) -> None:
+    found = reader(json.dumps(content))
+    assert found is None or set(found) <= {*TXT2IMG.declared, "strength", "mask_blur"}
+    assert str(found)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([*A1111.replace(",", "|,|").replace(":", "|:|").split("|"), "\n", '"', "x", "Lora"])))
+def test_any_text_is_read_or_none(pieces: list[str]) -> None:
+    assert str(read_text("".join(pieces)))
 
 
 def test_to_numpy() -> None:
