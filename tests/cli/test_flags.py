@@ -127,6 +127,7 @@ def test_flags_of_drawing(arguments: str, options: dict[str, Any]) -> None:
          {"chroma_use_dit_mask": False, "chroma_use_t5_mask": True, "chroma_t5_mask_pad": 2}),
         ("--qwen-image-zero-cond-t", {"qwen_image_zero_cond_t": True}),
         ("--embedding x=a.pt --embedding b.pt", {"embeddings": {"x": "a.pt", "b": "b.pt"}}),
+        ("--embd-dir a --lora-model-dir b", {"embd_dir": "a", "lora_model_dir": "b"}),
         ("--backend te=cpu --max-vram -1", {"runtime_backend": "te=cpu", "max_vram": -1.0}),
         ("--type q8_0 -t 2 --mmap", {"weight_type": "q8_0", "threads": 2, "mmap": True}),
     ],
