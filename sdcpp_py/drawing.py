@@ -209,8 +209,6 @@ def _used(
     if not request.values["sigmas"]:
         used.setdefault("scheduler", scheduler)
     used.pop("loras", None)
-    if (kernels := loaded.settings.get("kernels", "fast")) != "fast":
-        used["Kernels"] = kernels
     return used
 
 
