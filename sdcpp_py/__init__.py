@@ -30,6 +30,7 @@ from .errors import (
 from .images import GeneratedImage, Images, Timings
 from .info import ModelInfo, PictureInfo, info
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
+from .parameters import Parameters, read_parameters
 from .pipeline import StableDiffusion
 from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
 from .progress import ProgressEvent
@@ -63,6 +64,7 @@ __all__ = [
     "ModuleTransfer",
     "NetworkStream",
     "OutputError",
+    "Parameters",
     "PhotoMaker",
     "PictureInfo",
     "PinBudget",
@@ -83,4 +85,5 @@ __all__ = [
     "devices",
     "doctor",
     "info",
+    "read_parameters",
 ]

@@ -69,6 +69,27 @@ def used_loras(loras: Sequence[AppliedLora]) -> list[dict[str, Any]]:
     ]
 
 
+def told_loras(
+    loras: Sequence[AppliedLora], asked: Sequence[Mapping[str, Any]], tagged: int
+) -> list[dict[str, Any]] | None:
+    """Return the LoRAs that changed something as a call asked for them, each with its strength; None for none.
+
+    Drawn again from it the strengths add up in the same order. Those that tags call are in the prompt.
+
+    Args:
+        loras: what became of them.
+        asked: the engine's fields of those that were asked for.
+        tagged: how many of them, from the last one on, were called by tags.
+    """
+    changing = {each.path for each in loras if each.applied}
+    told = [
+        {**each, "path": os.path.splitext(os.path.basename(path))[0]}
+        for each in asked[: len(asked) - tagged]
+        if (path := show_path(each["path"])) in changing
+    ]
+    return told or None
+
+
 def loras_text(used: Sequence[Mapping[str, Any]]) -> str:
     """Return the counts of tensors, as the text in pictures has them."""
     counts = ((each["path"], each["applied"], each["skipped"]) for each in used)

@@ -11,13 +11,15 @@ from typing import Any
 
 from . import engine
 from ._version import __version__
-from .applied_loras import AppliedLora, applied_loras, loras_text, used_loras, warn_of_skipped
+from .applied_loras import AppliedLora, applied_loras, loras_text, told_loras, used_loras, warn_of_skipped
 from .effects import check_generation
 from .engine.fields import VIDEO
 from .errors import ArgumentError, SdcppError
 from .images import GeneratedImage, Images, Timings, from_pixels
-from .metadata import parameters_text
-from .modes import DRAWING, Abilities, Mode, Request, draw_seed, make_request
+from .load_failures import explained_upscaler
+from .metadata import MODE, VERSION, parameters_text
+from .model_files import StrPath
+from .modes import DRAWING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
 from .options import Hires, declared
 from .progress import Progress, progress
 from .video import Video
@@ -39,6 +41,8 @@ class Loaded:
         uses_photo_maker: whether a PhotoMaker was loaded with it.
         progress: the callback, True for a bar, False for none; None for a bar on a terminal.
         seconds: that loading took.
+        notes: options of loading that change pixels, as pictures carry them.
+        lora_folder: where LoRAs are found that are called by name; None for nowhere.
         said_of_loras: the LoRA files and numbers of skipped tensors that were warned of.
     """
 
@@ -51,6 +55,8 @@ class Loaded:
     uses_photo_maker: bool
     progress: bool | Progress | None
     seconds: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+    lora_folder: StrPath | None = None
     said_of_loras: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -64,6 +70,7 @@ class Drawn:
         used: what was done, by option, and what made it besides.
         timings: seconds of each phase.
         loras: what became of each LoRA that was asked for.
+        told: *used* as the text of pictures has it, where LoRAs that tags call are in the prompt.
     """
 
     request: Request
@@ -71,6 +78,7 @@ class Drawn:
     used: dict[str, Any]
     timings: Timings
     loras: tuple[AppliedLora, ...]
+    told: dict[str, Any]
 
 
 def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Images:
@@ -86,7 +94,9 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, 
     drawn = _generate(loaded, mode, given, part)
     used, seeds = drawn.used, drawn.request.seeds
     images = [
-        from_pixels(wide, high, data, parameters_text({**used, "seed": each}, mode.declared), drawn.request.finish)
+        from_pixels(
+            wide, high, data, parameters_text({**drawn.told, "seed": each}, mode.declared), drawn.request.finish
+        )
         for (wide, high, data), each in zip(drawn.pixels, seeds, strict=True)
     ]
     timings = replace(drawn.timings, total=time.perf_counter() - start)
@@ -101,7 +111,7 @@ def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
     (wide, high, _), (seed,) = drawn.pixels[0], drawn.request.seeds
     frames = [data for _, _, data in drawn.pixels]
     used = {**drawn.used, "fps": drawn.request.values["fps"]}
-    text = parameters_text(used, mode.declared)
+    text = parameters_text({**drawn.told, "fps": used["fps"]}, mode.declared)
     timings = replace(drawn.timings, total=time.perf_counter() - start)
     parameters = {**used, "size": f"{wide}x{high}"}
     return Video(frames, (wide, high), used["fps"], seed, timings, parameters, text, drawn.loras)
@@ -129,7 +139,7 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
         asked = {**values, "sampler": sampler, "high_noise_sampler": high_noise_sampler}
         check_generation({**asked, "prediction": loaded.prediction}, traits)
 
-    request = make_request(mode, given, loaded.defaults, able, check)
+    request = make_request(mode, given, loaded.defaults, able, check, loaded.lora_folder)
     for message in request.warnings:
         log.warning("%s", message)
     wanted = request.values["progress"]
@@ -142,10 +152,12 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
     preview = _preview(loaded, request.values, wanted)
     generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
+    upscaler = hires.model if (hires := request.values.get("hires")) else None
     with progress(wanted, *phases, passes=passes, part=part) as watch:
         if loads:
             context.load_encoder(loaded.settings, watch)
-        pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
+        with explained_upscaler(upscaler):
+            pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
         if preview is not None and watch is not None and not watch.previews:
             log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
     used = _used(loaded, request, given, pixels[0], traits)
@@ -153,9 +165,12 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
     warn_of_skipped(loras, loaded.said_of_loras)
     if changing := used_loras(loras):
         used |= {"loras": changing, "Lora tensors": loras_text(changing)}
-    used |= {"Version": f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    if mode is not TXT2IMG:
+        used |= {MODE: mode.name}
+    used |= {**loaded.notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    told = {**used, "loras": told_loras(loras, request.settings.get("loras", ()), request.tagged)}
     took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
-    return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras)
+    return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras, told)
 
 
 def _used(
@@ -194,8 +209,6 @@ def _used(
     if not request.values["sigmas"]:
         used.setdefault("scheduler", scheduler)
     used.pop("loras", None)
-    if (kernels := loaded.settings.get("kernels", "fast")) != "fast":
-        used["Kernels"] = kernels
     return used
 
 

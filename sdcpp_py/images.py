@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
@@ -19,6 +19,10 @@ from .errors import OutputError, SdcppError
 from .metadata import EXIF_IFD, EXIF_USER_COMMENT
 from .model_files import StrPath, show_path
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # Formats whose files hold pictures of some sizes only; Pillow shrinks others without a word.
 _FIXED_SIZES = ("ICO", "ICNS")
 
@@ -26,11 +30,20 @@ _FIXED_SIZES = ("ICO", "ICNS")
 class GeneratedImage(Image.Image):
     """A Pillow image that writes its generation parameters into the files it is saved to.
 
-    ``info["parameters"]`` holds them, as it does for a PNG that Pillow has read.
+    ``info["parameters"]`` holds them, as it does for a PNG that Pillow has read. What Pillow's methods make of it
+    (``copy``, ``resize``, ``crop``, ``convert``, ``rotate``, ...) is such an image, too.
     """
 
+    def _new(self, im: Any) -> GeneratedImage:
+        """Return an image of other pixels, which keeps this one's info; most of Pillow's methods make theirs by it."""
+        return _as_generated(super()._new(im))
+
+    def transform(self, *arguments: Any, **more: Any) -> GeneratedImage:
+        """Transform as Pillow does; rotate() does so, too."""
+        return _as_generated(super().transform(*arguments, **more))
+
     def save(self, fp: StrPath | IO[bytes], format: str | None = None, **params: Any) -> None:  # type: ignore[override]  # noqa: A002
-        """Save as Pillow does; PNG gets a text chunk, JPEG and WebP an EXIF comment, unless given by the caller."""
+        """Save as Pillow does; PNG gets a text chunk, JPEG, WebP and AVIF a comment in EXIF, unless the caller does."""
         kind = (format or _format_of(fp)).upper()
         text = self.info.get("parameters")
         if text and kind == "PNG" and "pnginfo" not in params:
@@ -38,11 +51,19 @@ class GeneratedImage(Image.Image):
 
             chunks = params["pnginfo"] = PngInfo()
             (chunks.add_text if text.isascii() else chunks.add_itxt)("parameters", text)
-        elif text and kind in ("JPEG", "WEBP") and "exif" not in params:
+        elif text and kind in ("JPEG", "WEBP", "AVIF") and "exif" not in params:
             exif = Image.Exif()
             exif.get_ifd(EXIF_IFD)[EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-            params["exif"] = exif
+            params["exif"] = exif.tobytes()  # Pillow's AVIF takes an Exif with this part alone for an empty one
         super().save(fp, format, **params)
+
+
+def _as_generated(image: Image.Image) -> GeneratedImage:
+    """Return an image, itself, as one that writes its parameters."""
+    # Pillow has no constructor that makes a subclass; the class only adds methods.
+    image.__class__ = GeneratedImage
+    assert isinstance(image, GeneratedImage)
+    return image
 
 
 def _format_of(fp: object) -> str:
@@ -78,11 +99,9 @@ def from_pixels(
 
 def with_parameters(image: Image.Image, parameters: str) -> GeneratedImage:
     """Return an image, itself, as one whose files carry a text."""
-    # Pillow has no constructor that makes a subclass; the class only adds a method.
-    image.__class__ = GeneratedImage
-    image.info["parameters"] = parameters
-    assert isinstance(image, GeneratedImage)
-    return image
+    made = _as_generated(image)
+    made.info["parameters"] = parameters
+    return made
 
 
 def _numbered(base: Path, count: int, first: int | None) -> list[Path]:
@@ -275,6 +294,16 @@ class Images(Sequence[GeneratedImage]):
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self._images)
+
+    def to_numpy(self) -> NDArray[np.uint8]:
+        """Return the pictures as a new array of uint8 and the shape (n, height, width, 3)."""
+        import numpy as np
+
+        wide, high = self._images[0].size
+        pixels = np.empty((len(self), high, wide, 3), np.uint8)
+        for row, image in zip(pixels, self._images, strict=True):
+            row[...] = np.asarray(image)
+        return pixels
 
     def __repr__(self) -> str:
         """Return size and seeds."""

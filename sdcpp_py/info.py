@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .engine.files import Listing
@@ -13,6 +13,7 @@ from .errors import ModelError
 from .file_kinds import FileKind, kind_of
 from .metadata import picture_text
 from .model_files import PART_NOUNS, PART_USES, StrPath, list_file, show_path
+from .parameters import Parameters, parameters_of
 from .reports import show_bytes, table
 
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -105,6 +106,7 @@ class PictureInfo:
         mode: as Pillow calls it, such as ``RGB``.
         frames: more than 1 of an animation.
         parameters: the text that it carries; None without one.
+        options: what that text says, as options; None for nothing that is known.
     """
 
     path: str
@@ -114,16 +116,20 @@ class PictureInfo:
     mode: str
     frames: int
     parameters: str | None
+    options: Parameters | None = None
 
     def __str__(self) -> str:
         """Return lines of text."""
         frames = f", {self.frames} frames" if self.frames > 1 else ""
         lines = [f"{self.path}: a picture of {self.width}x{self.height}, {self.mode}{frames} ({self.format})"]
-        return "\n".join([*lines, *(["", self.parameters] if self.parameters else [])])
+        lines += ["", self.parameters] if self.parameters else []
+        lines += ["", str(self.options)] if self.options is not None else []
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
-        return {"kind": "picture", **asdict(self)}
+        fields = asdict(replace(self, options=None))
+        return {"kind": "picture", **fields, "options": None if self.options is None else self.options.to_dict()}
 
 
 def info(path: StrPath) -> ModelInfo | PictureInfo:
@@ -163,7 +169,9 @@ def _picture_info(path: StrPath) -> PictureInfo:
         with PIL.Image.open(os.fsdecode(path)) as image:
             text = picture_text(image)
             frames = int(getattr(image, "n_frames", 1))
-            return PictureInfo(shown, str(image.format), image.width, image.height, image.mode, frames, text)
+            return PictureInfo(
+                shown, str(image.format), image.width, image.height, image.mode, frames, text, parameters_of(image)
+            )
     except Exception as error:  # whatever a decoder raises
         said = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"file: {shown} is a damaged picture ({said})") from None

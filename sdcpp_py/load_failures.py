@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 
-from .errors import ModelError
+from .engine.files import file_list
+from .errors import GenerationError, ModelError
 from .file_kinds import FileKind, file_kind
 from .model_files import StrPath, show_path
 
@@ -56,6 +58,21 @@ def explained(files: Mapping[str, StrPath | None]) -> Iterator[None]:
         raise type(error)(message, error.engine_log) from None
 
 
+@contextlib.contextmanager
+def explained_upscaler(path: StrPath | None) -> Iterator[None]:
+    """Name the argument and the file where the upscaler's model of a second pass does not fit.
+
+    Args:
+        path: of the file; None for none.
+    """
+    try:
+        yield
+    except GenerationError as error:
+        if path is None or not _TENSOR.match(str(error)):
+            raise
+        raise ModelError(f"hires model: {show_path(path)} does not fit: {error}", error.engine_log) from None
+
+
 def _message(error: ModelError, files: Mapping[str, StrPath]) -> str | None:
     """Return the better message, None where there is none."""
     said = str(error)
@@ -90,6 +107,8 @@ def _of_tensor(name: str, said: str, files: Mapping[str, StrPath]) -> str:
     shown = f"{whose}: {show_path(files[whose])}"
     if "of no use to this model" in said:
         return f"{shown} has no effect, for this model takes nothing of it; leave it out"
+    if "missing" in said and (why := _left_out(name, files[whose])):
+        return f"{shown} does not fit: tensor '{name}' is {why}, and no numbers that weights could be"
     if "missing" in said:
         there = frozenset().union(*(kind.parts for kind in _kinds(files).values()))
         if "every other text encoder" in said:
@@ -97,6 +116,15 @@ def _of_tensor(name: str, said: str, files: Mapping[str, StrPath]) -> str:
         if part not in there and part in _MISSING:
             return f"{shown} comes without a {_MISSING[part]}"
     return f"{shown} does not fit: {said}"
+
+
+def _left_out(name: str, path: StrPath) -> str | None:
+    """Return why a tensor of a file was left out, such as its type; None for one that is not there."""
+    for each in file_list(os.fsencode(path)).left_out:
+        tensor, _, why = each.rpartition(" (")
+        if f".{name}".endswith(f".{tensor.strip(chr(39))}"):
+            return why.removesuffix(")")
+    return None
 
 
 def _of_family(files: Mapping[str, StrPath]) -> str | None:

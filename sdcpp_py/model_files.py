@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import unicodedata
@@ -14,7 +15,12 @@ from .engine.text_forms import clip_form
 from .errors import ArgumentError, ModelError
 from .file_kinds import FileKind, kind_of
 
+log = logging.getLogger("sdcpp_py")
+
 StrPath = Union[str, "os.PathLike[str]", bytes]
+
+SUFFIXES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+"""Of files that hold weights."""
 
 # First bytes of files that people pass by mistake.
 _NOT_MODELS = {
@@ -147,6 +153,38 @@ def check_file(path: StrPath, what: str) -> bytes:
     return encoded
 
 
+def check_folder(path: StrPath, what: str) -> bytes:
+    """Return the path of a folder as bytes; *what* names the argument in messages.
+
+    Raises:
+        ModelError: there is no such folder.
+    """
+    encoded = encode_path(path, what)
+    if not os.path.isdir(encoded):
+        why = "is a file" if os.path.exists(encoded) else "does not exist"
+        raise ModelError(f"{what}: {show_path(path)} {why}; pass a folder")
+    return encoded
+
+
+def files_by_name(path: StrPath, what: str) -> dict[str, str]:
+    """Return the files of weights in a folder and its sub-folders: name without suffix -> path.
+
+    Raises:
+        ModelError: there is no such folder, or two files have one name.
+    """
+    found: dict[str, str] = {}
+    for folder, _, files in os.walk(os.fsdecode(check_folder(path, what))):
+        for file in sorted(files):
+            name, suffix = os.path.splitext(file)
+            if suffix.lower() not in SUFFIXES:
+                continue
+            whole = os.path.join(folder, file)
+            if name in found:
+                raise ModelError(f"{what}: {show_path(found[name])} and {show_path(whole)} have one name; rename one")
+            found[name] = whole
+    return found
+
+
 def list_file(path: StrPath, what: str) -> Listing:
     """Return what a file, an index of shards or a folder lists.
 
@@ -230,34 +268,39 @@ def _hint(kind: FileKind, role: Role) -> str:
     return f"; {_PARTS[part][1]}"
 
 
-def check_embeddings(embeddings: Mapping[str, StrPath], encoders: Mapping[str, bytes | None]) -> dict[str, bytes]:
+def check_embeddings(
+    embeddings: Mapping[str, StrPath],
+    encoders: Mapping[str, bytes | None],
+    folder: Mapping[str, StrPath] | None = None,
+) -> dict[str, bytes]:
     """Return the paths of textual inversions once they are known to fit the model's text encoders.
 
     Args:
         embeddings: name in prompts -> file.
         encoders: argument -> path of each file that may hold the model's text encoders, the checkpoint first.
+        folder: the same as *embeddings* of a folder, of which those that do not fit are left out, with a warning.
 
     Raises:
         ArgumentError: a name is empty, or of spaces alone.
         ModelError: a file holds something else, or vectors for another model.
     """
-    if not embeddings:
+    if not embeddings and not folder:
         return {}
     kinds = {what: kind_of(file_list(path)) for what, path in encoders.items() if path is not None}
     family = next((kind.family for kind in kinds.values() if kind.family), None)
     unet = family in ("SD 1.x", "SD 2.x", "SDXL", "Stable Diffusion")
     widths = [width for kind in kinds.values() for width in kind.token_widths]
-    checked = {}
-    for name, path in embeddings.items():
+
+    def check(name: str, path: StrPath) -> bytes:
         if not name.strip():
             raise ArgumentError("embeddings: the name of a textual inversion must hold more than spaces")
         what = f"embedding {name}"
-        checked[name] = check_model_file(path, what)
-        found = dict(kind_of(file_list(checked[name])).vector_widths)
+        encoded = check_model_file(path, what)
+        found = dict(kind_of(file_list(encoded)).vector_widths)
         if family is not None and not unet:
             raise ModelError(f"{what}: {family} takes no textual inversions; only models with a UNet do")
         if not widths:
-            continue  # the engine says it when it has loaded the text encoders
+            return encoded  # the engine says it when it has loaded the text encoders
         pair = set(found) == {"clip_l", "clip_g"}
         taken = [found["clip_l"], found["clip_g"]] if pair else list(found.values())
         if taken != widths[:2]:
@@ -265,5 +308,18 @@ def check_embeddings(embeddings: Mapping[str, StrPath], encoders: Mapping[str, b
             raise ModelError(
                 f"{what}: {show_path(path)} holds vectors of {has} numbers, but the model's text encoders take {takes}"
             )
+        return encoded
+
+    checked = {name: check(name, path) for name, path in embeddings.items()}
+    left_out = []
+    for name, path in (folder or {}).items():
+        try:
+            checked.setdefault(name, check(name, path))
+        except ModelError as error:
+            left_out.append(str(error))
+    if left_out and folder:
+        log.warning(
+            "embd_dir: %d of %d files do not fit and are left out (%s)", len(left_out), len(folder), left_out[0]
+        )
     # Names are looked for in the form that the tokenizer gives the prompt.
     return {clip_form(unicodedata.normalize("NFC", name)): path for name, path in checked.items()}

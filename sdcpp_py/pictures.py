@@ -77,7 +77,7 @@ def open_layers(source: Any, what: str) -> Image.Image:
     """
     image = _read(source, what)
     info = dict(image.info)
-    with _reading(what):
+    with reading(what):
         if image.mode[0] in "IF":
             image = _of_numbers(image, what)
         clear = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
@@ -159,7 +159,7 @@ def fit(image: Image.Image, size: tuple[int, int], how: str, what: str) -> Image
 
 
 @contextlib.contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
     """Make one-line errors of whatever Pillow raises; decoders of damaged files raise anything."""
     try:
         with warnings.catch_warnings():
@@ -195,7 +195,7 @@ def _check_size(width: int, height: int, what: str) -> None:
 def _read(source: Any, what: str) -> Image.Image:
     """Return a picture as a loaded Pillow image of any mode."""
     if isinstance(source, Image.Image):
-        with _reading(what):
+        with reading(what):
             _check_size(*source.size, what)
             source.load()
             return _upright(source)
@@ -204,12 +204,12 @@ def _read(source: Any, what: str) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_file(io.BytesIO(source), what)
     if callable(getattr(source, "read", None)):
-        with _reading(what):
+        with reading(what):
             if not callable(getattr(source, "seek", None)) or not getattr(source, "seekable", lambda: True)():
                 source = io.BytesIO(source.read())
         return _read_file(source, what)
     if hasattr(source, "__array__") or hasattr(source, "__array_interface__"):
-        with _reading(what):
+        with reading(what):
             import numpy as np
 
             return _of_array(np.asarray(source), what)
@@ -230,7 +230,7 @@ def _read_file(file: Any, what: str) -> Image.Image:
         if os.path.isdir(path):
             raise ArgumentError(f"{what} must be {_EXPECTED}; {shown}: not a picture, but a directory")
         what = f"{what} {shown}"
-    with _reading(what), Image.open(file) as image:
+    with reading(what), Image.open(file) as image:
         _check_size(*image.size, what)
         image.load()
         # The file is closed here; a copy keeps pixels and what is known of them.
@@ -309,7 +309,7 @@ def _flatten(image: Image.Image, what: str, background: tuple[int, int, int]) ->
     """Return an image of any mode as an opaque RGB one."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    with _reading(what):
+    with reading(what):
         if image.mode[0] in "IF":  # I, I;16 in its byte orders, F
             image = _of_numbers(image, what)
         elif image.mode == "LAB":

@@ -19,7 +19,8 @@ from .handle import ModelHandle
 from .host_threads import threads_for
 from .images import GeneratedImage, Images
 from .load_failures import explained
-from .model_files import check_embeddings, show_path
+from .metadata import notes
+from .model_files import check_embeddings, check_folder, files_by_name, show_path
 from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Mode
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
@@ -80,7 +81,10 @@ class StableDiffusion(ModelHandle):
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
         embeddings = self._given.pop("embeddings", {})
-        terms = check_embeddings(embeddings, encoders)
+        if values["lora_model_dir"] is not None:
+            check_folder(values["lora_model_dir"], "lora_model_dir")
+        folder = {} if values["embd_dir"] is None else files_by_name(values["embd_dir"], "embd_dir")
+        terms = check_embeddings(embeddings, encoders, folder)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
         self._encoder_surveyed = False
         start = time.perf_counter()
@@ -104,6 +108,8 @@ class StableDiffusion(ModelHandle):
             uses_photo_maker=values["photo_maker"] is not None,
             progress=values["progress"],
             seconds=time.perf_counter() - start,
+            notes=notes({**values, "taesd": None if values["tae_preview_only"] else values["taesd"]}, LOADING.declared),
+            lora_folder=values["lora_model_dir"],
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
 

@@ -33,7 +33,7 @@ def test_counts_are_on_the_pictures_and_in_their_files(lora: Path, sd: StableDif
     row = {"path": lora.stem, "multiplier": 0.75, "applied": applied.applied, "skipped": 0}
     assert images.parameters["loras"] == [row]
     text = images[0].info["parameters"]
-    assert f'Lora: "{lora.stem}: 0.75"' in text
+    assert f'Lora: "{lora.stem}: 0.5, {lora.stem}: 0.25"' in text, "to be added up again in the same order"
     assert f'Lora tensors: "{lora.stem}: {applied.applied} applied, 0 skipped"' in text
 
 

@@ -107,6 +107,14 @@ def test_the_example_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [made[name][0].size for name in ("night", "star", "larger")] == [(128, 128), (128, 128), (192, 192)]
 
 
+def test_the_example_of_parameters_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(example_of("parameters.md").replace("steps=4", "steps=1"), made)
+    assert made["again"].tobytes() == made["image"].tobytes() != made["other"].tobytes()
+    assert sdcpp_py.read_parameters("small.webp").text == made["found"].text
+
+
 def test_the_example_of_videos_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     code = (ROOT / "docs" / "video.md").read_text().split("```python\n")[1].split("```")[0]

@@ -120,6 +120,30 @@ def test_it_is_used(checkpoint: Path, truth: bytes, folder: Path) -> None:
     assert draw(checkpoint, path) != truth
 
 
+def test_it_is_called_by_a_whole_word(checkpoint: Path, truth: bytes, folder: Path) -> None:
+    path = folder / "f32.safetensors"
+    assert draw(checkpoint, path, "a WORD there") == truth
+    for prompt in ("a sword there", "a words there", "a keyword_ there"):
+        assert draw(checkpoint, path, prompt) == draw(checkpoint, None, prompt)
+
+
+def test_a_folder_of_them(checkpoint: Path, truth: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "word.safetensors").write_bytes(safetensors_of({"emb_params": VECTORS}))
+    (tmp_path / "sdxl.safetensors").write_bytes(safetensors_of(pair(VECTORS, numbers(3, SECOND_WIDTH))))
+    (tmp_path / "notes.txt").write_text("no")
+    with StableDiffusion(checkpoint, threads=1, embd_dir=tmp_path) as sd:
+        assert sd.txt2img("a word there", width=64, height=64, steps=1, seed=3)[0].tobytes() == truth
+    assert "embd_dir: 1 of 2 files do not fit and are left out (embedding sdxl: " in caplog.text
+    other = tmp_path / "other"
+    other.write_bytes(safetensors_of({"emb_params": -VECTORS}))
+    with StableDiffusion(checkpoint, threads=1, embd_dir=tmp_path, embeddings={"word": other}) as sd:
+        assert sd.txt2img("a word there", width=64, height=64, steps=1, seed=3)[0].tobytes() != truth
+    (tmp_path / "word.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match="^embd_dir: .* and .* have one name; rename one"):
+        StableDiffusion(checkpoint, embd_dir=tmp_path)
+
+
 def test_one_vector(checkpoint: Path, folder: Path) -> None:
     flat, row = folder / "flat", folder / "row"
     flat.write_bytes(torch_zip({"<word>": Tensor(VECTORS[0].copy())}))

@@ -196,6 +196,37 @@ def test_a_broken_shard_is_named(weights: Weights, tmp_path: Path) -> None:
         check_model_file(index, "model")
 
 
+def test_a_shard_without_what_the_index_puts_there(weights: Weights, tmp_path: Path) -> None:
+    index = write_shards(tmp_path, "model", weights)
+    content = json.loads(index.read_text())
+    shard = content["weight_map"][sorted(weights)[0]]
+    content["weight_map"]["one.more"] = shard
+    index.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"needs .*{shard}, which lacks the tensor .one.more. that the index puts"):
+        check_model_file(index, "model")
+
+
+def test_folders_with_two_complete_models(weights: Weights, tmp_path: Path) -> None:
+    few = dict(list(weights.items())[:3])
+    for index, name in enumerate(("model.safetensors", "model.fp16.safetensors")):
+        write(tmp_path / name, weights if index == 0 else few)
+    check_model_file(tmp_path, "model")  # a variant of the same one
+    for add in (lambda: write(tmp_path / "other.safetensors", few), lambda: write_shards(tmp_path, "model", few)):
+        before = set(tmp_path.iterdir())
+        add()
+        with pytest.raises(ModelError, match="is a folder that holds 2 models; pass a file of it"):
+            check_model_file(tmp_path, "model")
+        for path in set(tmp_path.iterdir()) - before:
+            path.unlink()
+
+
+def test_a_weight_of_a_type_that_holds_none(weights: Weights, tmp_path: Path) -> None:
+    name = "first_stage_model.decoder.norm_out.bias"
+    write(tmp_path / "a.safetensors", {**weights, name: weights[name] > 0})
+    with pytest.raises(ModelError, match=f"^model: .* does not fit: tensor '{name}' is BOOL, and no numbers"):
+        draw(tmp_path / "a.safetensors")
+
+
 def test_folders_that_hold_no_model(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a folder that holds no model"):
         check_model_file(tmp_path, "model")

@@ -134,7 +134,9 @@ def test_what_is_no_weight_is_refused(sd: sdcpp_py.StableDiffusion, prompt: str,
     seen: list[str] = []
     with (
         engine.tap(lambda phase, shape, values: seen.append(phase)),
-        pytest.raises(sdcpp_py.ArgumentError, match=r"^prompt: '[-9.123]+(\.\.\.)?' is no weight: write a number such"),
+        pytest.raises(
+            sdcpp_py.ArgumentError, match=rf"^{option}: '[-9.123]+(\.\.\.)?' is no weight: write a number such"
+        ),
     ):
         sd.txt2img(**{"prompt": "a", **SMALL, option: prompt})
     assert seen == []

@@ -66,8 +66,12 @@ def test_pictures(tmp_path: Path) -> None:
     picture = with_parameters(Image.new("RGBA", (20, 10)), "a cat, é\nSteps: 4")
     picture.save(tmp_path / "a.png")
     found = info(tmp_path / "a.png")
-    assert found == PictureInfo(str(tmp_path / "a.png"), "PNG", 20, 10, "RGBA", 1, "a cat, é\nSteps: 4")
-    assert str(found).endswith("a picture of 20x10, RGBA (PNG)\n\na cat, é\nSteps: 4")
+    assert isinstance(found, PictureInfo)
+    expected = PictureInfo(str(tmp_path / "a.png"), "PNG", 20, 10, "RGBA", 1, "a cat, é\nSteps: 4", found.options)
+    assert found == expected
+    assert dict(found.options or {}) == {"prompt": "a cat, é", "steps": 4}
+    assert "a picture of 20x10, RGBA (PNG)\n\na cat, é\nSteps: 4\n\nmode " in str(found)
+    assert found.to_dict()["options"]["options"] == {"prompt": "a cat, é", "steps": 4}
     with_parameters(Image.new("RGB", (20, 10)), "a cat, é\nSteps: 4").save(tmp_path / "a.jpg")
     assert info(os.fsencode(tmp_path / "a.jpg")).parameters == "a cat, é\nSteps: 4"  # type: ignore[union-attr]
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])

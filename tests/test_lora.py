@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdcpp_py import Lora, StableDiffusion
+from sdcpp_py import Lora, ModelError, StableDiffusion
 from support import lora_formats as formats
 from support import lora_layers as layers
 from support.checkpoints import write_checkpoint
@@ -103,6 +103,14 @@ SD1_DIALECTS = [name for name in formats.DIALECTS if name not in ("kohya", "OneT
 def test_names_of_a_unet(dialect: str, families: Callable[[str], Family]) -> None:
     family = families("sd1")
     family.check(formats.build("sd1", family.tensors, "lora", dialect))
+
+
+def test_an_alpha_without_a_number(lora: Path, sd: StableDiffusion, tmp_path: Path) -> None:
+    tensors = layers.read_tensors(lora)
+    name = next(each for each in tensors if each.endswith(".alpha"))
+    layers.write_tensors(tmp_path / "a.safetensors", {**tensors, name: np.zeros(0, np.float32)}, "F32")
+    with pytest.raises(ModelError, match=f"^LoRA: .* is damaged: '{name}' holds no number"):
+        sd.txt2img("a", loras=[tmp_path / "a.safetensors"], width=64, height=64, steps=1)
 
 
 ALPHAS = {

@@ -14,6 +14,7 @@ from sdcpp_py import (
     ArgumentError,
     DeviceMemoryError,
     GenerationError,
+    Hires,
     ModelError,
     SdcppError,
     StableDiffusion,
@@ -22,6 +23,7 @@ from sdcpp_py import (
 from sdcpp_py.engine.failures import NO_MEMORY, failure, is_plain
 from support.checkpoints import write_checkpoint
 from support.lora_layers import read_tensors, write_tensors
+from support.model_formats import read_safetensors, safetensors_of
 
 INTERNAL = re.compile(r"::|\.(cpp|hpp|c|h)\b|GGML|stof|json|version from file|engine:|0x|below|std")
 
@@ -174,3 +176,12 @@ def test_a_file_that_changes_after_it_was_checked(
 def test_type_rules_that_find_nothing(checkpoint: Path) -> None:
     with pytest.raises(ArgumentError, match="tensor_type_rules: 'no_such_layer' is in no name of a tensor"):
         StableDiffusion(checkpoint, tensor_type_rules="first_stage=f16,no_such_layer=f32")
+
+
+def test_an_upscaler_of_a_second_pass_that_is_incomplete(parts: Path, sd: StableDiffusion, tmp_path: Path) -> None:
+    weights = dict(read_safetensors(parts / "upscaler.safetensors"))
+    del weights["conv_last.bias"]
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(safetensors_of(weights))
+    with pytest.raises(ModelError, match=f"^hires model: {path} does not fit: tensor 'conv_last.bias' .* is missing"):
+        sd.txt2img("a", width=64, height=64, steps=1, hires=Hires(model=path, steps=1))

@@ -16,10 +16,10 @@ PUBLIC = {
     "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError",
     "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
     "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
-    "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "PhotoMaker", "PictureInfo", "PinBudget",
-    "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion", "Tiling",
-    "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices", "doctor",
-    "info",
+    "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "Parameters", "PhotoMaker", "PictureInfo",
+    "PinBudget", "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
+    "Tiling", "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices",
+    "doctor", "info", "read_parameters",
 }  # fmt: skip
 
 

@@ -104,6 +104,33 @@ def test_what_is_no_weight_is_said(number: str) -> None:
         found("prompt_attention", f"a (b:{number}) c")
 
 
+@pytest.mark.parametrize(
+    ("text", "names", "pieces"),
+    [
+        ("a cat sat", ["cat"], ["a ", "cat", " sat"]),
+        ("concatenate, category, bobcat", ["cat"], ["concatenate, category, bobcat"]),
+        ("cat", ["cat"], ["cat"]),
+        ("cat2 cat_ 2cat (cat:1.2) cat's", ["cat"], ["cat2 cat_ 2cat (", "cat", ":1.2) ", "cat", "'s"]),
+        ("a-cat-b, catcat", ["cat"], ["a-", "cat", "-b, catcat"]),
+        ("style-10 style-1", ["style-1"], ["style-10 ", "style-1"]),
+        ("x cat-style y", ["cat", "cat-style"], ["x ", "cat-style", " y"]),
+        ("x cat-styles y", ["cat-style", "cat"], ["x ", "cat", "-styles y"]),
+        ("élan lan кот котик", ["lan", "кот"], ["élan ", "lan", " ", "кот", " котик"]),
+        ("黑猫在 “猫”", ["猫"], ["黑", "猫", "在 “", "猫", "”"]),
+        ("a<word>b", ["<word>"], ["a", "<word>", "b"]),
+        ("", ["cat"], []),
+        ("cat cat", ["", "cat"], ["cat", " ", "cat"]),
+    ],
+)
+def test_names_are_whole_words(text: str, names: list[str], pieces: list[str]) -> None:
+    assert [piece for piece, _ in found("prompt_words", text, "\n".join(names))] == pieces
+
+
+@given(prompts, st.lists(st.sampled_from(["a", "word", "5", "é", "BREAK", "("]), max_size=3))
+def test_splitting_at_names_loses_nothing(text: str, names: list[str]) -> None:
+    assert "".join(piece for piece, _ in found("prompt_words", text, "\n".join(names))) == text
+
+
 TOKEN = re.compile(r"\\[()\[\]\\]|\\|:\s*(?P<weight>[+-]?[.0-9]+)\s*\)|[()\[\]:]|[^\\()\[\]:]+", re.A)
 BREAK = re.compile(r"\s*\bBREAK\b\s*", re.A)
 

@@ -32,6 +32,7 @@ INTERRUPTED = 128 + signal.SIGINT
 class _Drawing(PanelCommand):
     """A command with the flags of a mode's options."""
 
+    instead = drawing.FROM
     alone = frozenset(
         name
         for found in (*drawing.DRAWING_FLAGS.values(), drawing.LOADING_FLAGS)

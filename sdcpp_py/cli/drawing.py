@@ -14,9 +14,12 @@ import typer
 
 from .._version import __version__
 from ..devices import devices
+from ..errors import ArgumentError
 from ..images import Images, check_output, save_all
 from ..model_files import show_path
 from ..modes import ANY_VIDEO_MODEL, DRAWING, FILMING, LOADING, Abilities, Mode, make_request
+from ..options import REQUIRED
+from ..parameters import read_parameters
 from ..pipeline import StableDiffusion
 from ..progress import Progress, ProgressEvent, bar
 from ..video import Video
@@ -57,6 +60,16 @@ def start_logging(verbose: bool) -> None:
 
 
 _output = functools.partial(typer.Option, rich_help_panel="Output")
+FROM = "--from"
+From = Annotated[
+    str | None,
+    typer.Option(
+        FROM,
+        rich_help_panel="Prompt",
+        help="Picture whose parameters are taken, so that it is drawn again; other flags overrule them.",
+        show_default=False,
+    ),
+]
 Report = Annotated[Path | None, _output("--report", help="Write seeds, timings, plan and reports as JSON.")]
 PreviewPath = Annotated[
     str, typer.Option("--preview-path", help="Picture that each preview is written to.", rich_help_panel="Preview")
@@ -65,6 +78,30 @@ Verbose = Annotated[bool, _output("--verbose", "-v", help="Show the engine's log
 WithoutText = Annotated[
     bool, _output("--disable-image-metadata", help="Write no parameters into the files.", show_default=False)
 ]
+
+
+def _asked(mode: Mode, given: Mapping[Flag, Any], source: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a mode and of loading that flags mean, over those that a picture carries.
+
+    Raises:
+        ArgumentError: there is no such picture, it says nothing, or another mode drew it.
+        typer.BadParameter: what must be given is neither among the flags nor in the picture.
+    """
+    found = None if source is None else read_parameters(source)
+    if found is not None and (alien := [name for name in found if name not in mode.declared]):
+        raise ArgumentError(
+            f"{FROM}: {show_path(source or '')} was drawn by {found.mode}, with {', '.join(alien)}, which {mode.name} "
+            f"does not take; use sdcpp {found.mode}"
+        )
+    drawing = {flag: given[flag] for flag in DRAWING_FLAGS[mode.name] if flag in given}
+    loading = {flag: given[flag] for flag in LOADING_FLAGS if flag in given}
+    options = options_of(drawing, mode.declared, found)
+    missing = [
+        option.flags[0] for name, option in mode.declared.items() if option.default is REQUIRED and name not in options
+    ]
+    if missing:
+        raise typer.BadParameter(f"the picture needs {' and '.join(missing)} too", param_hint=FROM)
+    return options, options_of(loading, LOADING.declared, None if found is None else found.loading)
 
 
 @contextlib.contextmanager
@@ -86,6 +123,7 @@ def _previews(files: Sequence[Path]) -> Iterator[Progress | None]:
 
 def _draw(
     mode: Mode,
+    source: From = None,
     output: Annotated[
         str,
         _output(
@@ -107,11 +145,11 @@ def _draw(
     """Load a model, draw, and write what came out."""
     start_logging(verbose)
     # What is cheap to find wrong is found first, and all of it before the model is loaded.
-    options = options_of({flag: given[flag] for flag in DRAWING_FLAGS[mode.name] if flag in given}, mode.declared)
-    loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
+    options, loading = _asked(mode, given, source)
     checked = mode.check(options)
     LOADING.check(loading)
-    asked = make_request(mode, options, able=Abilities() if mode.takes_size else None)
+    able = Abilities() if mode.takes_size else None
+    asked = make_request(mode, options, able=able, lora_folder=loading.get("lora_model_dir"))
     files = check_output(output, checked["batch_count"], asked.largest, output_begin_idx)
     check_report(report, files)
     shown = check_output(preview_path, 1, asked.largest) if checked["preview"] else []
@@ -131,6 +169,7 @@ def _draw(
 
 def _film(
     mode: Mode,
+    source: From = None,
     output: Annotated[
         str, _output("--output", "-o", help="Video to write: .webp, .gif, .png, and with PyAV .mp4 and .webm.")
     ] = "output.webp",
@@ -143,11 +182,10 @@ def _film(
 ) -> None:
     """Load a model, draw a video, and write it."""
     start_logging(verbose)
-    options = options_of({flag: given[flag] for flag in DRAWING_FLAGS[mode.name] if flag in given}, mode.declared)
-    loading = options_of({flag: given[flag] for flag in LOADING_FLAGS if flag in given}, LOADING.declared)
+    options, loading = _asked(mode, given, source)
     LOADING.check(loading)
     shown = check_output(preview_path) if mode.check(options)["preview"] else []
-    make_request(mode, options, able=ANY_VIDEO_MODEL)
+    make_request(mode, options, able=ANY_VIDEO_MODEL, lora_folder=loading.get("lora_model_dir"))
     file = check_video_file(output)
     check_report(report, [file])
     with StableDiffusion(**loading) as sd, _previews(shown) as watch:

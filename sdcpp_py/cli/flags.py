@@ -187,6 +187,8 @@ class PanelCommand(TyperCommand):
     """A command whose help has its options under headings, in plain text, and whose flags may stand alone."""
 
     alone: frozenset[str] = frozenset()
+    instead: str = ""
+    """The flag with which none of the required ones must be given."""
 
     def format_options(self, ctx: Any, formatter: Formatter) -> None:
         """Write the options, those of each heading together."""
@@ -205,11 +207,18 @@ class PanelCommand(TyperCommand):
             f"{word}=" if word in self.alone and not re.match(r"[\d.]", after) else word
             for word, after in itertools.zip_longest(args, args[1:], fillvalue="")
         ]
+        drawn_again = bool(self.instead) and any(word.partition("=")[0] == self.instead for word in args)
+        required = [param for param in self.params if param.required]
+        for param in required:
+            param.required = not drawn_again
         try:
             return list(super().parse_args(ctx, told))
         except Exception as error:
             _explain(error, ctx, args)
             raise
+        finally:
+            for param in required:
+                param.required = True
 
 
 def take_flags(
@@ -313,22 +322,27 @@ def _read(flag: Flag, value: Any, mode: str) -> Iterator[tuple[Target, Any]]:
         yield first, first.option.kind.read(value, first.option) if isinstance(value, str) else value
 
 
-def _make_group(option: Option, fields: dict[str, Any], by: str) -> Any:
-    """Return the group that was given by its fields' flags."""
+def _make_group(option: Option, fields: dict[str, Any], by: str, base: Any) -> Any:
+    """Return the group that was given by its fields' flags, over one that was there before."""
     assert isinstance(option.kind, Grouped)
     known = declared(option.kind.owner)
+    if isinstance(base, option.kind.owner):
+        fields = {**base.without(fields), **fields}
     missing = [known[key].flags[0] for key in known if known[key].default is REQUIRED and key not in fields]
     if missing:
         raise typer.BadParameter(f"needs {' and '.join(missing)} too", param_hint=by)
     return option.kind.owner(**fields)
 
 
-def options_of(given: Mapping[Flag, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+def options_of(
+    given: Mapping[Flag, Any], options: Mapping[str, Option], base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the options that flags mean.
 
     Args:
         given: flag -> value, as take_flags passes them.
         options: the options that the flags are of.
+        base: options that the flags add to, and overrule; of groups field by field.
 
     Raises:
         typer.BadParameter: a text is no value of its flag, or one flag needs another.
@@ -355,6 +369,10 @@ def options_of(given: Mapping[Flag, Any], options: Mapping[str, Option]) -> dict
                     values[name] = each
         except UnreadableError as error:
             raise typer.BadParameter(str(error), param_hint=flag.names[0]) from None
+    base = base or {}
     for name, fields in groups.items():
-        values[name] = _make_group(options[name], fields, by.get(name, ""))
-    return values
+        values[name] = _make_group(options[name], fields, by.get(name, ""), base.get(name))
+    if "sigmas" in values or "steps" in values:
+        # Each says what the other one does.
+        base = {name: value for name, value in base.items() if name not in ("sigmas", "steps", "scheduler")}
+    return {**base, **values}

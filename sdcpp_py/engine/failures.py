@@ -12,6 +12,7 @@ _SUBJECTS: dict[str, type[SdcppError]] = {
     "target: ": OutputError,
     "the model's files hold no ": ModelError,
     "prompt: ": ArgumentError,
+    "negative_prompt: ": ArgumentError,
     "tensor_type_rules: ": ArgumentError,
 }
 # What names of functions, types and source files look like, and the texts of C++'s own exceptions.

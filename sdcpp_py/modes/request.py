@@ -10,6 +10,8 @@ from typing import Any
 from .. import engine
 from ..errors import ArgumentError
 from ..host_memory import host_memory
+from ..lora_folder import with_loras
+from ..model_files import StrPath
 from ..options import MAX_SEED
 from ..options.values import check_sigmas, used
 from ..reports import GIB
@@ -33,6 +35,7 @@ class Request:
         seeds: of each image.
         finish: what is done to each picture that was drawn; None for nothing.
         warnings: what is done otherwise than asked for, as messages.
+        tagged: how many of the LoRAs, from the last one on, are called by tags in the prompt.
     """
 
     values: dict[str, Any]
@@ -41,6 +44,7 @@ class Request:
     seeds: list[int]
     finish: Finish | None = None
     warnings: Sequence[str] = ()
+    tagged: int = 0
 
     @property
     def size(self) -> str:
@@ -102,6 +106,7 @@ def make_request(
     defaults: Mapping[str, Any] | None = None,
     able: Abilities | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
+    lora_folder: StrPath | None = None,
 ) -> Request:
     """Return the request of a mode that draws.
 
@@ -111,6 +116,7 @@ def make_request(
         defaults: what suits the model better than the engine's own defaults, by option.
         able: what the model is able to do; None before one is loaded, which leaves pictures as they are.
         check: raises for values that do not suit the model, before anything is made of them.
+        lora_folder: where LoRAs are found that are called by name; None for nowhere.
 
     Raises:
         TypeError: an option is unknown or missing.
@@ -120,6 +126,8 @@ def make_request(
     if mode.takes_size:
         defaults = {name: value for name, value in (defaults or {}).items() if name not in ("width", "height")}
     values = mode.check(given, defaults)
+    prompt = values.get("prompt")
+    values, tagged = with_loras(values, lora_folder)
     check_control(values, mode.declared)
     check_sigmas(values.get("sigmas"))
     if values.get("sigmas"):
@@ -135,13 +143,15 @@ def make_request(
         check(values)
     prepared = mode.prepare(values, able) if mode.prepare is not None and able is not None else Prepared()
     noted = used(mode.declared, values, mode.struct)
+    if tagged:
+        noted["prompt"] = prompt  # with its tags, as A1111 has it
     if values.get("sigmas"):
         noted.pop("scheduler", None)
     if values.get("control_image") is not None:
         option = mode.declared["control_strength"]
         noted.setdefault("control_strength", engine.fields.defaults(mode.struct)[option.opt.field])
     seeds = [values.get("seed", 0) + index for index in range(count)]
-    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish, prepared.warnings)
+    request = Request(values, dict(prepared.settings), noted, seeds, prepared.finish, prepared.warnings, tagged)
     frames = values.get("frames")
     check_room(frames or count, *request.largest, video=frames is not None)
     return replace(request, settings={**mode.fields(values), **prepared.settings})

@@ -15,13 +15,12 @@ from .groups import (
     MAX_STEPS,
     Cache,
     Hires,
-    Lora,
     PhotoMaker,
     SkipLayerGuidance,
     Tiling,
-    as_loras,
 )
 from .loading import LoadingOptions
+from .loras import Lora, as_loras
 from .signature import with_arguments
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..modes import CONVERT, DRAWING, FILMING, LOADING, UPSCALE, UPSCALER
 from .declare import declared
 from .docs import page, table
-from .groups import Lora
+from .loras import Lora
 
 
 def text() -> str:

@@ -32,7 +32,7 @@ def row(name: str, option: Option, prefix: str = "") -> tuple[str, ...]:
     return (
         f"`{name}`",
         _type(option),
-        doc.replace("|", "\\|"),
+        doc.replace("|", "\\|").replace("<", "&lt;"),
         option.limits,
         f"*{default}*" if own else default,
         " ".join(f"`{flag}`" for flag in option.flags) + key,

@@ -13,13 +13,12 @@ from .groups import (
     MAX_STEPS,
     Cache,
     Hires,
-    Lora,
-    Loras,
     PhotoMaker,
     SkipLayerGuidance,
     Tiling,
 )
 from .kinds import Callback, Mask, Picture, Prompt, References, Said
+from .loras import Lora, Loras
 
 MAX_BATCH = 1024
 MAX_SEED = 2**63 - 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import ArgumentError
 from .checks import show
 from .declare import declared
-from .kinds import Kind
+from .kinds import Kind, UnreadableError
 
 if TYPE_CHECKING:
     from .declare import Option
@@ -47,6 +47,10 @@ class Group:
     def given(self) -> dict[str, Any]:
         """Return the fields that are not None."""
         return {name: value for name in declared(type(self)) if (value := getattr(self, name)) is not None}
+
+    def without(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that are not None, but for those that some others take the place of."""
+        return self.given()
 
     def settle(self, used: dict[str, Any], around: Mapping[str, Any]) -> None:
         """Change what is noted as used where fields overrule each other.
@@ -116,3 +120,9 @@ class Grouped(Kind):
     def text(self, value: Any, option: Option) -> str:
         """Return that there is one; its fields are written by themselves."""
         return "True"
+
+    def from_text(self, text: str, option: Option) -> Any:
+        """Return the object that True stands for; its fields are read by themselves."""
+        if text != "True":
+            raise UnreadableError(f"{show(text)} is not True")
+        return self.owner.of(True)

@@ -1,8 +1,6 @@
 """The groups of options. A field that is None keeps the engine's own default."""
 
 import functools
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,37 +9,19 @@ from ..errors import ArgumentError
 from ..model_files import StrPath
 from ..pictures import MAX_SIDE, PictureSource
 from .checks import check_bool, fold, show
-from .declare import Opt, Option, Range, declared
-from .group import Group, Grouped
-from .kinds import Kind, Pictures, UnreadableError, number_text
+from .declare import Opt, Range, declared
+from .group import Group
+from .kinds import Pictures
 
 MAX_STEPS = 10_000
 DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
 _INT_MAX = 2**31 - 1
-_HIGH_NOISE = "|high_noise|"
-_MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
-
 _file = functools.partial(Opt, metavar="FILE")
 _tiling = functools.partial(Opt, panel="Decoding")
 _cache = functools.partial(Opt, panel="Caching")
 _slg = functools.partial(Opt, panel="Guidance")
 _hires = functools.partial(Opt, panel="Second pass")
 _person = functools.partial(Opt, panel="Persons")
-
-
-@dataclass(frozen=True)
-class Lora(Group):
-    """A LoRA to apply during one generation."""
-
-    path: Annotated[StrPath, Opt("file of the LoRA, safetensors or GGUF", field="path", label="LoRA")]
-    multiplier: Annotated[
-        float,
-        Range(-100.0, 100.0),
-        Opt("its strength; 0 has no effect, 1 is the strength it was trained at", field="multiplier"),
-    ] = 1.0
-    is_high_noise: Annotated[
-        bool, Opt("apply it to the high-noise diffusion model, for families that have two", field="is_high_noise")
-    ] = False
 
 
 @dataclass(frozen=True)
@@ -373,6 +353,15 @@ class Hires(Group):
         if self.scale is not None and (self.target_width or self.target_height):
             raise ArgumentError("Hires.scale has no effect with target_width or target_height; give one of them")
 
+    def without(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that are not None, but for those that some others take the place of."""
+        given = self.given()
+        sizes, ways = ("target_width", "target_height"), ("upscaler", "model")
+        for these, others in (((*sizes,), ("scale",)), (("scale",), (*sizes,)), ((*ways,), (*ways,))):
+            if any(fields.get(name) for name in these):
+                given = {name: value for name, value in given.items() if name not in others}
+        return given
+
     def settle(self, used: dict[str, Any], around: Mapping[str, Any]) -> None:
         """Note one of size and scale, and the steps that are taken."""
         if self.target_width or self.target_height:
@@ -410,58 +399,3 @@ class PhotoMaker(Group):
         _person("strength of the style; more is less likeness", field="style_strength", flags="--pm-style-strength",
                 png="PhotoMaker style strength", always=True, engine_default=20.0),
     ] = None  # fmt: skip
-
-
-def as_loras(loras: Any, name: str = "loras") -> tuple[Lora, ...]:
-    """Return LoRAs given as Lora objects, paths, or a mapping of path to multiplier."""
-    wanted = "Lora objects, paths or a mapping of path to multiplier"
-    pairs: list[Any]
-    if isinstance(loras, Mapping):
-        pairs = list(loras.items())
-    else:
-        if isinstance(loras, (str, bytes, os.PathLike, Lora)):
-            loras = [loras]
-        if not isinstance(loras, Sequence):
-            raise ArgumentError(f"{name} must be {wanted}, not {show(loras)}")
-        pairs = [each if isinstance(each, Lora) else (each,) for each in loras]
-    try:
-        return tuple(each if isinstance(each, Lora) else Lora(*each) for each in pairs)
-    except ArgumentError as error:
-        raise ArgumentError(f"{name} must be {wanted}: {error}") from None
-
-
-class Loras(Kind):
-    """LoRAs, in any of the forms that as_loras takes."""
-
-    metavar = "FILE[:MULTIPLIER]"
-    several = True
-    schema = {"type": "array", "items": {"type": "string"}}  # noqa: RUF012 (as the base class has it)
-    _each = Grouped(Lora)
-
-    def check(self, name: str, value: Any, option: Option) -> tuple[Lora, ...]:
-        """Return Lora objects."""
-        return as_loras(value, name)
-
-    def engine_value(self, name: str, value: Any, option: Option) -> list[dict[str, Any]]:
-        """Return the engine's structs after a look at the files."""
-        return [self._each.engine_value("LoRA", lora, option) for lora in value]
-
-    def plain(self, value: Any) -> list[dict[str, Any]]:
-        """Return names and strengths."""
-        return [self._each.plain(lora) for lora in value]
-
-    def text(self, value: Any, option: Option) -> str:
-        """Return names and strengths."""
-        return ", ".join(f"{lora['path']}: {number_text(lora['multiplier'])}" for lora in value)
-
-    def read(self, text: str, option: Option) -> list[Lora]:
-        """Return what ``PATH`` or ``PATH:MULTIPLIER`` means; ``|high_noise|`` before it is as in sd-cli's prompts."""
-        is_high_noise = text.startswith(_HIGH_NOISE)
-        text = text.removeprefix(_HIGH_NOISE)
-        path, separator, number = text.rpartition(":")
-        # A path may hold colons of its own, and so may one on Windows.
-        if not separator or os.path.exists(text) or not _MULTIPLIER.fullmatch(number):
-            return [Lora(text, is_high_noise=is_high_noise)]
-        if not path:
-            raise UnreadableError(f"{show(text)} names no file")
-        return [Lora(path, float(number), is_high_noise)]

@@ -71,6 +71,11 @@ class Kind:
         """Return a plain value as pictures carry it."""
         return (option.opt.titles or {}).get(str(value), str(value))
 
+    def from_text(self, text: str, option: Option) -> Any:
+        """Return the value, unchecked, that pictures carry as a text, or raise UnreadableError; text() reversed."""
+        titles = {title: name for name, title in (option.opt.titles or {}).items()}
+        return titles[text] if text in titles else self.read(text, option)
+
     def read(self, text: str, option: Option) -> Any:
         """Return the value that a text on the command line means, unchecked, or raise UnreadableError."""
         return text
@@ -166,6 +171,12 @@ class Switch(Kind):
             raise UnreadableError(f"{show(text)} is neither {no} nor {yes}")
         return text == yes
 
+    def from_text(self, text: str, option: Option) -> bool:
+        """Return the bool."""
+        if text not in ("False", "True"):
+            raise UnreadableError(f"{show(text)} is neither False nor True")
+        return text == "True"
+
 
 class Said(Switch):
     """True or False, of which pictures carry a phrase."""
@@ -176,6 +187,12 @@ class Said(Switch):
     def text(self, value: Any, option: Option) -> str:
         """Return the phrase."""
         return self.phrase if value else ""
+
+    def from_text(self, text: str, option: Option) -> bool:
+        """Return True for the phrase."""
+        if text != self.phrase:
+            raise UnreadableError(f"{show(text)} is not {self.phrase}")
+        return True
 
 
 class File(Kind):
@@ -195,6 +212,17 @@ class File(Kind):
         """Return the name without directory and suffix: what a picture may tell of its maker's disk."""
         name = os.fsdecode(os.path.basename(os.fspath(value)))
         return os.path.splitext(name)[0].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Folder(Kind):
+    """A folder of files that are found by name."""
+
+    metavar = "DIR"
+    written = False
+
+    def check(self, name: str, value: Any, option: Option) -> Any:
+        """Return the path as it was given."""
+        return check_path(name, value)
 
 
 class Target(File):

@@ -11,7 +11,10 @@ from ..model_files import StrPath
 from ..progress import Progress
 from .checks import check_choice, show
 from .declare import Opt, Option, Range
-from .kinds import Callback, Embeddings, Kind, Place, UnreadableError
+from .kinds import Callback, Embeddings, Folder, Kind, Place, UnreadableError
+
+# As A1111 calls them; the engine's own default is that of an NVIDIA GPU.
+RNG_TITLES = {"cuda": "NV", "cpu": "CPU", "std_default": "C++"}
 
 
 class TypeRules(Kind):
@@ -96,18 +99,34 @@ class Files(TypedDict, total=False):
         StrPath | None,
         _file("its vision part", field="llm_vision_path", flags="--llm_vision --llm-vision --qwen2vl_vision"),
     ]
-    vae: Annotated[StrPath | None, _file("VAE that replaces the checkpoint's", field="vae_path", flags="--vae")]
+    vae: Annotated[
+        StrPath | None, _file("VAE that replaces the checkpoint's", field="vae_path", flags="--vae", png="VAE")
+    ]
     taesd: Annotated[
         StrPath | None,
-        _file("small autoencoder that decodes faster and coarser", field="taesd_path", flags="--taesd --tae"),
+        _file(
+            "small autoencoder that decodes faster and coarser", field="taesd_path", flags="--taesd --tae", png="TAESD"
+        ),
     ]
-    control_net: Annotated[StrPath | None, _file("ControlNet", field="control_net_path", flags="--control-net")]
+    control_net: Annotated[
+        StrPath | None, _file("ControlNet", field="control_net_path", flags="--control-net", png="ControlNet")
+    ]
     photo_maker: Annotated[StrPath | None, _file("PhotoMaker", field="photo_maker_path", flags="--photo-maker")]
     embeddings: Annotated[
         Mapping[str, StrPath] | None,
         _file("textual inversions: name -> file; the name in a prompt calls it", field="embeddings",
-              flags="--embedding --embd-dir", kind=Embeddings(),
+              flags="--embedding", kind=Embeddings(),
               flag_doc="textual inversion, or a directory of them; the name in a prompt calls it; repeat it for more"),
+    ]  # fmt: skip
+    embd_dir: Annotated[
+        StrPath | None,
+        _file("folder of textual inversions, each called by its file's name; those that do not fit the model are left "
+              "out with a warning, and embeddings overrules it", flags="--embd-dir", kind=Folder()),
+    ]  # fmt: skip
+    lora_model_dir: Annotated[
+        StrPath | None,
+        _file("folder of LoRAs, which <lora:NAME:STRENGTH> in a prompt calls by their files' names, and loras too",
+              flags="--lora-model-dir", kind=Folder()),
     ]  # fmt: skip
 
 
@@ -171,7 +190,7 @@ class Computing(Threading, total=False):
         str | None,
         _engine("what computes on the CPU: fast (kernels of this package where it has them) or engine (ggml's own "
                 "alone, whose pixels are the unpatched engine's)", field="kernels", flags="--kernels",
-                choices="kernels", engine_default="fast"),
+                choices="kernels", engine_default="fast", png="Kernels"),
     ]  # fmt: skip
 
 
@@ -181,13 +200,13 @@ class WeightTypes(TypedDict, total=False):
     weight_type: Annotated[
         str | None,
         _engine("convert weights to this type, such as f16 or q8_0", field="wtype", flags="--type",
-                choices="wtype", without=("q8_1", "q8_K"), engine_default="the file's own"),
+                choices="wtype", without=("q8_1", "q8_K"), engine_default="the file's own", png="Weight type"),
     ]  # fmt: skip
     tensor_type_rules: Annotated[
         str | None,
         _engine("PATTERN=TYPE,...: conversion for the tensors whose names a regular expression finds",
                 field="tensor_type_rules", flags="--tensor-type-rules", choices="wtype",
-                without=("q8_1", "q8_K"), kind=TypeRules()),
+                without=("q8_1", "q8_K"), kind=TypeRules(), png="Weight type rules"),
     ]  # fmt: skip
 
 
@@ -197,17 +216,18 @@ class Running(TypedDict, total=False):
     rng: Annotated[
         str | None,
         _engine("source of the initial noise: cuda (as on an NVIDIA GPU), cpu (as torch on a CPU), std_default",
-                field="rng_type", flags="--rng", choices="rng_type", engine_default="cuda"),
+                field="rng_type", flags="--rng", choices="rng_type", engine_default="cuda", png="RNG",
+                titles=RNG_TITLES),
     ]  # fmt: skip
     sampler_rng: Annotated[
         str | None,
         _engine("source of noise added by samplers", field="sampler_rng_type", flags="--sampler-rng",
-                choices="rng_type", engine_default="rng"),
+                choices="rng_type", engine_default="rng", png="Sampler RNG", titles=RNG_TITLES),
     ]  # fmt: skip
     prediction: Annotated[
         str | None,
         _engine("what the model predicts, where the file does not tell: eps, v, ...", field="prediction",
-                flags="--prediction", choices="prediction", engine_default="what the file tells"),
+                flags="--prediction", choices="prediction", engine_default="what the file tells", png="Prediction"),
     ]  # fmt: skip
     lora_apply_mode: Annotated[
         str | None,
@@ -215,7 +235,7 @@ class Running(TypedDict, total=False):
                 "without a trace), at_runtime (change what layers give, which takes time in each step), or auto: at "
                 "run time where weights are quantised or host memory is short",
                 field="lora_apply_mode", flags="--lora-apply-mode", choices="lora_apply_mode",
-                engine_default="auto"),
+                engine_default="auto", png="Lora apply mode"),
     ]  # fmt: skip
     vae_decode_only: Annotated[
         bool,
@@ -228,22 +248,29 @@ class Running(TypedDict, total=False):
         bool, _engine("read files through a memory map", field="enable_mmap", flags="--mmap", default=False)
     ]
     flash_attention: Annotated[
-        bool, _engine("use flash attention in every module", field="flash_attn", flags="--fa", default=False)
+        bool,
+        _engine(
+            "use flash attention in every module",
+            field="flash_attn",
+            flags="--fa",
+            default=False,
+            png="Flash attention",
+        ),
     ]
     diffusion_flash_attention: Annotated[
         bool,
         _engine("use it in the diffusion model", field="diffusion_flash_attn", flags="--diffusion-fa",
-                default=False),
+                default=False, png="Diffusion flash attention"),
     ]  # fmt: skip
     diffusion_conv_direct: Annotated[
         bool,
         _engine("convolve without im2col in the diffusion model", field="diffusion_conv_direct",
-                flags="--diffusion-conv-direct", default=False),
+                flags="--diffusion-conv-direct", default=False, png="Diffusion conv direct"),
     ]  # fmt: skip
     vae_conv_direct: Annotated[
         bool,
         _engine("convolve without im2col in the VAE", field="vae_conv_direct", flags="--vae-conv-direct",
-                default=False),
+                default=False, png="VAE conv direct"),
     ]  # fmt: skip
     tae_preview_only: Annotated[
         bool,
@@ -253,11 +280,17 @@ class Running(TypedDict, total=False):
     circular_x: Annotated[
         bool,
         _engine("wrap around horizontally, for tileable pictures", field="circular_x",
-                flags="--circularx --circular", default=False),
+                flags="--circularx --circular", default=False, png="Tile horizontally"),
     ]  # fmt: skip
     circular_y: Annotated[
         bool,
-        _engine("wrap around vertically", field="circular_y", flags="--circulary --circular", default=False),
+        _engine(
+            "wrap around vertically",
+            field="circular_y",
+            flags="--circulary --circular",
+            default=False,
+            png="Tile vertically",
+        ),
     ]
 
 
@@ -267,28 +300,28 @@ class OfFamilies(TypedDict, total=False):
     force_sdxl_vae_conv_scale: Annotated[
         bool,
         _family("scale the SDXL VAE's convolutions against f16 overflow", field="force_sdxl_vae_conv_scale",
-                flags="--force-sdxl-vae-conv-scale", default=False),
+                flags="--force-sdxl-vae-conv-scale", default=False, png="SDXL VAE conv scale"),
     ]  # fmt: skip
     chroma_use_dit_mask: Annotated[
         bool | None,
         _family("mask padding in Chroma's diffusion model", field="chroma_use_dit_mask",
-                flags="--chroma-disable-dit-mask", sets=False, engine_default=True),
+                flags="--chroma-disable-dit-mask", sets=False, engine_default=True, png="Chroma DiT mask"),
     ]  # fmt: skip
     chroma_use_t5_mask: Annotated[
         bool | None,
         _family("mask padding in Chroma's text encoder", field="chroma_use_t5_mask",
-                flags="--chroma-enable-t5-mask", engine_default=False),
+                flags="--chroma-enable-t5-mask", engine_default=False, png="Chroma T5 mask"),
     ]  # fmt: skip
     chroma_t5_mask_pad: Annotated[
         int | None,
         Range(0, 10_000),
         _family("padding tokens that stay unmasked", field="chroma_t5_mask_pad", flags="--chroma-t5-mask-pad",
-                engine_default=1),
+                engine_default=1, png="Chroma T5 mask pad"),
     ]  # fmt: skip
     qwen_image_zero_cond_t: Annotated[
         bool | None,
         _family("Qwen-Image's zero conditioning at t", field="qwen_image_zero_cond_t",
-                flags="--qwen-image-zero-cond-t", engine_default=False),
+                flags="--qwen-image-zero-cond-t", engine_default=False, png="Zero cond t"),
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from sdcpp_py.cli.flags import Flag, PanelCommand, flags, options_of, take_flags
 from sdcpp_py.modes import LOADING, TXT2IMG
 from sdcpp_py.options import Cache, Hires, Lora, Option, SkipLayerGuidance, Tiling, declared
 from sdcpp_py.options.group import Grouped
-from sdcpp_py.options.groups import Lora as LoraGroup
+from sdcpp_py.options.loras import Lora as LoraGroup
 
 
 def meaning(options: dict[str, Option], *arguments: object) -> dict[str, Any]:
@@ -127,6 +127,7 @@ def test_flags_of_drawing(arguments: str, options: dict[str, Any]) -> None:
          {"chroma_use_dit_mask": False, "chroma_use_t5_mask": True, "chroma_t5_mask_pad": 2}),
         ("--qwen-image-zero-cond-t", {"qwen_image_zero_cond_t": True}),
         ("--embedding x=a.pt --embedding b.pt", {"embeddings": {"x": "a.pt", "b": "b.pt"}}),
+        ("--embd-dir a --lora-model-dir b", {"embd_dir": "a", "lora_model_dir": "b"}),
         ("--backend te=cpu --max-vram -1", {"runtime_backend": "te=cpu", "max_vram": -1.0}),
         ("--type q8_0 -t 2 --mmap", {"weight_type": "q8_0", "threads": 2, "mmap": True}),
     ],
@@ -143,7 +144,7 @@ def test_folders_and_pictures(tmp_path: Path) -> None:
     assert [image.size for image in person.id_images] == [(8, 8), (16, 8)]
     assert (person.style_strength, person.id_embed) == (30.0, "e")
     assert drawn("--control-image", tmp_path / "b.png")["control_image"].size == (16, 8)
-    assert loaded("--embd-dir", tmp_path)["embeddings"] == {
+    assert loaded("--embedding", tmp_path)["embeddings"] == {
         "a": str(tmp_path / "a.png"),
         "b": str(tmp_path / "b.png"),
     }

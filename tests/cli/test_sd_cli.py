@@ -17,8 +17,6 @@ from support.build_tree import ROOT
 from support.native_placement import NativePlacement
 
 THEIRS = ROOT / "vendor" / "stable-diffusion.cpp" / "examples" / "cli" / "README.md"
-ELSEWHERE = {"--lora-model-dir", "--embd-dir"}
-"""Flags of options that are declared apart from this."""
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -43,7 +41,7 @@ def test_every_flag_of_sd_cli_is_known() -> None:
     theirs |= set(re.findall(r"^  (-\w), ", THEIRS.read_text(encoding="utf-8"), re.MULTILINE))
     assert len(theirs) > 130, "the expressions find what they are for"
     named = {name for each in FLAGS for name in each.names}
-    assert theirs - ours() - named - ELSEWHERE == set()
+    assert theirs - ours() - named == set()
     assert named - theirs == set(), "the table has no flag that sd-cli does not have"
     assert all(bool(each.says) != bool(each.flag) for each in FLAGS)
 

@@ -10,6 +10,7 @@
 #include "sdcpp/prompt/attention.h"
 #include "sdcpp/prompt/bpe.h"
 #include "sdcpp/prompt/pieces.h"
+#include "sdcpp/prompt/words.h"
 
 namespace {
 
@@ -25,6 +26,8 @@ extern "C" {
 int prompt_attention(const char* text);
 // Finds CLIP's pieces of a text and returns how many there are.
 int prompt_pieces(const char* text);
+// Splits a text at names, each on a line, and returns how many pieces there are.
+int prompt_words(const char* text, const char* names);
 // Joins the spaces of a text: ASCII whitespace, or only ' '. Returns 1.
 int prompt_spaces(const char* text, bool all);
 // Merges a text of one-byte symbols by pairs, each "LEFT RIGHT" on a line, the first the lowest rank; returns how many
@@ -48,6 +51,19 @@ int prompt_attention(const char* text) {
 int prompt_pieces(const char* text) {
     found.clear();
     for (const std::string& piece : sdcpp::clip_pieces(text)) {
+        found.emplace_back(piece, 1.0f);
+    }
+    return static_cast<int>(found.size());
+}
+
+int prompt_words(const char* text, const char* names) {
+    std::vector<std::string> all;
+    std::istringstream lines(names);
+    for (std::string line; std::getline(lines, line);) {
+        all.push_back(line);
+    }
+    found.clear();
+    for (const std::string& piece : sdcpp::split_at_names(text, all)) {
         found.emplace_back(piece, 1.0f);
     }
     return static_cast<int>(found.size());

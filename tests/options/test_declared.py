@@ -19,10 +19,11 @@ from sdcpp_py import ArgumentError, engine
 from sdcpp_py.modes import CONVERT, DRAWING, FILMING, LOADING, TXT2IMG, UPSCALE, UPSCALER
 from sdcpp_py.options import REQUIRED, Group, Option, declared
 from sdcpp_py.options.group import Grouped
-from sdcpp_py.options.groups import Lora, SkipLayerGuidance
+from sdcpp_py.options.groups import SkipLayerGuidance
+from sdcpp_py.options.loras import Lora
 
 PACKAGE = Path(sdcpp_py.__file__).parent
-DECLARING = ("generation.py", "loading.py", "groups.py", "filming.py", "upscaling.py", "converting.py")
+DECLARING = ("generation.py", "loading.py", "groups.py", "loras.py", "filming.py", "upscaling.py", "converting.py")
 
 
 def groups(options: Mapping[str, Option]) -> Iterator[tuple[Option, type[Group]]]:
@@ -95,6 +96,7 @@ WRONG = {
     "Choice": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "TypeRules": ["bool", "int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
     "File": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
+    "Folder": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
     "Target": ["bool", "int", "float", "list", "mapping", "complex", "object", "function"],
     "Items": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Callback": ["int", "float", "text", "bytes", "list", "mapping", "complex", "object"],

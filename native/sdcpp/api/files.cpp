@@ -26,6 +26,7 @@ sdcpp_file_t* sdcpp_file_list(const char* path) {
         for (const auto& part : sdcpp::files::parts(path, "")) {
             part_path = part.path == path ? "" : part.path;
             auto found = sdcpp::files::list(part.path);
+            sdcpp::files::check_part(part, found);
             file->listing.format = found.format;
             for (auto& tensor : found.tensors) {
                 tensor.name.insert(0, part.prefix);

@@ -60,12 +60,16 @@ void leave_out(Listing& listing, const std::string& name, const std::string& why
     listing.left_out_names.push_back(name);
 }
 
-bool is_alpha(const Tensor& tensor) {
+// Tells whether a tensor is called as a LoRA's alpha is.
+static bool is_called_alpha(const Tensor& tensor) {
     constexpr std::string_view ending = ".alpha";
-    constexpr std::string_view integers[] = {"I8", "U8", "BOOL", "I16", "U16", "U32", "U64"};
     return tensor.name.size() > ending.size() &&
-           tensor.name.compare(tensor.name.size() - ending.size(), ending.size(), ending) == 0 &&
-           tensor.dtype != nullptr &&
+           tensor.name.compare(tensor.name.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+bool is_alpha(const Tensor& tensor) {
+    constexpr std::string_view integers[] = {"I8", "U8", "BOOL", "I16", "U16", "U32", "U64"};
+    return is_called_alpha(tensor) && tensor.dtype != nullptr &&
            std::find(std::begin(integers), std::end(integers), tensor.dtype->name) != std::end(integers);
 }
 
@@ -77,6 +81,9 @@ void add(Listing& listing, Tensor tensor) {
     if ((of_use || perhaps) && tensor.shape.size() <= most_dimensions && element_count(tensor) > 0) {
         listing.tensors.push_back(std::move(tensor));
         return;
+    }
+    if (is_called_alpha(tensor) && element_count(tensor) == 0) {
+        throw FileError("is damaged: " + shown(tensor.name) + " holds no number");  // left out, it would count as 1
     }
     const bool fits = tensor.shape.size() <= most_dimensions;
     leave_out(listing, tensor.name, !of_use ? tensor.dtype->name : fits ? "empty" : "6 dimensions or more");

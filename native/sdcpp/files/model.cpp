@@ -103,6 +103,7 @@ std::deque<Listed> list_parts(const std::vector<Part>& files, std::unordered_set
         Listing listing;
         try {
             listing = list(files[part].path);
+            check_part(files[part], listing);
         } catch (const FileError& error) {
             fail(files[part].path, error);
         }

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <set>
+#include <map>
+#include <string_view>
+#include <unordered_set>
 #include <utility>
 
 #include "json.hpp"
@@ -72,16 +74,16 @@ std::vector<Part> shards(const fs::path& index, const std::string& prefix) {
     if (map == json.end() || !map->is_object() || map->empty()) {
         throw FileError("is no index of shards: it has no weight_map");
     }
-    std::set<std::string> names;
-    for (const auto& entry : *map) {
-        if (!entry.is_string()) {
+    std::map<std::string, std::vector<std::string>> tensors;
+    for (const auto& [tensor, shard] : map->items()) {
+        if (!shard.is_string()) {
             throw FileError("is damaged: a shard's name is no text");
         }
-        names.insert(entry.get<std::string>());
+        tensors[shard.get<std::string>()].push_back(tensor);
     }
     std::vector<Part> found;
-    for (const auto& name : names) {
-        found.push_back({beside(index.parent_path(), name).string(), prefix});
+    for (auto& [name, those] : tensors) {
+        found.push_back({beside(index.parent_path(), name).string(), prefix, std::move(those)});
     }
     return found;
 }
@@ -106,15 +108,19 @@ std::vector<Part> folder_parts(const fs::path& folder, const std::string& prefix
         throw FileError("cannot be read: " + unreadable.message());
     }
     // The usual names first, then what is alone; variants such as model.fp16.safetensors stand beside the usual one.
-    for (const char* usual : {"diffusion_pytorch_model", "model", "pytorch_model"}) {
-        const fs::path file = folder / (std::string(usual) + ".safetensors");
-        const fs::path index = folder / (usual + shard_index);
-        if (is_file(file)) {
-            return {{file.string(), prefix}};
+    for (const std::string usual : {"diffusion_pytorch_model", "model", "pytorch_model"}) {
+        if (!is_file(folder / (usual + ".safetensors")) && !is_file(folder / (usual + shard_index))) {
+            continue;
         }
-        if (is_file(index)) {
-            return shards(index, prefix);
+        const auto is_variant = [&](const fs::path& path) {
+            const std::string name = path.filename().string();
+            return name.compare(0, usual.size() + 1, usual + ".") == 0 && name != usual + ".safetensors" &&
+                   name != usual + shard_index;
+        };
+        for (auto* found : {&indexes, &whole}) {
+            found->erase(std::remove_if(found->begin(), found->end(), is_variant), found->end());
         }
+        break;
     }
     if (indexes.size() + whole.size() == 1) {
         return indexes.empty() ? std::vector<Part>{{whole[0].string(), prefix}} : shards(indexes[0], prefix);
@@ -190,6 +196,21 @@ std::vector<Part> pipeline_parts(const fs::path& folder) {
 }
 
 }  // namespace
+
+void check_part(const Part& part, const Listing& listing) {
+    if (part.tensors.empty()) {
+        return;
+    }
+    std::unordered_set<std::string_view> there(listing.left_out_names.begin(), listing.left_out_names.end());
+    for (const auto& tensor : listing.tensors) {
+        there.insert(tensor.name);
+    }
+    for (const auto& name : part.tensors) {
+        if (there.count(name) == 0) {
+            throw FileError("lacks the tensor " + shown(name) + " that the index puts there");
+        }
+    }
+}
 
 std::vector<Part> parts(const std::string& path, const std::string& prefix) {
     const fs::path file(path);

@@ -87,7 +87,11 @@ bool ddim_is_real(float level, float next, float eta) {
 
 void texts_check(const char* prompt, const char* negative_prompt) {
     sdcpp::prompt_attention(prompt != nullptr ? prompt : "");
-    sdcpp::prompt_attention(negative_prompt != nullptr ? negative_prompt : "");
+    try {
+        sdcpp::prompt_attention(negative_prompt != nullptr ? negative_prompt : "");
+    } catch (const Refused& error) {
+        throw Refused(std::string("negative_") + error.what());  // whose words begin with "prompt: "
+    }
 }
 
 // The sampler of a request: what it asks for, or the model's own.

@@ -1,0 +1,220 @@
+"""LoRAs by name: those of a folder, and the tags in a prompt that call them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ArgumentError, ModelError
+from .model_files import SUFFIXES, StrPath, check_folder, show_path
+from .options import Lora, show
+from .options.loras import HIGH_NOISE
+
+_TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
+_STRENGTH = re.compile(r"(?:te=|unet=)?([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
+_NUMBERS = 2  # of a tag: A1111's strength for the text encoder, and that for the diffusion model
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+@dataclass(frozen=True)
+class LoraFolder:
+    """A folder of LoRAs, sub-folders included.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: str
+
+    @functools.cached_property
+    def _files(self) -> dict[str, str]:
+        """The files by their composed (NFC) name within the folder, with ``/`` between its parts."""
+        found = {}
+        for folder, _, files in os.walk(self.path):
+            for file in sorted(files):
+                if file.lower().endswith(SUFFIXES):
+                    whole = os.path.join(folder, file)
+                    found[_composed(os.path.relpath(whole, self.path).replace(os.sep, "/"))] = whole
+        return found
+
+    def _matches(self, name: str) -> list[str]:
+        """Return the names of the files that a name means: of all of it, else of its end."""
+        wanted = _composed(name.replace(os.sep, "/"))
+        names = [each for each in self._files if wanted in (each, os.path.splitext(each)[0])]
+        ends = (f"/{wanted}", *(f"/{wanted}{suffix}" for suffix in SUFFIXES))
+        return names or [each for each in self._files if each.endswith(ends)]
+
+    def holds(self, name: str) -> bool:
+        """Tell whether a name means any file."""
+        return bool(self._matches(name))
+
+    def find(self, name: str, what: str) -> str:
+        """Return the path of a LoRA.
+
+        Args:
+            name: of its file, with or without the suffix; of sub-folders, too, where that is needed to tell.
+            what: what asks for it, for messages.
+
+        Raises:
+            ArgumentError: the name, or the file that is a link, leads out of the folder.
+            ModelError: no file is called so, or several are.
+        """
+        shown = show_path(self.path)
+        parts = re.split(r"[/\\]", name)
+        if os.path.isabs(name) or os.path.splitdrive(name)[0] or ".." in parts:
+            raise ArgumentError(
+                f"{what} leads out of lora_model_dir; name a file in {shown}, or pass its path in loras="
+            )
+        matches = self._matches(name)
+        if len(matches) > 1:
+            raise ModelError(f"{what} may be any of {', '.join(matches[:5])}; write folder and suffix, too")
+        found = self._files[matches[0]] if matches else self._linked(name)
+        if found is None:
+            raise ModelError(f"{what}: there is no such LoRA in {shown}{self._near(name)}")
+        root = os.path.realpath(self.path)
+        if os.path.commonpath([root, os.path.realpath(found)]) != root:
+            raise ArgumentError(f"{what} is a link that leads out of lora_model_dir; copy the file to {shown}")
+        return found
+
+    def _linked(self, name: str) -> str | None:
+        """Return what a name leads to through a folder that is a link, which is not searched."""
+        whole = os.path.join(self.path, name)
+        try:
+            return next(
+                (each for each in (whole, *(whole + suffix for suffix in SUFFIXES)) if os.path.isfile(each)), None
+            )
+        except ValueError:
+            return None
+
+    def _near(self, name: str) -> str:
+        """Return the names that are like one, as a hint."""
+        import difflib
+
+        stems = {os.path.splitext(each)[0].casefold(): os.path.splitext(each)[0] for each in self._files}
+        bases = {os.path.basename(each): whole for each, whole in stems.items()}
+        known = {**bases, **stems}
+        near = difflib.get_close_matches(_composed(name).casefold(), known, 3, 0.5)
+        names = list(dict.fromkeys(known[each] for each in near))
+        if names:
+            return f"; did you mean {', '.join(names)}?"
+        return f", which has {len(self._files)}" if self._files else ", which has none"
+
+
+def _tag_readings(inner: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield what a tag may mean, the likeliest first: a name, which may hold colons itself, and numbers."""
+    parts = inner.split(":")
+    count = 0
+    while count < min(_NUMBERS, len(parts) - 1) and _STRENGTH.fullmatch(parts[-1 - count].strip()):
+        count += 1
+    for kept in range(count, -1, -1):
+        yield ":".join(parts[: len(parts) - kept]), parts[len(parts) - kept :]
+
+
+def _read_tag(inner: str, folder: LoraFolder) -> Lora:
+    """Return the LoRA that a tag calls."""
+    is_high_noise = inner.startswith(HIGH_NOISE)
+    inner = inner.removeprefix(HIGH_NOISE)
+    what = f"prompt: {show(f'<lora:{inner}>')}"
+    readings = list(_tag_readings(inner))
+    name, numbers = next((each for each in readings if folder.holds(each[0])), readings[0])
+    if not name.strip():
+        raise ArgumentError(f"{what} names no LoRA; write <lora:NAME:STRENGTH>")
+    strengths = [float(match[1]) for each in numbers if (match := _STRENGTH.fullmatch(each.strip()))]
+    if len(set(strengths)) > 1:
+        raise ArgumentError(
+            f"{what}: a LoRA has one strength here, for the text encoder and the diffusion model; write one number"
+        )
+    path = folder.find(name, what)
+    try:
+        return Lora(path, strengths[0] if strengths else 1.0, is_high_noise)
+    except ArgumentError as error:
+        raise ArgumentError(f"{what}: {error}") from None
+
+
+def take_tags(prompt: str, folder: StrPath | None) -> tuple[str, list[Lora]]:
+    """Return a prompt without its tags, and the LoRAs that they call.
+
+    A tag is ``<lora:NAME:STRENGTH>`` as in A1111's web UI, or without the strength, which is 1 then. A second number,
+    which is A1111's for the diffusion model alone, must be the same. ``<lora:|high_noise|NAME:STRENGTH>`` is of the
+    high-noise model.
+
+    Args:
+        prompt: the prompt.
+        folder: where they are; None for none.
+
+    Raises:
+        ArgumentError: there is no folder, or a tag leads out of it or is none.
+        ModelError: a file is missing.
+    """
+    inners = _TAG.findall(prompt)
+    if not inners:
+        return prompt, []
+    if folder is None:
+        raise ArgumentError(
+            f"prompt: {show(f'<lora:{inners[0]}>')} needs lora_model_dir=... when loading the model, the folder of its "
+            "file; or pass loras="
+        )
+    place = open_folder(folder)
+    return _TAG.sub("", prompt), [_read_tag(inner, place) for inner in inners]
+
+
+def open_folder(path: StrPath) -> LoraFolder:
+    """Return a folder of LoRAs.
+
+    Raises:
+        ModelError: there is none.
+    """
+    return LoraFolder(os.fsdecode(check_folder(path, "lora_model_dir")))
+
+
+def find_loras(loras: Sequence[Lora], folder: StrPath | None) -> tuple[Lora, ...]:
+    """Return LoRAs with paths for bare names, which pictures carry.
+
+    Args:
+        loras: with paths, or names of files in the folder.
+        folder: where those are looked for; None for nowhere.
+
+    Raises:
+        ArgumentError: a name leads out of the folder.
+        ModelError: a file is missing.
+    """
+    found = []
+    for lora in loras:
+        name = os.fsdecode(lora.path)
+        bare = "\0" not in name and not os.path.isabs(name) and not os.path.exists(name)
+        if bare and folder is not None:
+            lora = dataclasses.replace(lora, path=open_folder(folder).find(name, f"LoRA: {show_path(lora.path)}"))
+        elif bare and not os.path.dirname(name) and not name.lower().endswith(SUFFIXES):
+            raise ModelError(
+                f"LoRA: {show_path(lora.path)} does not exist; pass its path, or lora_model_dir= when loading the model"
+            )
+        found.append(lora)
+    return tuple(found)
+
+
+def with_loras(values: Mapping[str, Any], folder: StrPath | None) -> tuple[dict[str, Any], int]:
+    """Return a call's checked values with the LoRAs of its prompt's tags behind the others, and how many those are.
+
+    Args:
+        values: of a mode that draws.
+        folder: of LoRAs; None for none.
+
+    Raises:
+        ArgumentError, ModelError: as of :func:`take_tags` and :func:`find_loras`.
+    """
+    if "loras" not in values:
+        return dict(values), 0
+    if inner := _TAG.search(values.get("negative_prompt") or ""):
+        raise ArgumentError(f"negative_prompt: {show(inner[0])} belongs into prompt; a LoRA changes what both give")
+    prompt, tagged = take_tags(values["prompt"], folder)
+    loras = (*find_loras(values["loras"], folder), *tagged)
+    return {**values, "prompt": prompt, "loras": loras}, len(tagged)

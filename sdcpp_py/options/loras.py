@@ -1,0 +1,120 @@
+"""LoRAs as options: one, and several in the forms that callers, flags and pictures have."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..errors import ArgumentError
+from ..model_files import StrPath
+from .checks import show
+from .declare import Opt, Option, Range
+from .group import Group, Grouped
+from .kinds import Kind, UnreadableError, number_text
+
+HIGH_NOISE = "|high_noise|"
+"""What stands before the name of a LoRA for the high-noise model, as sd-cli has it."""
+_MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+_LORA_TEXT = re.compile(
+    rf'(?P<high>{re.escape(HIGH_NOISE)})?((?P<quoted>"(?:\\.|[^"\\])*")|(?P<name>.+?)): '
+    r"(?P<multiplier>[-+.\de]+)(, |$)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Lora(Group):
+    """A LoRA to apply during one generation."""
+
+    path: Annotated[StrPath, Opt("file of the LoRA, safetensors or GGUF", field="path", label="LoRA")]
+    multiplier: Annotated[
+        float,
+        Range(-100.0, 100.0),
+        Opt("its strength; 0 has no effect, 1 is the strength it was trained at", field="multiplier"),
+    ] = 1.0
+    is_high_noise: Annotated[
+        bool, Opt("apply it to the high-noise diffusion model, for families that have two", field="is_high_noise")
+    ] = False
+
+
+def as_loras(loras: Any, name: str = "loras") -> tuple[Lora, ...]:
+    """Return LoRAs given as Lora objects, paths, or a mapping of path to multiplier."""
+    wanted = "Lora objects, paths or a mapping of path to multiplier"
+    pairs: list[Any]
+    if isinstance(loras, Mapping):
+        pairs = list(loras.items())
+    else:
+        if isinstance(loras, (str, bytes, os.PathLike, Lora)):
+            loras = [loras]
+        if not isinstance(loras, Sequence):
+            raise ArgumentError(f"{name} must be {wanted}, not {show(loras)}")
+        pairs = [each if isinstance(each, Lora) else (each,) for each in loras]
+    try:
+        return tuple(each if isinstance(each, Lora) else Lora(*each) for each in pairs)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name} must be {wanted}: {error}") from None
+
+
+def _named(name: str) -> str:
+    """Return a LoRA's name as pictures carry it: quoted where it could be read otherwise."""
+    plain = not name.startswith(('"', HIGH_NOISE)) and ": " not in name
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
+class Loras(Kind):
+    """LoRAs, in any of the forms that as_loras takes."""
+
+    metavar = "FILE[:MULTIPLIER]"
+    several = True
+    schema = {"type": "array", "items": {"type": "string"}}  # noqa: RUF012 (as the base class has it)
+    _each = Grouped(Lora)
+
+    def check(self, name: str, value: Any, option: Option) -> tuple[Lora, ...]:
+        """Return Lora objects."""
+        return as_loras(value, name)
+
+    def engine_value(self, name: str, value: Any, option: Option) -> list[dict[str, Any]]:
+        """Return the engine's structs after a look at the files."""
+        return [self._each.engine_value("LoRA", lora, option) for lora in value]
+
+    def plain(self, value: Any) -> list[dict[str, Any]]:
+        """Return names and strengths."""
+        return [self._each.plain(lora) for lora in value]
+
+    def text(self, value: Any, option: Option) -> str:
+        """Return names and strengths."""
+        return ", ".join(
+            f"{HIGH_NOISE if lora.get('is_high_noise') else ''}{_named(lora['path'])}: "
+            f"{number_text(lora['multiplier'])}"
+            for lora in value
+        )
+
+    def from_text(self, text: str, option: Option) -> list[Lora]:
+        """Return LoRAs whose paths are bare names, which are looked for in the folder of LoRAs."""
+        found = []
+        rest = text
+        while rest:
+            match = _LORA_TEXT.match(rest)
+            if match is None:
+                raise UnreadableError(f"{show(text)} is not NAME: MULTIPLIER, ...")
+            try:
+                name = json.loads(match["quoted"]) if match["quoted"] else match["name"]
+                found.append(Lora(name, float(match["multiplier"]), bool(match["high"])))
+            except ValueError:  # ArgumentError is one
+                raise UnreadableError(f"{show(match[0])} is not NAME: MULTIPLIER") from None
+            rest = rest[match.end() :]
+        return found
+
+    def read(self, text: str, option: Option) -> list[Lora]:
+        """Return what ``PATH`` or ``PATH:MULTIPLIER`` means; ``|high_noise|`` before it is as in sd-cli's prompts."""
+        is_high_noise = text.startswith(HIGH_NOISE)
+        text = text.removeprefix(HIGH_NOISE)
+        path, separator, number = text.rpartition(":")
+        # A path may hold colons of its own, and so may one on Windows.
+        if not separator or os.path.exists(text) or not _MULTIPLIER.fullmatch(number):
+            return [Lora(text, is_high_noise=is_high_noise)]
+        if not path:
+            raise UnreadableError(f"{show(text)} names no file")
+        return [Lora(path, float(number), is_high_noise)]
