@@ -80,15 +80,15 @@ def test_previews_stay_valid(sd: StableDiffusion) -> None:
         if event.preview is not None:
             kept.append(event.preview)
 
-    images = sd.txt2img("a red circle", **{**SMALL, "steps": 100, "progress": keep}, preview="proj")
+    tiny = {**SMALL, "width": 16, "height": 16, "steps": 100, "cfg_scale": 1.0}
+    sd.txt2img("a red circle", **{**tiny, "progress": keep}, preview="proj")
     assert len(kept) == 100
-    assert {image.size for image in kept} == {(8, 8)}
+    assert {image.size for image in kept} == {(2, 2)}
     assert len({image.tobytes() for image in kept}) > 50
     kept.clear()
     again = sd.txt2img("a red circle", **{**SMALL, "steps": 5, "progress": keep}, preview="vae", preview_interval=2)
     assert [image.size for image in kept] == [(64, 64)] * 3, "steps 2, 4 and the last one"
     assert kept[-1].tobytes() == again[0].tobytes(), "the last one is the picture"
-    assert images[0].size == (64, 64)
 
 
 def test_previews_that_cannot_be(sd: StableDiffusion) -> None:
