@@ -11,6 +11,10 @@
 #include "sdcpp/placement/runner_placement.h"
 #include "util.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace {
 
 using namespace sdcpp;
@@ -260,6 +264,9 @@ void context_unload(Context& context, Run& run) {
         }
         return true;
     });
+#ifdef __GLIBC__
+    malloc_trim(0);  // else it keeps hundreds of MB of a large model that was opened and closed
+#endif
 }
 
 bool forked() {
