@@ -17,11 +17,11 @@ from .engine.fields import VIDEO
 from .errors import ArgumentError, SdcppError
 from .images import GeneratedImage, Images, Timings, from_pixels
 from .load_failures import explained_upscaler
-from .metadata import MODE, VERSION, parameters_text
+from .metadata import ALSO_GIVEN, MODE, VERSION, parameters_text
 from .model_files import StrPath
 from .modes import DRAWING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
 from .options import Hires, declared
-from .progress import Progress, progress
+from .progress import WHOLE, Part, Progress, progress
 from .video import Video
 
 log = logging.getLogger("sdcpp_py")
@@ -43,6 +43,7 @@ class Loaded:
         seconds: that loading took.
         notes: options of loading that change pixels, as pictures carry them.
         lora_folder: where LoRAs are found that are called by name; None for nowhere.
+        embeddings: names of the textual inversions that prompts may call.
         said_of_loras: the LoRA files and numbers of skipped tensors that were warned of.
     """
 
@@ -57,6 +58,7 @@ class Loaded:
     seconds: float
     notes: Mapping[str, str] = field(default_factory=dict)
     lora_folder: StrPath | None = None
+    embeddings: tuple[str, ...] = ()
     said_of_loras: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -81,7 +83,7 @@ class Drawn:
     told: dict[str, Any]
 
 
-def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Images:
+def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE) -> Images:
     """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`.
 
     Args:
@@ -117,7 +119,7 @@ def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
     return Video(frames, (wide, high), used["fps"], seed, timings, parameters, text, drawn.loras)
 
 
-def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> Drawn:
+def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE) -> Drawn:
     """Check what is asked for, have the engine draw it, and note what it did."""
     context = loaded.context
     suits = (loaded.defaults["width"], loaded.defaults["height"]) if loaded.defaults else None
@@ -167,6 +169,11 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: tuple[
         used |= {"loras": changing, "Lora tensors": loras_text(changing)}
     if mode is not TXT2IMG:
         used |= {MODE: mode.name}
+    if also := mode.pictures_beside(request.values):
+        used |= {ALSO_GIVEN: ", ".join(also)}
+    prompts = f"{request.values['prompt']} {request.values['negative_prompt']}"
+    if called := [name for name in loaded.embeddings if name in prompts]:
+        used |= {"Embeddings": ", ".join(called)}
     used |= {**loaded.notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
     told = {**used, "loras": told_loras(loras, request.settings.get("loras", ()), request.tagged)}
     took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
@@ -199,9 +206,10 @@ def _used(
     scales = [used["cfg_scale"], used.get("high_noise_cfg_scale", 1)]
     if all(scale == 1 for scale in scales) and used.pop("negative_prompt", None):
         log.warning("negative_prompt had no effect: cfg_scale 1 switches guidance off")
+    asked = "x".join(map(str, request.largest))
+    if made != asked:
+        log.warning("%s is no size for this model; the engine drew %s", asked, made)
     if "hires" not in used:
-        if made != request.size:
-            log.warning("%s is no size for this model; the engine drew %s", request.size, made)
         used["width"], used["height"], _ = first
     used.setdefault("sampler", sampler)
     if used.get("high_noise_cfg_scale") is not None:
@@ -221,9 +229,10 @@ def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[
     count = values["batch_count"]
     seed = draw_seed(values["seed"], count)
     finished: list[GeneratedImage] = []
+    begin = time.perf_counter()
     for index in range(count):
         try:
-            images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, (index, count))
+            images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, Part(index, count, begin))
         except SdcppError as error:
             error.finished = tuple(finished)
             raise
@@ -249,6 +258,8 @@ def _preview(loaded: Loaded, values: Mapping[str, Any], wanted: object) -> tuple
     """Return how previews are to be made, and after how many steps; None for none."""
     method = values["preview"]
     if method is None:
+        if values["preview_interval"] != 1:
+            raise ArgumentError("preview_interval has no effect without preview=...")
         return None
     if not callable(wanted):
         raise ArgumentError("preview has no effect without progress=..., a callback that takes the events")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import stat
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # Formats whose files hold pictures of some sizes only; Pillow shrinks others without a word.
 _FIXED_SIZES = ("ICO", "ICNS")
+_MOST_EXIF = 65_533  # bytes of a segment of JPEG
+
+log = logging.getLogger("sdcpp_py")
 
 
 class GeneratedImage(Image.Image):
@@ -43,7 +47,10 @@ class GeneratedImage(Image.Image):
         return _as_generated(super().transform(*arguments, **more))
 
     def save(self, fp: StrPath | IO[bytes], format: str | None = None, **params: Any) -> None:  # type: ignore[override]  # noqa: A002
-        """Save as Pillow does; PNG gets a text chunk, JPEG, WebP and AVIF a comment in EXIF, unless the caller does."""
+        """Save as Pillow does; PNG gets a text chunk, JPEG, WebP and AVIF a comment in EXIF, GIF a comment.
+
+        What the caller gives there stays. Other formats carry no parameters.
+        """
         kind = (format or _format_of(fp)).upper()
         text = self.info.get("parameters")
         if text and kind == "PNG" and "pnginfo" not in params:
@@ -54,7 +61,13 @@ class GeneratedImage(Image.Image):
         elif text and kind in ("JPEG", "WEBP", "AVIF") and "exif" not in params:
             exif = Image.Exif()
             exif.get_ifd(EXIF_IFD)[EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-            params["exif"] = exif.tobytes()  # Pillow's AVIF takes an Exif with this part alone for an empty one
+            made = exif.tobytes()  # Pillow's AVIF takes an Exif with this part alone for an empty one
+            if kind == "JPEG" and len(made) > _MOST_EXIF:
+                log.warning("the parameters are too long for a JPEG, which is written without them; use .png or .webp")
+            else:
+                params["exif"] = made
+        elif text and kind == "GIF":
+            params.setdefault("comment", text.encode())
         super().save(fp, format, **params)
 
 

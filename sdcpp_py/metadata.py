@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 EXIF_IFD, EXIF_USER_COMMENT = 0x8769, 0x9286
 MODE, VERSION = "Mode", "Version"
 """What the text calls the mode, where it is another than txt2img, and the package."""
+ALSO_GIVEN = "Also given"
+"""Name of the list of options that took pictures beside the mode's own."""
 EXACT_PROMPT, EXACT_NEGATIVE_PROMPT = "Exact prompt", "Exact negative prompt"
 """Names of prompts that the form could not be read back from, such as one that holds a line of pairs itself."""
 _NEGATIVE = "Negative prompt:"
@@ -169,8 +171,9 @@ def picture_text(image: Image) -> str | None:
     # Eight bytes say which characters follow: EXIF 2.3, 4.6.5.
     code, rest = comment[:8], comment[8:]
     if code == b"UNICODE\0":
-        # The order of bytes is that of the file or, as most write it, the large end first; letters tell.
-        order = "utf-16-le" if rest[1:2] == b"\0" else "utf-16-be"
+        # The order of bytes is that of the file or, as most write it, the large end first: letters beyond the first 256
+        # are rarer than those among them, whose large end is 0.
+        order = "utf-16-le" if rest[1::2].count(0) > rest[::2].count(0) else "utf-16-be"
         return rest.decode(order, "replace").rstrip("\0") or None
     return rest.decode("utf-8", "replace").strip("\0 ") or None
 

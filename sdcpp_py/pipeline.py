@@ -110,6 +110,7 @@ class StableDiffusion(ModelHandle):
             seconds=time.perf_counter() - start,
             notes=notes({**values, "taesd": None if values["tae_preview_only"] else values["taesd"]}, LOADING.declared),
             lora_folder=values["lora_model_dir"],
+            embeddings=tuple(terms),
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
 

@@ -27,7 +27,7 @@ class ProgressEvent:
             ``sampling``, ``decoding``, of other calls ``upscaling`` or ``converting``; ``done`` at the end.
         step: of the phase: sampling steps of the picture, tiles while encoding and decoding, tensors while loading.
         steps: of how many; 0 where that is not known.
-        picture: of a batch, counted from 1; those of a second pass are counted on. 0 where it is about none.
+        picture: of a batch, counted from 1, in a second pass again. 0 where it is about none.
         pictures: of how many.
         seconds: since the call began.
         bytes: that were read while loading.
@@ -54,6 +54,18 @@ class ProgressEvent:
 Progress = Callable[[ProgressEvent], object]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which engine call of how many that count as one, and when the first of them began."""
+
+    index: int = 0
+    count: int = 1
+    begin: float | None = None
+
+
+WHOLE = Part()
+
+
 class Watch:
     """Makes events of what the engine says of one call.
 
@@ -67,12 +79,12 @@ class Watch:
         previews: how many it has told of.
     """
 
-    def __init__(self, tell: Progress, phases: Sequence[str], passes: int, part: tuple[int, int]) -> None:
+    def __init__(self, tell: Progress, phases: Sequence[str], passes: int = 1, part: Part = WHOLE) -> None:
         self.previews = 0
         self._tell = tell
         self._passes = passes
-        self._index, self._count = part
-        self._begin = time.perf_counter()
+        self._index, self._count = part.index, part.count
+        self._begin = time.perf_counter() if part.begin is None else part.begin
         self._fraction = 0.0
         self._pass = self._last = 0
         whole = sum(SHARES.get(phase, 1.0) for phase in phases)
@@ -105,7 +117,7 @@ class Watch:
             phase=step.phase,
             step=step.step,
             steps=step.steps,
-            picture=step.picture and self._index + step.picture,
+            picture=step.picture and self._index + (step.picture - 1) % (step.pictures or 1) + 1,
             pictures=step.pictures * self._count,
             bytes=step.bytes,
             frames=_images(step.frames),
@@ -174,7 +186,7 @@ def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
 
 @contextlib.contextmanager
 def progress(
-    wanted: bool | Progress | None, *phases: str, passes: int = 1, part: tuple[int, int] = (0, 1)
+    wanted: bool | Progress | None, *phases: str, passes: int = 1, part: Part = WHOLE
 ) -> Iterator[Watch | None]:
     """Yield the callback for a call of the engine: it tells the caller's, moves a bar where one is seen, or is None.
 

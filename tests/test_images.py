@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from sdcpp_py import GeneratedImage, OutputError, Timings, images
+from sdcpp_py.images import from_pixels
+from sdcpp_py.metadata import picture_text
 
 PIXELS = bytes(range(48))  # 4 x 4 RGB
 
@@ -105,3 +107,19 @@ def test_images_is_a_sequence() -> None:
     assert made[:1] == (made[0],)
     assert made.seeds == (5, 6)
     assert repr(made) == "<Images 2 of 4x4, seeds [5, 6]>"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_parameters_of_any_letters_are_read_back(kind: str) -> None:
+    for text in ("一只猫\nSteps: 1, Version: sdcpp-py", "Ā\nSteps: 1", "a cat\nSteps: 1", "😀一\nSteps: 1"):
+        file = io.BytesIO()
+        from_pixels(2, 2, bytes(12), text).save(file, kind)
+        with Image.open(file) as again:
+            assert picture_text(again) == text
+
+
+def test_parameters_that_are_too_long_for_a_jpeg(caplog: pytest.LogCaptureFixture) -> None:
+    file = io.BytesIO()
+    from_pixels(2, 2, bytes(12), "a" * 40_000).save(file, "JPEG")
+    assert len(file.getvalue()) > 100
+    assert "too long for a JPEG" in caplog.text

@@ -176,6 +176,13 @@ def test_a_cancel_in_any_phase(phase: str, load: Load) -> None:
     assert digest(sd.img2vid("a cat", PHOTO, **FEW)) == expected
 
 
+def test_what_else_went_in_is_noted(load: Load) -> None:
+    sd = load("wan_i2v")
+    found = sdcpp_py.read_parameters(sd.img2vid("a cat", PHOTO, end_image=PHOTO, **FEW)[0])
+    assert found.needs == ("image", "end_image")
+    assert sdcpp_py.read_parameters(sd.img2vid("a cat", PHOTO, **FEW)[0]).needs == ("image",)
+
+
 def test_what_is_raised_meanwhile_arrives(load: Load) -> None:
     sd = load("wan_t2v_pair")
     seen: list[sdcpp_py.ProgressEvent] = []

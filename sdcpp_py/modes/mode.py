@@ -9,9 +9,17 @@ from typing import Any
 
 from .. import engine
 from ..options.declare import Option, declared
+from ..options.group import Grouped
+from ..options.groups import PhotoMaker
+from ..options.kinds import Kind, Picture
 from ..options.schema import Names, object_schema
 from ..options.values import engine_fields, nest, resolve, take
 from .inputs import Abilities, Prepared
+
+
+def takes_pictures(kind: Kind) -> bool:
+    """Tell whether an option takes pictures, which no text can hold."""
+    return isinstance(kind, Picture) or (isinstance(kind, Grouped) and kind.owner is PhotoMaker)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Mode:
     def declared(self) -> Mapping[str, Option]:
         """Every option, those of the subject first."""
         return {**declared(self.subject), **declared(self.options)}
+
+    def pictures_beside(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the names of the options that are given pictures, but for those of the subject."""
+        taking = [name for name, option in declared(self.options).items() if takes_pictures(option.kind)]
+        return [name for name in taking if values.get(name) is not None]
 
     def check(self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return a value for every option, checked as far as that needs no engine.

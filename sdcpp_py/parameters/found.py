@@ -114,6 +114,7 @@ class Found:
         self._loading: dict[str, Any] = {}
         self._groups: dict[str, dict[str, Any]] = {}
         self._said: dict[str, dict[str, str]] = {}
+        self.also_given: list[str] = []
 
     def add(self, path: tuple[str, ...], value: Any, name: str, text: str | None = None) -> None:
         """Note the value of an option, or of a group's field.
@@ -157,6 +158,7 @@ class Found:
         needs = [name for name in subject if name != "prompt"]
         if "control_strength" in self._values or "canny" in self._values:
             needs.append("control_image")
+        needs += [name for name in self.also_given if name in self.mode.declared and name not in needs]
         order = [name for name in self.mode.declared if name in self._values]
         return Parameters(
             {name: self._values[name] for name in order},

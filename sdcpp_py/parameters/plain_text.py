@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ArgumentError
-from ..metadata import MODE, VERSION, split_text, together
+from ..metadata import ALSO_GIVEN, MODE, VERSION, split_text, together
 from ..modes import IMG2IMG, INPAINT, LOADING, TXT2IMG, Mode
 from ..options.declare import Option, declared
 from ..options.group import Grouped
@@ -18,7 +18,7 @@ from .names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
 
 _ABOUT = (
     MODE, VERSION, "Model", "Model hash", "VAE", "VAE hash", "TAESD", "ControlNet", "Lora tensors", "Lora hashes",
-    "TI hashes", "Hashes", "User", "Created Date",
+    "Embeddings", "TI hashes", "Hashes", "User", "Created Date",
 )  # fmt: skip
 # Of A1111's forks: name -> our option.
 _ALSO = {"Distilled CFG Scale": "guidance", "Shift": "flow_shift"}
@@ -92,7 +92,9 @@ def read_text(text: str) -> Parameters | None:
         _read_foreign(found, pairs)
     loading = _of_loading()
     for name, value in pairs.items():
-        if name in _targets(mode):
+        if name == ALSO_GIVEN:
+            found.also_given = value.split(", ")
+        elif name in _targets(mode):
             _read_pair(found, name, value)
         elif name in loading:
             titles = loading[name].opt.titles

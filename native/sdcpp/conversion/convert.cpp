@@ -100,6 +100,9 @@ public:
                 reason = "whole numbers";
             } else if (rule == rules.end() && tensor.n_dims < 2) {
                 reason = "one row alone";
+            } else if (rule == rules.end() && wanted == GGML_TYPE_BF16 && tensor.n_dims > 2) {
+                reason = "the engine convolves with f16";
+                type = type == GGML_TYPE_F32 ? GGML_TYPE_F16 : type;
             } else if (rule == rules.end() && tensor.ne[0] % ggml_blck_size(wanted) == 0 &&
                        !loader.tensor_should_be_converted(named, wanted)) {
                 reason = "the engine keeps it";
