@@ -15,6 +15,7 @@ from .metadata import picture_text
 from .model_files import PART_NOUNS, PART_USES, StrPath, list_file, show_path
 from .parameters import Parameters, parameters_of
 from .reports import show_bytes, table
+from .video_files import is_film
 
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _LONGEST = 200
@@ -141,7 +142,10 @@ def info(path: StrPath) -> ModelInfo | PictureInfo:
     Raises:
         ModelError: there is no such file, or it is damaged or neither.
     """
-    if _is_picture(path):
+    start = _start_of(path)
+    if is_film(start):
+        raise ModelError(f"file: {show_path(path)} is a video; read_parameters tells what it was drawn with")
+    if start.startswith(_PICTURE_STARTS) or start[4:12] in (b"ftypavif", b"ftypheic"):
         return _picture_info(path)
     listing = list_file(path, "file")
     return _model_info(show_path(path), listing, kind_of(listing))
@@ -152,13 +156,12 @@ def _short(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(text)} characters)"
 
 
-def _is_picture(path: StrPath) -> bool:
+def _start_of(path: StrPath) -> bytes:
     try:
         with open(os.fsdecode(path), "rb") as file:
-            start = file.read(12)
+            return file.read(12)
     except (OSError, ValueError):
-        return False  # what is wrong with it is said of a model
-    return start.startswith(_PICTURE_STARTS) or start[4:12] in (b"ftypavif", b"ftypheic")
+        return b""  # what is wrong with it is said of a model
 
 
 def _picture_info(path: StrPath) -> PictureInfo:

@@ -177,7 +177,7 @@ def open_folder(path: StrPath) -> LoraFolder:
 
 
 def find_loras(loras: Sequence[Lora], folder: StrPath | None) -> tuple[Lora, ...]:
-    """Return LoRAs with paths for bare names, which pictures carry.
+    """Return LoRAs with paths for bare names, which pictures carry; the folder's come before those in the directory.
 
     Args:
         loras: with paths, or names of files in the folder.
@@ -190,8 +190,9 @@ def find_loras(loras: Sequence[Lora], folder: StrPath | None) -> tuple[Lora, ...
     found = []
     for lora in loras:
         name = os.fsdecode(lora.path)
-        bare = "\0" not in name and not os.path.isabs(name) and not os.path.exists(name)
-        if bare and folder is not None:
+        relative = "\0" not in name and not os.path.isabs(name)
+        bare = relative and not os.path.exists(name)
+        if folder is not None and (bare or (relative and open_folder(folder).holds(name))):
             lora = dataclasses.replace(lora, path=open_folder(folder).find(name, f"LoRA: {show_path(lora.path)}"))
         elif bare and not os.path.dirname(name) and not name.lower().endswith(SUFFIXES):
             raise ModelError(

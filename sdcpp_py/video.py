@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, overload
 
 from .applied_loras import AppliedLora
-from .errors import ArgumentError
+from .errors import ArgumentError, OutputError, SdcppError
 from .images import GeneratedImage, Timings, from_pixels, write_whole
 from .model_files import StrPath, show_path
 from .video_files import check_video_file, format_of, write
@@ -95,6 +95,13 @@ class Video(Sequence[GeneratedImage]):
             file = check_video_file(fp, kind)
             write_whole(file, show_path(fp), lambda part: write(self, part, kind, params))
         elif callable(getattr(fp, "write", None)):
-            write(self, fp, format_of(None, format), params)
+            kind = format_of(None, format)
+            try:
+                write(self, fp, kind, params)
+            except SdcppError:
+                raise
+            except Exception as error:  # whatever the object or an encoder raises
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise OutputError(f"fp cannot be written ({reason}); it must be open and able to seek") from None
         else:
             raise ArgumentError("fp must be a path or a binary file object")

@@ -35,6 +35,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 _BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix
 _NARROW = 1  # FFmpeg's AVCOL_RANGE_MPEG
 _LARGE = 256  # pixels
+_STILLS = (b"avif", b"avis", b"heic", b"mif1")  # brands of the container that MP4 shares with pictures
 _MOST_GIF_FPS = 50  # viewers show shorter delays than 20 ms as 100 ms
 
 
@@ -75,6 +76,33 @@ def check_video_file(path: StrPath, kind: str | None = None) -> Path:
     file = Path(os.fsdecode(path))
     check_writable(file, show_path(path))
     return file
+
+
+def is_film(start: bytes) -> bool:
+    """Tell by its first 12 bytes whether a file is an MP4 or a WebM, which Pillow does not read."""
+    return start.startswith(b"\x1aE\xdf\xa3") or (start[4:8] == b"ftyp" and start[8:12] not in _STILLS)
+
+
+def film_comment(file: StrPath | IO[bytes], shown: str) -> str | None:
+    """Return the text that an MP4 or a WebM carries as its comment.
+
+    Args:
+        file: its path, or a binary file object that can seek.
+        shown: the file, for messages.
+
+    Raises:
+        ArgumentError: PyAV is missing, or the file is damaged.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ArgumentError(f'{shown} is a video, which PyAV reads; run pip install "sdcpp-py[video]"') from None
+    try:
+        with av.open(os.fspath(file) if isinstance(file, (str, bytes, os.PathLike)) else file) as container:
+            found = {key.lower(): text for key, text in container.metadata.items()}
+    except Exception as error:  # whatever FFmpeg finds
+        raise ArgumentError(f"{shown} is a damaged video ({' '.join(str(error).split())})") from None
+    return found.get("comment")
 
 
 def _encoder(kind: str, shown: str) -> Any:

@@ -124,6 +124,15 @@ def test_bare_names(folder: Path, lora: Path) -> None:
         find_loras([Lora("stile")], folder)
 
 
+def test_a_folder_in_the_directory_hides_no_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style").mkdir()
+    (tmp_path / "here.safetensors").touch()
+    found, here = find_loras([Lora("style"), Lora("here.safetensors")], folder)
+    assert Path(os.fsdecode(found.path)) == folder / "style.safetensors"
+    assert os.fsdecode(here.path) == "here.safetensors"
+
+
 def test_tags_draw_what_loras_draw(
     checkpoint: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from sdcpp_py import ArgumentError, OutputError, Timings, Video, video_files
+import sdcpp_py
+from sdcpp_py import ArgumentError, ModelError, OutputError, Timings, Video, video_files
 from sdcpp_py.video_files import durations
 
 WIDTH, HEIGHT, COUNT = 48, 32, 9
@@ -98,8 +99,24 @@ def test_players_read_what_was_written(suffix: str, tmp_path: Path) -> None:
         ]
         assert (len(decoded), stream.average_rate, stream.codec_context.colorspace) == (COUNT, 24, 1)
         assert {name.lower(): value for name, value in file.metadata.items()}["comment"] == TEXT
+    for source in (path, path.read_bytes(), held):
+        held.seek(0)
+        assert sdcpp_py.read_parameters(source).text == TEXT
+    with pytest.raises(ModelError, match="is a video; read_parameters tells"):
+        sdcpp_py.info(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ArgumentError, match="is a damaged video"):
+        sdcpp_py.read_parameters(path)
     # Colour has half the resolution, and hard edges of colour suffer.
     assert np.abs(np.stack(decoded).astype(int) - FRAMES).mean() < 3
+
+
+def test_file_objects_that_take_nothing() -> None:
+    closed = io.BytesIO()
+    closed.close()
+    for kind in ("webp", "gif", "png"):
+        with pytest.raises(OutputError, match=r"^fp cannot be written \(.*closed"):
+            video().save(closed, kind)
 
 
 @pytest.mark.parametrize("suffix", ["webp", "png", "gif"])

@@ -11,6 +11,7 @@ from ..errors import ArgumentError
 from ..metadata import picture_text
 from ..model_files import show_path
 from ..pictures import reading
+from ..video_files import film_comment, is_film
 from .comfyui import read_graph
 from .found import Parameters
 from .invokeai import read_invokeai
@@ -43,13 +44,25 @@ def parameters_of(image: Any) -> Parameters | None:
     return None
 
 
+def _start_of(file: Any, what: str) -> bytes:
+    """Return the first bytes of a file, which stays where it was."""
+    with reading(what):
+        if isinstance(file, (str, os.PathLike)):
+            with open(file, "rb") as opened:
+                return opened.read(12)
+        begin = file.tell()
+        start: bytes = file.read(12)
+        file.seek(begin)
+        return start
+
+
 def read_parameters(picture: Any) -> Parameters:
     """Return the options that a picture was drawn with: ``sd.txt2img(**read_parameters("cat.png"))`` draws it again.
 
     What is read: the text of this package and of AUTOMATIC1111's web UI (PNG's ``parameters``, the comment of EXIF in
-    JPEG, WebP and AVIF, the comment of a GIF), ComfyUI's graph under PNG's ``prompt``, and InvokeAI's
-    ``invokeai_metadata`` and ``sd-metadata``. Samplers and schedulers get our names. What has no equal here is in
-    ``unmapped``, and a warning in the log of ``sdcpp_py`` names it.
+    JPEG, WebP and AVIF, the comment of a GIF and, with PyAV, of an MP4 or WebM), ComfyUI's graph under PNG's
+    ``prompt``, and InvokeAI's ``invokeai_metadata`` and ``sd-metadata``. Samplers and schedulers get our names. What
+    has no equal here is in ``unmapped``, and a warning in the log of ``sdcpp_py`` names it.
 
     Args:
         picture: a Pillow image, a path, the bytes of a file or a binary file object.
@@ -77,11 +90,15 @@ def read_parameters(picture: Any) -> Parameters:
             raise ArgumentError(f"picture must be {_EXPECTED}, not {show(picture)}")
         if isinstance(picture, (str, os.PathLike)) and ("\0" in os.fspath(picture) or not os.path.isfile(picture)):
             raise ArgumentError(f"{what}: there is no such file")
-        with reading(what), PIL.Image.open(picture) as image:
-            found = parameters_of(image)
-            if found is None and image.format == "PNG":
-                image.load()  # text may stand behind the pixels
+        if is_film(_start_of(picture, what)):
+            text = film_comment(picture, what)
+            found = read_text(text) if text else None
+        else:
+            with reading(what), PIL.Image.open(picture) as image:
                 found = parameters_of(image)
+                if found is None and image.format == "PNG":
+                    image.load()  # text may stand behind the pixels
+                    found = parameters_of(image)
     if found is None:
         raise ArgumentError(
             f"{what} carries no parameters of this package, AUTOMATIC1111's web UI, ComfyUI or InvokeAI"
