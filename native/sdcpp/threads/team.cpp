@@ -1,5 +1,6 @@
 #include "sdcpp/threads/team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -18,9 +19,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a thread looks for the others before it sleeps: longer than threads that all run are apart at most barriers,
-// and shorter than it takes to be worth the processor of a thread that does not run.
-constexpr auto spin_time = std::chrono::microseconds(50);
+// How long a thread looks for the others before it sleeps: longer than threads that all run are apart at most barriers.
+// Where one does not run since others want its processor, looking costs the picture its own: each wait that ends in sleep
+// halves the time, and each that does not adds to it again.
+constexpr int most_spin = 50;  // microseconds
+constexpr int least_spin = 1;
+constexpr int spin_gain = 4;
 constexpr int looks_per_clock = 32;
 // How often the thread that called asks whether the graph is still wanted, while it waits for the others.
 constexpr auto ask_interval = std::chrono::milliseconds(50);
@@ -51,15 +55,20 @@ struct sdcpp_team {
     // Looks for a while whether a condition holds, then sleeps until it does, and asks now and then.
     template <typename F>
     void wait(F&& holds) {
-        const auto end = Clock::now() + spin_time;
+        const int spin_now = spin.load(std::memory_order_relaxed);
+        const auto end = Clock::now() + std::chrono::microseconds(spin_now);
         do {
             for (int i = 0; i < looks_per_clock; ++i) {
                 if (holds()) {
+                    if (spin_now < most_spin) {
+                        spin.store(std::min(spin_now + spin_gain, most_spin), std::memory_order_relaxed);
+                    }
                     return;
                 }
                 relax();
             }
         } while (Clock::now() < end);
+        spin.store(std::max(spin_now / 2, least_spin), std::memory_order_relaxed);
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1);
         if (std::this_thread::get_id() != caller) {
@@ -131,6 +140,7 @@ struct sdcpp_team {
     alignas(64) std::atomic<int> rounds{0};
     std::atomic<int> left{0};
     std::atomic<int> sleepers{0};
+    std::atomic<int> spin{most_spin};  // microseconds
     std::mutex mutex;
     std::condition_variable woken;
 };
