@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -458,22 +458,27 @@ def run(options: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
+def exit_status(script: str, compare: Callable[[], int]) -> int:
+    """Return a comparison's exit status: its own, 3 where its environment cannot be made, 2 for other failures."""
+    try:
+        return compare()
+    except metadata.PackageNotFoundError as error:
+        print(f"{script}: {error.name} is not installed for {sys.executable}: install sdcpp-py", file=sys.stderr)
+    except SetupError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 3
+    except (ParityError, OSError) as error:
+        print(f"{script}: {error}", file=sys.stderr)
+    return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--worker"]:
         worker(Path(given[1]))
         return 0
-    try:
-        return run(parse(given))
-    except metadata.PackageNotFoundError as error:
-        print(f"check_parity: {error.name} is not installed for {sys.executable}: install sdcpp-py", file=sys.stderr)
-    except SetupError as error:
-        print(f"check_parity: {error}", file=sys.stderr)
-        return 3
-    except (ParityError, OSError) as error:
-        print(f"check_parity: {error}", file=sys.stderr)
-    return 2
+    return exit_status("check_parity", lambda: run(parse(given)))
 
 
 if __name__ == "__main__":

@@ -39,10 +39,9 @@ import numpy as np
 
 from check_parity import (
     LEAST,
-    ParityError,
     Row,
-    SetupError,
     default_work,
+    exit_status,
     make_environment,
     module_row,
     picture_row,
@@ -406,16 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.cases = options.cases or list(CASES)
     if unknown := [case for case in options.cases if case not in CASES]:
         parser.error(f"{unknown[0]!r} is no case: choose from {', '.join(CASES)}")
-    try:
-        return run(options)
-    except metadata.PackageNotFoundError as error:
-        print(f"check_video: {error.name} is not installed for {sys.executable}: install sdcpp-py", file=sys.stderr)
-    except SetupError as error:
-        print(f"check_video: {error}", file=sys.stderr)
-        return 3
-    except (ParityError, OSError) as error:
-        print(f"check_video: {error}", file=sys.stderr)
-    return 2
+    return exit_status("check_video", lambda: run(options))
 
 
 if __name__ == "__main__":
