@@ -192,7 +192,7 @@ def check_writable(file: Path, shown: str) -> None:
     except FileNotFoundError:
         mode = None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{shown} cannot be written ({_reason(error)})") from None
+        raise OutputError(f"{shown} cannot be written ({failure_reason(error)})") from None
     if mode is not None and stat.S_ISDIR(mode):
         raise OutputError(f"{shown} is a directory; name a file in it")
     if mode is not None and not stat.S_ISREG(mode):
@@ -205,10 +205,10 @@ def check_writable(file: Path, shown: str) -> None:
         with unfinished(part):
             part.touch()
     except (OSError, ValueError) as error:
-        raise OutputError(f"{shown} cannot be written ({_reason(error)}); choose another directory") from None
+        raise OutputError(f"{shown} cannot be written ({failure_reason(error)}); choose another directory") from None
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """Return what is wrong, in the system's words where those are known, in one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
@@ -232,7 +232,7 @@ def write_whole(file: Path, shown: str, write: Callable[[Path], object]) -> None
     except SdcppError:
         raise
     except Exception as error:  # whatever the system or an encoder raises
-        raise OutputError(f"{shown} cannot be written ({_reason(error)})") from None
+        raise OutputError(f"{shown} cannot be written ({failure_reason(error)})") from None
 
 
 def save_all(images: Iterable[Image.Image], files: Sequence[Path]) -> None:

@@ -188,12 +188,13 @@ def find_loras(loras: Sequence[Lora], folder: StrPath | None) -> tuple[Lora, ...
         ModelError: a file is missing.
     """
     found = []
+    place = functools.cache(lambda: open_folder(folder or ""))  # searched once, if at all
     for lora in loras:
         name = os.fsdecode(lora.path)
         relative = "\0" not in name and not os.path.isabs(name)
         bare = relative and not os.path.exists(name)
-        if folder is not None and (bare or (relative and open_folder(folder).holds(name))):
-            lora = dataclasses.replace(lora, path=open_folder(folder).find(name, f"LoRA: {show_path(lora.path)}"))
+        if folder is not None and (bare or (relative and place().holds(name))):
+            lora = dataclasses.replace(lora, path=place().find(name, f"LoRA: {show_path(lora.path)}"))
         elif bare and not os.path.dirname(name) and not name.lower().endswith(SUFFIXES):
             raise ModelError(
                 f"LoRA: {show_path(lora.path)} does not exist; pass its path, or lora_model_dir= when loading the model"

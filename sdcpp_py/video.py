@@ -8,7 +8,7 @@ from typing import IO, Any, overload
 
 from .applied_loras import AppliedLora
 from .errors import ArgumentError, OutputError, SdcppError
-from .images import GeneratedImage, Timings, from_pixels, write_whole
+from .images import GeneratedImage, Timings, failure_reason, from_pixels, write_whole
 from .model_files import StrPath, show_path
 from .video_files import check_video_file, format_of, write
 
@@ -101,7 +101,7 @@ class Video(Sequence[GeneratedImage]):
             except SdcppError:
                 raise
             except Exception as error:  # whatever the object or an encoder raises
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = failure_reason(error)
                 raise OutputError(f"fp cannot be written ({reason}); it must be open and able to seek") from None
         else:
             raise ArgumentError("fp must be a path or a binary file object")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from .. import convert as converting
 from ..modes import CONVERT
-from .drawing import start_logging
+from .drawing import Verbose, start_logging
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
 
@@ -23,9 +22,7 @@ def _convert(
         Path | None,
         typer.Option("--report", help="Write what became of each tensor as JSON.", rich_help_panel="Output"),
     ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the engine's log.", rich_help_panel="Output")
-    ] = False,
+    verbose: Verbose = False,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
@@ -35,7 +32,7 @@ def _convert(
     check_report(report, [Path(options["target"])])
     done = converting(**options)
     if report is not None:
-        write_report(report, json.loads(json.dumps(done.to_dict())))
+        write_report(report, done.to_dict())
     echo(f"{done.target}\n{done}")
 
 

@@ -14,7 +14,7 @@ from ..images import check_output, save_all
 from ..model_files import show_path
 from ..modes import UPSCALE, UPSCALER
 from ..upscaler import Upscaler
-from .drawing import start_logging
+from .drawing import Verbose, start_logging
 from .flags import Flag, flags, options_of, take_flags
 from .output import check_report, echo, write_report
 from .sd_cli import PLACING
@@ -31,9 +31,7 @@ def _upscale(
         Path | None,
         typer.Option("--report", help="Write plan and reports as JSON.", rich_help_panel="Output"),
     ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the engine's log.", rich_help_panel="Output")
-    ] = False,
+    verbose: Verbose = False,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
