@@ -104,6 +104,14 @@ def test_what_is_no_weight_is_said(number: str) -> None:
         found("prompt_attention", f"a (b:{number}) c")
 
 
+def test_text_in_too_many_brackets_is_refused() -> None:
+    """What takes as long as there are brackets for each piece of a prompt cannot be cancelled."""
+    assert found("prompt_attention", "([" * 250 + "a")[0][0] == "a"
+    for prompt in ("([" * 250 + "(a", "a[" * 50_000, "(" * 501 + "\\("):
+        with pytest.raises(ValueError, match="^prompt: more than 500 brackets are open: close them, or write"):
+            found("prompt_attention", prompt)
+
+
 @pytest.mark.parametrize(
     ("text", "names", "pieces"),
     [

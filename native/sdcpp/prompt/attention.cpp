@@ -13,6 +13,8 @@ namespace {
 constexpr float round_weight = 1.1f;
 constexpr float square_weight = 1 / 1.1f;
 constexpr size_t longest_number_shown = 20;
+// Around text, which each of them weighs once more: 1.1 to the power of 500 is 5e20.
+constexpr size_t most_open = 500;
 
 // Of ASCII only, whatever the locale: bytes of other characters end a word, as a full-width comma before BREAK has to.
 bool is_space(char c) {
@@ -68,7 +70,7 @@ private:
         size_t end = at;
         if (c == '\\') {
             const bool escapes = at + 1 < text.size() && std::strchr("()[]\\", text[at + 1]) != nullptr;
-            found.emplace_back(escapes ? std::string(1, text[at + 1]) : "", 1.0f);
+            add_plain(escapes ? std::string(1, text[at + 1]) : "");
             at += escapes ? 2 : 1;
         } else if (c == '(') {
             round.push_back(found.size());
@@ -143,11 +145,19 @@ private:
             while (after < stretch.size() && is_space(stretch[after])) {
                 ++after;
             }
-            found.emplace_back(stretch.substr(begin, end - begin), 1.0f);
+            add_plain(stretch.substr(begin, end - begin));
             found.emplace_back(sdcpp::break_text, sdcpp::break_weight);
             begin = next = after;
         }
-        found.emplace_back(stretch.substr(begin), 1.0f);
+        add_plain(stretch.substr(begin));
+    }
+
+    void add_plain(std::string stretch) {
+        if (round.size() + square.size() > most_open) {
+            throw sdcpp::Refused("prompt: more than " + std::to_string(most_open) +
+                                 " brackets are open: close them, or write a backslash before each that is text");
+        }
+        found.emplace_back(std::move(stretch), 1.0f);
     }
 
     void weigh(size_t begin, float factor) {
