@@ -15,6 +15,8 @@ import sdcpp_py
 from support.checkpoints import write_checkpoint, write_lora, write_parts
 from support.native_placement import NativePlacement
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
 
 def pytest_report_header() -> list[str]:
     report = sdcpp_py.doctor()
@@ -34,8 +36,26 @@ def pytest_configure() -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One for each core that this process may use; each takes up to 1 GiB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(len(CORES) or os.cpu_count() or 1, 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core(worker_id: str) -> None:
+    """A core for each of several workers, with one thread to draw: more of them would wait for one another."""
+    if worker_id != "master" and len(CORES) > 1:
+        os.sched_setaffinity(0, {sorted(CORES)[int(worker_id.removeprefix("gw")) % len(CORES)]})
+
+
+@pytest.fixture(scope="module")
+def all_cores(one_core: None) -> Iterator[None]:
+    """All cores for a module of tests, which is about threads."""
+    if not CORES:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import pytest
 
 from sdcpp_py.host_threads import THREADS_PER_CPU, default_threads, threads_for
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 V1 = "35 32 0:32 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct"
 V2 = "38 31 0:38 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 

@@ -45,6 +45,7 @@ def draw_any(sd: sdcpp_py.StableDiffusion, chance: random.Random, count: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("streamed", [False, True])
 @in_child
 def test_two_thousand_pictures_of_random_sizes(streamed: bool) -> None:
