@@ -1,4 +1,4 @@
-"""Parts that work beside the tiny SD 1 checkpoint: a ControlNet, a TAE and an upscaler."""
+"""Parts that work beside the tiny SD 1 checkpoint: a ControlNet, TAEs and an upscaler."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def tae() -> Layout:
     return out
 
 
+def whole_tae() -> Layout:
+    """Return a tiny autoencoder with its encoder."""
+    out = tae()
+    out.conv("encoder.layers.0", 3, 64)
+    out.conv("encoder.layers.14", 64, 4)
+    for layer in (2, 6, 10):
+        out.put(f"encoder.layers.{layer}.weight", 64, 64, 3, 3)
+    for layer, index in itertools.product((1, 3, 4, 5, 7, 8, 9, 11, 12, 13), (0, 2, 4)):
+        out.conv(f"encoder.layers.{layer}.conv.{index}", 64, 64)
+    return out
+
+
 def upscaler() -> Layout:
     """Return an ESRGAN with one block, of twice the size."""
     out = Layout()
@@ -52,7 +64,12 @@ def upscaler() -> Layout:
     return out
 
 
-PARTS: dict[str, Callable[[], Layout]] = {"control": control, "tae": tae, "upscaler": upscaler}
+PARTS: dict[str, Callable[[], Layout]] = {
+    "control": control,
+    "tae": tae,
+    "whole_tae": whole_tae,
+    "upscaler": upscaler,
+}
 
 
 def write_parts(folder: Path) -> None:
