@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ._version import __version__
 from .applied_loras import AppliedLora, applied_loras, loras_text, told_loras, used_loras, warn_of_skipped
 from .effects import check_generation
 from .engine.fields import VIDEO
-from .errors import ArgumentError, SdcppError
+from .errors import ArgumentError, keep_finished
 from .images import GeneratedImage, Images, Timings, from_pixels
 from .load_failures import explained_upscaler
 from .metadata import ALSO_GIVEN, MODE, VERSION, parameters_text
@@ -82,6 +82,15 @@ class Drawn:
     loras: tuple[AppliedLora, ...]
     told: dict[str, Any]
 
+    def images(self, mode: Mode) -> list[GeneratedImage]:
+        """Return the pictures that a mode drew, or as many of them as there are."""
+        return [
+            from_pixels(
+                wide, high, data, parameters_text({**self.told, "seed": seed}, mode.declared), self.request.finish
+            )
+            for (wide, high, data), seed in zip(self.pixels, self.request.seeds, strict=False)
+        ]
+
 
 def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE) -> Images:
     """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`.
@@ -94,16 +103,10 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOL
     """
     start = time.perf_counter()
     drawn = _generate(loaded, mode, given, part)
-    used, seeds = drawn.used, drawn.request.seeds
-    images = [
-        from_pixels(
-            wide, high, data, parameters_text({**drawn.told, "seed": each}, mode.declared), drawn.request.finish
-        )
-        for (wide, high, data), each in zip(drawn.pixels, seeds, strict=True)
-    ]
+    images = drawn.images(mode)
     timings = replace(drawn.timings, total=time.perf_counter() - start)
     size = f"{images[0].width}x{images[0].height}"
-    return Images(images, seeds, timings, {**used, "size": size}, drawn.loras)
+    return Images(images, drawn.request.seeds, timings, {**drawn.used, "size": size}, drawn.loras)
 
 
 def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
@@ -142,8 +145,9 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
         check_generation({**asked, "prediction": loaded.prediction}, traits)
 
     request = make_request(mode, given, loaded.defaults, able, check, loaded.lora_folder)
+    warn = log.warning if part.index == 0 else log.debug  # of several calls that count as one, once
     for message in request.warnings:
-        log.warning("%s", message)
+        warn("%s", message)
     wanted = request.values["progress"]
     wanted = loaded.progress if wanted is None else wanted
     encodes = _needs_encoder(request, able)
@@ -154,15 +158,52 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
     preview = _preview(loaded, request.values, wanted)
     generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
+    pixels: list[tuple[int, int, bytes]] = []
+    seconds: dict[str, float] = {}
     upscaler = hires.model if (hires := request.values.get("hires")) else None
-    with progress(wanted, *phases, passes=passes, part=part) as watch:
-        if loads:
-            context.load_encoder(loaded.settings, watch)
-        with explained_upscaler(upscaler):
-            pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
-        if preview is not None and watch is not None and not watch.previews:
-            log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
-    used = _used(loaded, request, given, pixels[0], traits)
+    try:
+        with progress(wanted, *phases, passes=passes, part=part) as watch:
+            if loads:
+                context.load_encoder(loaded.settings, watch)
+            with explained_upscaler(upscaler):
+                pixels, seconds = generate(
+                    request.settings, progress=watch, preview=preview, loras=rows, finished=pixels
+                )
+            if preview is not None and watch is not None and not watch.previews:
+                log.warning(
+                    "no preview was made: there is none of this kind for this model, or there was no step for one"
+                )
+    except BaseException as error:
+        if part.count == 1:
+            done = _drawn(loaded, mode, given, request, pixels, seconds, rows, log.debug).images(mode) if pixels else ()
+            keep_finished(error, () if is_video else done)
+        raise
+    return _drawn(loaded, mode, given, request, pixels, seconds, rows, warn)
+
+
+def _drawn(
+    loaded: Loaded,
+    mode: Mode,
+    given: Mapping[str, Any],
+    request: Request,
+    pixels: list[tuple[int, int, bytes]],
+    seconds: Mapping[str, float],
+    rows: Sequence[Mapping[str, Any]],
+    warn: Callable[..., None],
+) -> Drawn:
+    """Note what the engine did.
+
+    Args:
+        loaded: the model.
+        mode: the mode.
+        given: what the caller asked for.
+        request: the same as the engine took it.
+        pixels: width, height and RGB bytes of what was drawn.
+        seconds: of each phase.
+        rows: what became of each LoRA file.
+        warn: says what was asked for and had no effect.
+    """
+    used = _used(loaded, request, given, pixels[0], warn)
     loras = applied_loras(rows, request.settings.get("loras", ()))
     warn_of_skipped(loras, loaded.said_of_loras)
     if changing := used_loras(loras):
@@ -185,30 +226,30 @@ def _used(
     request: Request,
     given: Mapping[str, Any],
     first: tuple[int, int, bytes],
-    traits: Mapping[str, Any],
+    warn: Callable[..., None],
 ) -> dict[str, Any]:
-    """Return what was done, by option, but for LoRAs; warn of what was asked for and had no effect.
+    """Return what was done, by option, but for LoRAs; the arguments are those of :func:`_drawn`.
 
     Args:
         loaded: the model.
         request: what the engine was asked for.
         given: what the caller asked for.
         first: the first picture or frame that was drawn.
-        traits: of the model.
+        warn: says what was asked for and had no effect.
     """
     sampler, scheduler = loaded.context.defaults(request.values["sampler"])
     made = f"{first[0]}x{first[1]}"
     used = dict(request.used)
     if request.values["sigmas"] and given.get("scheduler") is not None:
-        log.warning("scheduler had no effect: sigmas say the noise levels")
-    if not traits["image_guidance"]:
+        warn("scheduler had no effect: sigmas say the noise levels")
+    if not loaded.context.traits()["image_guidance"]:
         used.pop("image_cfg_scale", None)
     scales = [used["cfg_scale"], used.get("high_noise_cfg_scale", 1)]
     if all(scale == 1 for scale in scales) and used.pop("negative_prompt", None):
-        log.warning("negative_prompt had no effect: cfg_scale 1 switches guidance off")
+        warn("negative_prompt had no effect: cfg_scale 1 switches guidance off")
     asked = "x".join(map(str, request.largest))
     if made != asked:
-        log.warning("%s is no size for this model; the engine drew %s", asked, made)
+        warn("%s is no size for this model; the engine drew %s", asked, made)
     if "hires" not in used:
         used["width"], used["height"], _ = first
     used.setdefault("sampler", sampler)
@@ -220,8 +261,8 @@ def _used(
     return used
 
 
-def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[GeneratedImage]:
-    """Draw pictures one after the other; the arguments and errors are those of :func:`draw`.
+def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[Images]:
+    """Draw pictures one after the other, each as a generation; the arguments and errors are those of :func:`draw`.
 
     An error has what was drawn before it as ``finished``.
     """
@@ -233,11 +274,11 @@ def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[
     for index in range(count):
         try:
             images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, Part(index, count, begin))
-        except SdcppError as error:
-            error.finished = tuple(finished)
+        except BaseException as error:
+            keep_finished(error, finished)
             raise
         finished.append(images[0])
-        yield images[0]
+        yield images
 
 
 def mode_of(given: Mapping[str, Any]) -> Mode:

@@ -78,10 +78,12 @@ sdcpp_status_t generate(Run& run, const sdcpp_ctx_t& ctx, const Request& request
     return with_model(run, ctx, [&](sd_ctx_t* loaded) {
         request_check(loaded, request);
         placements_of(loaded)->memory_budget.begin_generation();
+        const OnExit note([&] {
+            for (const LoraReport& report : loras_of(loaded).reports()) {
+                run.loras.push_back(lora_row(run, report));
+            }
+        });
         run.images = draw(loaded);
-        for (const LoraReport& report : loras_of(loaded).reports()) {
-            run.loras.push_back(lora_row(run, report));
-        }
         return run.images.images != nullptr;
     });
 }
