@@ -137,11 +137,11 @@ def test_comfyui() -> None:
         "seed": 7,
         "width": 640,
         "height": 512,
-        "loras": (Lora("sub/one.safetensors", 0.8), Lora("two.safetensors", 1.0)),
+        "loras": (Lora("sub/one.safetensors", 0.8), Lora("two.safetensors", 1.0, te_multiplier=0.5)),
         "clip_skip": 2,
     }
     assert found.about["Model"] == "sd15.safetensors"
-    assert found.unmapped.keys() == {"KSampler 30", "strength_clip of two.safetensors"}
+    assert found.unmapped.keys() == {"KSampler 30"}
 
 
 def test_comfyui_with_a_sampler_in_parts() -> None:

@@ -125,6 +125,7 @@ typedef struct {
 typedef struct {
     const char* path;           /* the LoRA's file */
     float multiplier;           /* its strength; that of a file that is named twice is the sum */
+    float te_multiplier;        /* the same for text encoders */
     bool merged;                /* into the weights; else it is applied to the outputs of their layers at run time */
     uint64_t tensors;           /* number of tensors in the file; 0 where the strength is 0 and it was not read */
     uint64_t applied;           /* number of them that change the model */
