@@ -12,14 +12,14 @@ from typing import Any
 from . import engine
 from ._version import __version__
 from .applied_loras import AppliedLora, applied_loras, loras_text, told_loras, used_loras, warn_of_skipped
-from .effects import check_generation
+from .effects import adds_noise, check_generation
 from .engine.fields import VIDEO
 from .errors import ArgumentError, keep_finished
 from .images import GeneratedImage, Images, Timings, from_pixels
 from .load_failures import explained_upscaler
 from .metadata import ALSO_GIVEN, MODE, VERSION, parameters_text
 from .model_files import StrPath
-from .modes import DRAWING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
+from .modes import DRAWING, LOADING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
 from .options import Hires, declared
 from .progress import WHOLE, Part, Progress, progress
 from .video import Video
@@ -215,7 +215,10 @@ def _drawn(
     prompts = f"{request.values['prompt']} {request.values['negative_prompt']}"
     if called := [name for name in loaded.embeddings if name in prompts]:
         used |= {"Embeddings": ", ".join(called)}
-    used |= {**loaded.notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    noise = LOADING.declared["sampler_rng"].opt.png
+    noisy = adds_noise(used["sampler"]) or adds_noise(used.get("high_noise_sampler", ""))
+    notes = {name: text for name, text in loaded.notes.items() if name != noise or noisy}
+    used |= {**notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
     told = {**used, "loras": told_loras(loras, request.settings.get("loras", ()), request.tagged)}
     took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
     return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras, told)
