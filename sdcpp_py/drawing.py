@@ -138,7 +138,7 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
                 f"this model draws video only; {mode.name} needs a model for images, and for videos there are txt2vid "
                 "and img2vid"
             )
-        _check_values(loaded, values, context.clip_layers(), able)
+        _check_values(loaded, values, context.clip_layers(), able, traits["family"])
         sampler, _ = context.defaults(values["sampler"])
         high_noise_sampler, _ = context.defaults(values.get("high_noise_sampler") or values["sampler"])
         asked = {**values, "sampler": sampler, "high_noise_sampler": high_noise_sampler}
@@ -322,7 +322,7 @@ def _needs_encoder(request: Request, able: Abilities) -> bool:
     return given or able.takes_control_frames or (hires is not None and hires.needs_encoder)
 
 
-def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, able: Abilities) -> None:
+def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, able: Abilities, family: str) -> None:
     """Raise ArgumentError for what the model has not, or was not loaded for."""
     clip_skip = values.get("clip_skip") or 0
     if clip_skip > 0 and not clip_layers:
@@ -334,9 +334,9 @@ def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, a
     if values.get("control_image") is not None and values.get("hires") is not None:
         raise ArgumentError("control_image shows one size and hires draws two: use one of them")
     if values.get("photo_maker") is not None and not loaded.uses_photo_maker:
-        raise ArgumentError("photo_maker pictures need photo_maker=... when loading the model")
+        raise ArgumentError("pictures of a person need photo_maker=... when loading the model")
     if values.get("images") is not None and not able.reads_references:
         raise ArgumentError(
-            "this model reads no reference pictures; edit needs one that does, such as FLUX.1 Kontext, "
-            "Qwen-Image-Edit or FLUX.2; img2img works with any"
+            f"this model ({family}) reads no reference pictures; edit needs one that does: FLUX.1 Kontext, "
+            "Qwen-Image-Edit, FLUX.2 or Instruct-Pix2Pix; img2img works with any"
         )
