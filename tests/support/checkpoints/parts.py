@@ -52,6 +52,23 @@ def whole_tae() -> Layout:
     return out
 
 
+def taehv() -> Layout:
+    """Return the decoder of a tiny autoencoder for Wan 2.1's videos."""
+    out = Layout()
+    out.conv("decoder.1", 16, 256)
+    index, widths = 3, (256, 128, 64, 64)
+    for level, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        for _ in range(3):
+            for layer, width in ((0, 2 * inputs), (2, inputs), (4, inputs)):
+                out.conv(f"decoder.{index}.conv.{layer}", width, inputs)
+            index += 1
+        out.put(f"decoder.{index + 1}.conv.weight", inputs * (2 if level else 1), inputs, 1, 1)
+        out.put(f"decoder.{index + 2}.weight", outputs, inputs, 3, 3)
+        index += 3
+    out.conv(f"decoder.{index + 1}", 64, 3)
+    return out
+
+
 def upscaler() -> Layout:
     """Return an ESRGAN with one block, of twice the size."""
     out = Layout()
@@ -68,6 +85,7 @@ PARTS: dict[str, Callable[[], Layout]] = {
     "control": control,
     "tae": tae,
     "whole_tae": whole_tae,
+    "taehv": taehv,
     "upscaler": upscaler,
 }
 
