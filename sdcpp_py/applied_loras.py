@@ -20,6 +20,7 @@ class AppliedLora:
     Attributes:
         path: its file.
         multiplier: its strength.
+        te_multiplier: its strength for the text encoders.
         merged: whether the weights were changed; else what their layers give is changed at run time.
         tensors: number of tensors in the file; 0 where the strength is 0, so that it was not read.
         applied: number of them that change the model.
@@ -29,6 +30,7 @@ class AppliedLora:
 
     path: str
     multiplier: float
+    te_multiplier: float
     merged: bool
     tensors: int
     applied: int
@@ -54,7 +56,13 @@ def applied_loras(rows: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str
     """
     paths = {os.fsdecode(each["path"]) for each in asked}
     return tuple(
-        AppliedLora(**{**row, "path": show_path(row["path"]), "multiplier": round(row["multiplier"], 6)})
+        AppliedLora(
+            **{
+                **row,
+                "path": show_path(row["path"]),
+                **{name: round(row[name], 6) for name in ("multiplier", "te_multiplier")},
+            }
+        )
         for row in rows
         if row["path"] in paths
     )
@@ -63,10 +71,24 @@ def applied_loras(rows: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str
 def used_loras(loras: Sequence[AppliedLora]) -> list[dict[str, Any]]:
     """Return the LoRAs that changed something, as the parameters of pictures hold them."""
     return [
-        {"path": each.name, "multiplier": each.multiplier, "applied": each.applied, "skipped": each.skipped}
+        {
+            "path": each.name,
+            "multiplier": each.multiplier,
+            **({} if each.te_multiplier == each.multiplier else {"te_multiplier": each.te_multiplier}),
+            "applied": each.applied,
+            "skipped": each.skipped,
+        }
         for each in loras
         if each.applied
     ]
+
+
+def _asked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the engine's fields of a LoRA as the options that they were made of."""
+    asked = dict(fields)
+    if difference := asked.pop("te_difference", 0.0):
+        asked["te_multiplier"] = asked["multiplier"] + difference
+    return asked
 
 
 def told_loras(
@@ -83,7 +105,7 @@ def told_loras(
     """
     changing = {each.path for each in loras if each.applied}
     told = [
-        {**each, "path": os.path.splitext(os.path.basename(path))[0]}
+        {**_asked(each), "path": os.path.splitext(os.path.basename(path))[0]}
         for each in asked[: len(asked) - tagged]
         if (path := show_path(each["path"])) in changing
     ]

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import engine
 from ._version import __version__
 from .applied_loras import AppliedLora, applied_loras, loras_text, told_loras, used_loras, warn_of_skipped
-from .effects import check_generation
+from .effects import adds_noise, check_generation
 from .engine.fields import VIDEO
-from .errors import ArgumentError, SdcppError
+from .errors import ArgumentError, keep_finished
 from .images import GeneratedImage, Images, Timings, from_pixels
 from .load_failures import explained_upscaler
 from .metadata import ALSO_GIVEN, MODE, VERSION, parameters_text
 from .model_files import StrPath
-from .modes import DRAWING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
+from .modes import DRAWING, LOADING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
 from .options import Hires, declared
 from .progress import WHOLE, Part, Progress, progress
 from .video import Video
@@ -82,6 +82,15 @@ class Drawn:
     loras: tuple[AppliedLora, ...]
     told: dict[str, Any]
 
+    def images(self, mode: Mode) -> list[GeneratedImage]:
+        """Return the pictures that a mode drew, or as many of them as there are."""
+        return [
+            from_pixels(
+                wide, high, data, parameters_text({**self.told, "seed": seed}, mode.declared), self.request.finish
+            )
+            for (wide, high, data), seed in zip(self.pixels, self.request.seeds, strict=False)
+        ]
+
 
 def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE) -> Images:
     """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`.
@@ -94,16 +103,10 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOL
     """
     start = time.perf_counter()
     drawn = _generate(loaded, mode, given, part)
-    used, seeds = drawn.used, drawn.request.seeds
-    images = [
-        from_pixels(
-            wide, high, data, parameters_text({**drawn.told, "seed": each}, mode.declared), drawn.request.finish
-        )
-        for (wide, high, data), each in zip(drawn.pixels, seeds, strict=True)
-    ]
+    images = drawn.images(mode)
     timings = replace(drawn.timings, total=time.perf_counter() - start)
     size = f"{images[0].width}x{images[0].height}"
-    return Images(images, seeds, timings, {**used, "size": size}, drawn.loras)
+    return Images(images, drawn.request.seeds, timings, {**drawn.used, "size": size}, drawn.loras)
 
 
 def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
@@ -135,15 +138,16 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
                 f"this model draws video only; {mode.name} needs a model for images, and for videos there are txt2vid "
                 "and img2vid"
             )
-        _check_values(loaded, values, context.clip_layers(), able)
+        _check_values(loaded, values, context.clip_layers(), able, traits["family"])
         sampler, _ = context.defaults(values["sampler"])
         high_noise_sampler, _ = context.defaults(values.get("high_noise_sampler") or values["sampler"])
         asked = {**values, "sampler": sampler, "high_noise_sampler": high_noise_sampler}
         check_generation({**asked, "prediction": loaded.prediction}, traits)
 
     request = make_request(mode, given, loaded.defaults, able, check, loaded.lora_folder)
+    warn = log.warning if part.index == 0 else log.debug  # of several calls that count as one, once
     for message in request.warnings:
-        log.warning("%s", message)
+        warn("%s", message)
     wanted = request.values["progress"]
     wanted = loaded.progress if wanted is None else wanted
     encodes = _needs_encoder(request, able)
@@ -154,15 +158,52 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
     preview = _preview(loaded, request.values, wanted)
     generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
+    pixels: list[tuple[int, int, bytes]] = []
+    seconds: dict[str, float] = {}
     upscaler = hires.model if (hires := request.values.get("hires")) else None
-    with progress(wanted, *phases, passes=passes, part=part) as watch:
-        if loads:
-            context.load_encoder(loaded.settings, watch)
-        with explained_upscaler(upscaler):
-            pixels, seconds = generate(request.settings, progress=watch, preview=preview, loras=rows)
-        if preview is not None and watch is not None and not watch.previews:
-            log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
-    used = _used(loaded, request, given, pixels[0], traits)
+    try:
+        with progress(wanted, *phases, passes=passes, part=part) as watch:
+            if loads:
+                context.load_encoder(loaded.settings, watch)
+            with explained_upscaler(upscaler):
+                pixels, seconds = generate(
+                    request.settings, progress=watch, preview=preview, loras=rows, finished=pixels
+                )
+            if preview is not None and watch is not None and not watch.previews:
+                log.warning(
+                    "no preview was made: there is none of this kind for this model, or there was no step for one"
+                )
+    except BaseException as error:
+        if part.count == 1:
+            done = _drawn(loaded, mode, given, request, pixels, seconds, rows, log.debug).images(mode) if pixels else ()
+            keep_finished(error, () if is_video else done)
+        raise
+    return _drawn(loaded, mode, given, request, pixels, seconds, rows, warn)
+
+
+def _drawn(
+    loaded: Loaded,
+    mode: Mode,
+    given: Mapping[str, Any],
+    request: Request,
+    pixels: list[tuple[int, int, bytes]],
+    seconds: Mapping[str, float],
+    rows: Sequence[Mapping[str, Any]],
+    warn: Callable[..., None],
+) -> Drawn:
+    """Note what the engine did.
+
+    Args:
+        loaded: the model.
+        mode: the mode.
+        given: what the caller asked for.
+        request: the same as the engine took it.
+        pixels: width, height and RGB bytes of what was drawn.
+        seconds: of each phase.
+        rows: what became of each LoRA file.
+        warn: says what was asked for and had no effect.
+    """
+    used = _used(loaded, request, given, pixels[0], warn)
     loras = applied_loras(rows, request.settings.get("loras", ()))
     warn_of_skipped(loras, loaded.said_of_loras)
     if changing := used_loras(loras):
@@ -174,7 +215,10 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
     prompts = f"{request.values['prompt']} {request.values['negative_prompt']}"
     if called := [name for name in loaded.embeddings if name in prompts]:
         used |= {"Embeddings": ", ".join(called)}
-    used |= {**loaded.notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
+    noise = LOADING.declared["sampler_rng"].opt.png
+    noisy = adds_noise(used["sampler"]) or adds_noise(used.get("high_noise_sampler", ""))
+    notes = {name: text for name, text in loaded.notes.items() if name != noise or noisy}
+    used |= {**notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
     told = {**used, "loras": told_loras(loras, request.settings.get("loras", ()), request.tagged)}
     took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
     return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras, told)
@@ -185,30 +229,30 @@ def _used(
     request: Request,
     given: Mapping[str, Any],
     first: tuple[int, int, bytes],
-    traits: Mapping[str, Any],
+    warn: Callable[..., None],
 ) -> dict[str, Any]:
-    """Return what was done, by option, but for LoRAs; warn of what was asked for and had no effect.
+    """Return what was done, by option, but for LoRAs; the arguments are those of :func:`_drawn`.
 
     Args:
         loaded: the model.
         request: what the engine was asked for.
         given: what the caller asked for.
         first: the first picture or frame that was drawn.
-        traits: of the model.
+        warn: says what was asked for and had no effect.
     """
     sampler, scheduler = loaded.context.defaults(request.values["sampler"])
     made = f"{first[0]}x{first[1]}"
     used = dict(request.used)
     if request.values["sigmas"] and given.get("scheduler") is not None:
-        log.warning("scheduler had no effect: sigmas say the noise levels")
-    if not traits["image_guidance"]:
+        warn("scheduler had no effect: sigmas say the noise levels")
+    if not loaded.context.traits()["image_guidance"]:
         used.pop("image_cfg_scale", None)
     scales = [used["cfg_scale"], used.get("high_noise_cfg_scale", 1)]
     if all(scale == 1 for scale in scales) and used.pop("negative_prompt", None):
-        log.warning("negative_prompt had no effect: cfg_scale 1 switches guidance off")
+        warn("negative_prompt had no effect: cfg_scale 1 switches guidance off")
     asked = "x".join(map(str, request.largest))
     if made != asked:
-        log.warning("%s is no size for this model; the engine drew %s", asked, made)
+        warn("%s is no size for this model; the engine drew %s", asked, made)
     if "hires" not in used:
         used["width"], used["height"], _ = first
     used.setdefault("sampler", sampler)
@@ -220,8 +264,8 @@ def _used(
     return used
 
 
-def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[GeneratedImage]:
-    """Draw pictures one after the other; the arguments and errors are those of :func:`draw`.
+def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[Images]:
+    """Draw pictures one after the other, each as a generation; the arguments and errors are those of :func:`draw`.
 
     An error has what was drawn before it as ``finished``.
     """
@@ -233,11 +277,11 @@ def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[
     for index in range(count):
         try:
             images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, Part(index, count, begin))
-        except SdcppError as error:
-            error.finished = tuple(finished)
+        except BaseException as error:
+            keep_finished(error, finished)
             raise
         finished.append(images[0])
-        yield images[0]
+        yield images
 
 
 def mode_of(given: Mapping[str, Any]) -> Mode:
@@ -278,7 +322,7 @@ def _needs_encoder(request: Request, able: Abilities) -> bool:
     return given or able.takes_control_frames or (hires is not None and hires.needs_encoder)
 
 
-def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, able: Abilities) -> None:
+def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, able: Abilities, family: str) -> None:
     """Raise ArgumentError for what the model has not, or was not loaded for."""
     clip_skip = values.get("clip_skip") or 0
     if clip_skip > 0 and not clip_layers:
@@ -290,9 +334,9 @@ def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, a
     if values.get("control_image") is not None and values.get("hires") is not None:
         raise ArgumentError("control_image shows one size and hires draws two: use one of them")
     if values.get("photo_maker") is not None and not loaded.uses_photo_maker:
-        raise ArgumentError("photo_maker pictures need photo_maker=... when loading the model")
+        raise ArgumentError("pictures of a person need photo_maker=... when loading the model")
     if values.get("images") is not None and not able.reads_references:
         raise ArgumentError(
-            "this model reads no reference pictures; edit needs one that does, such as FLUX.1 Kontext, "
-            "Qwen-Image-Edit or FLUX.2; img2img works with any"
+            f"this model ({family}) reads no reference pictures; edit needs one that does: FLUX.1 Kontext, "
+            "Qwen-Image-Edit, FLUX.2 or Instruct-Pix2Pix; img2img works with any"
         )

@@ -84,6 +84,11 @@ LOADING = {
 """Options of loading."""
 
 
+def adds_noise(sampler: str) -> bool:
+    """Tell whether a sampler adds noise, so that what makes its noise shows."""
+    return sampler in _NOISY_SAMPLERS
+
+
 def check_effects(effects: Mapping[str, Effect], values: Values, traits: Traits) -> None:
     """Raise ArgumentError for an option that would do nothing.
 

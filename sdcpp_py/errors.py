@@ -14,11 +14,13 @@
     └── ClosedError (also ValueError)      an object that was closed
 
 Each message is one line that says what to do. ``engine_log`` holds the engine's own last warnings and errors, which a
-traceback shows too from Python 3.11 on; ``finished`` the pictures that were drawn before one of several failed.
+traceback shows too from Python 3.11 on; ``finished`` the pictures that were drawn before one of several failed. What a
+callback raises arrives as it is, and has ``finished`` as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +47,13 @@ class SdcppError(Exception):
         self.finished: Sequence[Any] = ()
         if self.engine_log and hasattr(self, "add_note"):  # Python 3.11: a traceback shows them
             self.add_note("\n".join(f"engine: {line}" for line in self.engine_log))
+
+
+def keep_finished(error: BaseException, finished: Sequence[Any]) -> None:
+    """Give an error, also a caller's own, what was drawn before it as ``finished``, unless it has that already."""
+    if isinstance(error, SdcppError) or not hasattr(error, "finished"):
+        with contextlib.suppress(AttributeError, TypeError):  # of a class that takes no attributes
+            error.finished = tuple(finished)  # type: ignore[attr-defined]
 
 
 class ArgumentError(SdcppError, ValueError):

@@ -101,7 +101,7 @@ _FAMILIES = [
     ("Ovis-Image", r"^double_blocks\.0\.img_mlp\.gate_proj\."),
     ("Z-Image", r"^cap_embedder\."),
     ("ERNIE-Image", r"^layers\.0\.adaLN_sa_ln\."),
-    ("Wan", r"^blocks\.0\.cross_attn\.norm_k\."),
+    ("Wan", r"^blocks\.0\.(cross_attn|attn0)\.norm_k\."),
     ("Flux", r"^double_blocks\."),
 ]
 _FAMILY_PATTERNS = [(family, re.compile(pattern)) for family, pattern in _FAMILIES]

@@ -16,9 +16,10 @@ from .model_files import SUFFIXES, StrPath, check_folder, show_path
 from .options import Lora, show
 from .options.loras import HIGH_NOISE
 
-_TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
-_STRENGTH = re.compile(r"(?:te=|unet=)?([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
-_NUMBERS = 2  # of a tag: A1111's strength for the text encoder, and that for the diffusion model
+# A1111's web UI calls LoRAs, LyCORIS and hypernetworks so.
+_TAG = re.compile(r"<\s*(?P<kind>lora|lyco|hypernet)\s*:(?P<inner>[^<>]*)(?P<end>>?)", re.IGNORECASE)
+_STRENGTH = re.compile(r"(?P<of>te=|unet=)?(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
+_NUMBERS = 2  # of a tag: the strength for the text encoders, and that for the diffusion model
 
 
 def _composed(name: str) -> str:
@@ -119,6 +120,15 @@ def _tag_readings(inner: str) -> Iterator[tuple[str, list[str]]]:
         yield ":".join(parts[: len(parts) - kept]), parts[len(parts) - kept :]
 
 
+def _strengths(numbers: Sequence[str]) -> dict[str, float]:
+    """Return the strengths that a tag's numbers are: by name, or the text encoders' first."""
+    found: dict[str, float] = {}
+    for position, each in zip(("te", "unet"), numbers, strict=False):
+        if match := _STRENGTH.fullmatch(each.strip()):
+            found[(match["of"] or position).rstrip("=").lower()] = float(match["number"])
+    return found
+
+
 def _read_tag(inner: str, folder: LoraFolder) -> Lora:
     """Return the LoRA that a tag calls."""
     is_high_noise = inner.startswith(HIGH_NOISE)
@@ -128,14 +138,12 @@ def _read_tag(inner: str, folder: LoraFolder) -> Lora:
     name, numbers = next((each for each in readings if folder.holds(each[0])), readings[0])
     if not name.strip():
         raise ArgumentError(f"{what} names no LoRA; write <lora:NAME:STRENGTH>")
-    strengths = [float(match[1]) for each in numbers if (match := _STRENGTH.fullmatch(each.strip()))]
-    if len(set(strengths)) > 1:
-        raise ArgumentError(
-            f"{what}: a LoRA has one strength here, for the text encoder and the diffusion model; write one number"
-        )
+    strengths = _strengths(numbers)
+    te = strengths.get("te", 1.0)
+    unet = strengths.get("unet", te)
     path = folder.find(name, what)
     try:
-        return Lora(path, strengths[0] if strengths else 1.0, is_high_noise)
+        return Lora(path, unet, is_high_noise, None if te == unet else te)
     except ArgumentError as error:
         raise ArgumentError(f"{what}: {error}") from None
 
@@ -143,21 +151,24 @@ def _read_tag(inner: str, folder: LoraFolder) -> Lora:
 def take_tags(prompt: str, folder: StrPath | None) -> tuple[str, list[Lora]]:
     """Return a prompt without its tags, and the LoRAs that they call.
 
-    A tag is ``<lora:NAME:STRENGTH>`` as in A1111's web UI, or without the strength, which is 1 then. A second number,
-    which is A1111's for the diffusion model alone, must be the same. ``<lora:|high_noise|NAME:STRENGTH>`` is of the
-    high-noise model.
+    A tag is ``<lora:NAME:STRENGTH>`` as in A1111's web UI, or without the strength, which is 1 then. Of two numbers the
+    first is for the text encoders and the second for the diffusion model; ``te=`` and ``unet=`` before one say which it
+    is. ``<lora:|high_noise|NAME:STRENGTH>`` is of the high-noise model. Letters may be capital.
 
     Args:
         prompt: the prompt.
         folder: where they are; None for none.
 
     Raises:
-        ArgumentError: there is no folder, or a tag leads out of it or is none.
+        ArgumentError: there is no folder, a tag leads out of it, or it is not closed, or a hypernetwork's.
         ModelError: a file is missing.
     """
-    inners = _TAG.findall(prompt)
-    if not inners:
+    tags = list(_TAG.finditer(prompt))
+    if not tags:
         return prompt, []
+    for tag in tags:
+        _check_tag(tag, "prompt")
+    inners = [tag["inner"] for tag in tags]
     if folder is None:
         raise ArgumentError(
             f"prompt: {show(f'<lora:{inners[0]}>')} needs lora_model_dir=... when loading the model, the folder of its "
@@ -165,6 +176,15 @@ def take_tags(prompt: str, folder: StrPath | None) -> tuple[str, list[Lora]]:
         )
     place = open_folder(folder)
     return _TAG.sub("", prompt), [_read_tag(inner, place) for inner in inners]
+
+
+def _check_tag(tag: re.Match[str], what: str) -> None:
+    """Raise ArgumentError for a tag that nothing can be made of; *what* is where it stands."""
+    shown = f"{what}: {show(tag[0])}"
+    if tag["kind"].lower() == "hypernet":
+        raise ArgumentError(f"{shown} calls a hypernetwork, which the engine does not know; leave it away")
+    if not tag["end"]:
+        raise ArgumentError(f"{shown} is a tag that is not closed; write <lora:NAME:STRENGTH>")
 
 
 def open_folder(path: StrPath) -> LoraFolder:
@@ -216,6 +236,7 @@ def with_loras(values: Mapping[str, Any], folder: StrPath | None) -> tuple[dict[
     if "loras" not in values:
         return dict(values), 0
     if inner := _TAG.search(values.get("negative_prompt") or ""):
+        _check_tag(inner, "negative_prompt")
         raise ArgumentError(f"negative_prompt: {show(inner[0])} belongs into prompt; a LoRA changes what both give")
     prompt, tagged = take_tags(values["prompt"], folder)
     loras = (*find_loras(values["loras"], folder), *tagged)

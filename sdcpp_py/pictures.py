@@ -24,6 +24,10 @@ RESIZE_MODES = ("error", "crop", "pad", "resize")
 """What becomes of a picture of another size than the one that is drawn."""
 
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_RINGING = 0.05
+"""By how much of its range a picture of floats may leave it: what resampling adds at edges."""
+_EITHER = (0.5, 16.0)
+"""How far below 0 and up to where floats could be meant as 0 to 1 as well as 0 to 255."""
 _ORIENTATION = 0x0112  # the tag of EXIF
 _EXPECTED = "a Pillow image, a path, the bytes of a file, a binary file object or an array of numbers"
 
@@ -48,7 +52,9 @@ def open_picture(source: Any, what: str) -> Image.Image:
       white, uint8 is taken as it is, uint16 is divided by 257.
     - Of floats, and of integers of more bits (Pillow's F and I), the range decides. Floats within 0 to 1 are multiplied
       by 255; what is within 0 to 255 is taken as it is; integers within 0 to 65535 are divided by 257; anything else is
-      stretched from its least value to its largest one. Nothing is clipped. Pillow's I;16 is divided by 257.
+      stretched from its least value to its largest one. Pillow's I;16 is divided by 257.
+    - Floats that leave 0 to 1, or 0 to 255, by up to 5 % of it, as resampling leaves them, are clipped to it. What is
+      near 0 to 1 and not within that (-0.5 to 16) could be meant as either, and is refused.
     - Transparency, of any mode, palette or colour, is put on white, as viewers do.
     - CMYK, YCbCr, HSV and LAB (D50) are converted to RGB.
 
@@ -292,13 +298,21 @@ def _to_bytes(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     if not np.isfinite([least, largest]).all():
         raise ArgumentError(f"{what} must hold finite numbers")
     scaled = array.astype(np.float64)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+    is_float = array.dtype.kind == "f"
+    if is_float and least >= -_RINGING and largest <= 1 + _RINGING:
+        scaled = scaled.clip(0, 1) * 255
+    elif is_float and least >= -_EITHER[0] and largest < _EITHER[1]:
+        raise ArgumentError(
+            f"{what} has numbers from {least:g} to {largest:g}, neither 0 to 1 nor 0 to 255; scale and clip them to "
+            "one of these"
+        )
+    elif is_float and least >= -255 * _RINGING and _EITHER[1] <= largest <= 255 * (1 + _RINGING):
+        scaled = scaled.clip(0, 255)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         scaled /= 257
-    elif least >= 0 and largest <= 1 and array.dtype.kind == "f":
-        scaled *= 255
     elif least >= 0 and largest <= 255:
         pass
-    elif least >= 0 and largest <= 65535 and array.dtype.kind != "f":
+    elif least >= 0 and largest <= 65535 and not is_float:
         scaled /= 257
     else:
         scaled = (scaled - least) / (largest - least or 1) * 255

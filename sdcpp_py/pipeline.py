@@ -251,9 +251,7 @@ class StableDiffusion(ModelHandle):
         Raises:
             SdcppError: as of the method; ``finished`` has the pictures that were drawn before.
         """
-        self._open_context()
-        given = {"prompt": prompt, **options}
-        return draw_each(self._loaded, mode_of(given), given)
+        return (images[0] for images in self._draw_each({"prompt": prompt, **options}))
 
     # --- the same, awaited --------------------------------------------------------------------------------------------
 
@@ -293,6 +291,11 @@ class StableDiffusion(ModelHandle):
         """Draw the video that a mode is asked for."""
         self._open_context()
         return film(self._loaded, mode, given)
+
+    def _draw_each(self, given: Mapping[str, Any]) -> Iterator[Images]:
+        """Draw the pictures of a batch as :meth:`stream` does, each as a generation."""
+        self._open_context()
+        return draw_each(self._loaded, mode_of(given), given)
 
     def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
         """Draw what a mode is asked for."""

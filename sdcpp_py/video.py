@@ -87,7 +87,7 @@ class Video(Sequence[GeneratedImage]):
                 ``lossless=True`` for WebP, FFmpeg's for the others, such as ``crf=18``.
 
         Raises:
-            ArgumentError: there is no such format, or no name that says one.
+            ArgumentError: there is no such format, no name that says one, or no such option of the encoder.
             OutputError: the file cannot be written, or PyAV is not installed.
         """
         if isinstance(fp, (str, bytes, os.PathLike)):

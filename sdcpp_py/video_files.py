@@ -32,6 +32,15 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "mp4": ("libx264", {"crf": "18", "preset": "medium"}),
     "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "row-mt": "1"}),
 }
+# What Pillow's encoders take of what is written here; it ignores anything else.
+_OPTIONS = {
+    "webp": (
+        "lossless", "quality", "alpha_quality", "method", "exact", "minimize_size", "allow_mixed", "kmin", "kmax",
+        "background", "duration", "loop", "icc_profile", "exif", "xmp",
+    ),
+    "png": ("optimize", "compress_level", "compress_type", "icc_profile", "exif", "dpi", "pnginfo"),
+    "gif": ("optimize", "interlace"),
+}  # fmt: skip
 _BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix
 _NARROW = 1  # FFmpeg's AVCOL_RANGE_MPEG
 _LARGE = 256  # pixels
@@ -131,12 +140,15 @@ def write(video: Video, file: Path | IO[bytes], kind: str, params: Mapping[str, 
         params: the encoder's.
 
     Raises:
+        ArgumentError: the encoder has no such option.
         OutputError: there is no encoder, or the format cannot show so many frames a second.
         Exception: whatever the system or an encoder raises.
     """
     if kind in _ENCODERS:
         _write_av(video, file, kind, params)
         return
+    if wrong := [name for name in params if name not in _OPTIONS[kind]]:
+        raise ArgumentError(f"{wrong[0]} is no option of {kind} here; there are {', '.join(_OPTIONS[kind])}")
     writer: Callable[[Video, IO[bytes], Mapping[str, Any]], None]
     writer = {"webp": _write_webp, "gif": _write_gif, "png": _write_png}[kind]
     if isinstance(file, Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdcpp_py import Lora, StableDiffusion, cli
+from sdcpp_py import Lora, StableDiffusion, cli, read_parameters
 from support.lora_layers import read_tensors, write_tensors
 
 SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 1}
@@ -35,6 +35,26 @@ def test_counts_are_on_the_pictures_and_in_their_files(lora: Path, sd: StableDif
     text = images[0].info["parameters"]
     assert f'Lora: "{lora.stem}: 0.5, {lora.stem}: 0.25"' in text, "to be added up again in the same order"
     assert f'Lora tensors: "{lora.stem}: {applied.applied} applied, 0 skipped"' in text
+
+
+def test_a_strength_for_the_text_encoders(lora: Path, sd: StableDiffusion, tmp_path: Path) -> None:
+    """It is what files with a half of the tensors, each with its strength, draw; at run time as well."""
+    halves = {half: tmp_path / f"{half}.safetensors" for half in ("lora_te_", "lora_unet_")}
+    for half, path in halves.items():
+        kept = {name: each for name, each in read_tensors(lora).items() if name.startswith(half)}
+        write_tensors(path, kept, "F16")
+    apart = [Lora(halves["lora_te_"], 0.25), Lora(halves["lora_unet_"], 0.75)]
+    expected = sd.txt2img("a", loras=apart, **SMALL)[0].tobytes()  # type: ignore[arg-type]
+    images = sd.txt2img("a", loras=[Lora(lora, 0.75, te_multiplier=0.25)], **SMALL)  # type: ignore[arg-type]
+    assert images[0].tobytes() == expected
+    assert (images.loras[0].multiplier, images.loras[0].te_multiplier) == (0.75, 0.25)
+    assert f"Lora: {lora.stem}: 0.75 (te 0.25)" in images[0].info["parameters"].replace('"', "")
+    again = read_parameters(images[0])["loras"]
+    assert again == (Lora(lora.stem, 0.75, te_multiplier=0.25),)
+    for only in (Lora(lora, 0.0, te_multiplier=0.25), Lora(lora, 0.75, te_multiplier=0.0)):
+        half = apart[0] if only.te_multiplier else apart[1]
+        wanted = sd.txt2img("a", loras=[half], **SMALL)[0].tobytes()  # type: ignore[arg-type]
+        assert sd.txt2img("a", loras=[only], **SMALL)[0].tobytes() == wanted  # type: ignore[arg-type]
 
 
 def test_a_lora_that_does_nothing_is_not_in_the_picture(lora: Path, sd: StableDiffusion) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import sdcpp_py
 from support.build_tree import ROOT
-from support.checkpoints import FAMILIES, VIDEO_FAMILIES, checkpoint_shapes, write_safetensors
+from support.checkpoints import FAMILIES, VARIANTS, VIDEO_FAMILIES, checkpoint_shapes, write_safetensors
 
 PAGES = sorted([ROOT / "README.md", ROOT / "sdcpp_py" / "models" / "MODEL_CARD.md", *(ROOT / "docs").glob("*.md")])
 PATH = re.compile(r"(?<![\w/.:-])((?:\.github|cmake|cuda13|docs|native|scripts|sdcpp_py|tests|vendor)/[\w./-]*\w/?)")
@@ -24,11 +24,13 @@ ROWS = {
     "sd2": "SD 2.x",
     "sdxl": "SDXL, SSD-1B, Vega",
     "sd3": "SD 3 medium, SD 3.5",
-    "flux": "FLUX.1 dev, schnell",
+    "flux": "FLUX.1 dev, schnell, Fill, Control",
     "zimage": "Z-Image, Z-Image-Turbo",
     "qwen_image": "Qwen-Image",
 }
 """Names in README's table of the families that the tests draw with."""
+VARIANT_ROWS = {"flux2": "FLUX.2 dev, klein"}
+"""The same of variants that are families of their own."""
 VIDEO_ROWS = {
     "Wan 2.1 T2V, I2V, FLF2V, VACE (videos)": {"wan_t2v", "wan_i2v", "wan_flf2v", "wan_vace"},
     "Wan 2.2 TI2V 5B (videos)": {"wan_ti2v"},
@@ -65,9 +67,10 @@ def test_families_are_those_of_the_tests() -> None:
     section = (ROOT / "README.md").read_text().split("## Families it draws with")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line][2:]
     assert set(ROWS) == set(FAMILIES)
+    assert set(VARIANT_ROWS) <= set(VARIANTS)
     assert set().union(*VIDEO_ROWS.values()) == set(VIDEO_FAMILIES)
     tested = {name for name, _, how in rows if how != "no"}
-    assert tested == {*ROWS.values(), *VIDEO_ROWS, "the embedded model"}
+    assert tested == {*ROWS.values(), *VARIANT_ROWS.values(), *VIDEO_ROWS, "the embedded model"}
     known = inspect.signature(sdcpp_py.StableDiffusion).parameters
     for _, files, _ in rows:
         assert set(re.findall(r"`(\w+)`", files)) <= set(known)

@@ -120,7 +120,11 @@ def test_a_notebook_runs(notebook: Path) -> None:
     assert (content["nbformat"], content["metadata"]["kernelspec"]["name"]) == (4, "python3")
     made: dict[str, Any] = {"__name__": "__main__"}
     cells = ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] for cell in content["cells"] if cell["cell_type"] == "code")
+    outputs = [each for cell in content["cells"] if cell["cell_type"] == "code" for each in cell["outputs"]]
+    shown = [each["data"]["image/png"] for each in outputs if each["output_type"] != "stream"]
+    assert shown, "run: python scripts/run_notebooks.py"
+    assert all(each["name"] == "stdout" for each in outputs if each["output_type"] == "stream")
+    assert sum(map(len, shown)) < 100_000
     for number, cell in enumerate(cells):
         code = cell.replace("128", "64").replace("192", "128").replace("interval=4", "interval=1")
         exec(compile(code, f"{notebook.name}, cell {number}", "exec"), made)

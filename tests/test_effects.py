@@ -38,6 +38,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "sigmas": {"sigmas": [10.0, 3.0, 0.0]},
     "cfg_scale": {"cfg_scale": 6.0},
     "negative_prompt": {"negative_prompt": "bird"},
+    "vae_tiling": {"vae_tiling": Tiling(4, 4)},
 }  # fmt: skip
 REFUSED = {
     "sd1": {"guidance", "flow_shift", "shifted_timestep", "image_cfg_scale", "skip_layer_guidance", "easycache",
@@ -51,7 +52,8 @@ REFUSED = {
     "qwen_image": {"guidance", "shifted_timestep", "image_cfg_scale", "skip_layer_guidance", "ucache", "clip_skip",
                    "eta, no noise"},
 }  # fmt: skip
-OF_ALL = {"scheduler", "sampler", "sigmas", "cfg_scale", "negative_prompt", "spectrum", "eta", "clip_skip, none"}
+OF_ALL = {"scheduler", "sampler", "sigmas", "cfg_scale", "negative_prompt", "spectrum", "eta", "clip_skip, none",
+          "vae_tiling"}  # fmt: skip
 """What is no matter of families, so that one is enough."""
 ALREADY = {"sd1": {"clip_skip, none"}, "sdxl": {"clip_skip"}, "sd3": {"clip_skip"}}
 """What is asked for there is what the model does anyway."""
@@ -99,7 +101,7 @@ def test_each_option_has_a_row_or_a_reason() -> None:
     reasons = {
         "prompt", "seed", "width", "height", "steps", "batch_count",  # whose effect every picture shows
         "cache",  # by its modes
-        "loras", "hires", "vae_tiling", "control_image", "control_strength", "canny", "canny_low", "canny_high",
+        "loras", "hires", "control_image", "control_strength", "canny", "canny_low", "canny_high",
         "resize_mode", "photo_maker", "progress", "preview", "preview_interval",  # have tests
     }  # fmt: skip
     assert set(TXT2IMG.declared) - reasons <= set(ASKED)
@@ -128,6 +130,23 @@ def test_fields_that_overrule_each_other(make: Any, message: str) -> None:
 def test_options_that_overrule_each_other(options: dict[str, Any], message: str, sd: StableDiffusion) -> None:
     with pytest.raises(ArgumentError, match=message):
         sd.txt2img("a", width=64, height=64, **options)
+
+
+def test_options_of_loading_show(checkpoint: Path, sd: StableDiffusion) -> None:
+    """Each of them changes the picture, and is in it; what samplers' noise is made by only where they add some."""
+    plain = {sampler: pixels(sd, sampler=sampler) for sampler in ("euler", "euler_a")}
+    for name, value, shows, text in (
+        ("circular_x", True, {"euler", "euler_a"}, "Tile horizontally: True"),
+        ("circular_y", True, {"euler", "euler_a"}, "Tile vertically: True"),
+        ("rng", "std_default", {"euler", "euler_a"}, "RNG: "),
+        ("sampler_rng", "std_default", {"euler_a"}, "Sampler RNG: "),
+        ("weight_type", "q8_0", {"euler", "euler_a"}, ""),
+    ):
+        with StableDiffusion(checkpoint, **{name: value}) as model:
+            for sampler, before in plain.items():
+                (image,) = model.txt2img(**{**BASE, "sampler": sampler})
+                assert (np.asarray(image) != before).any() == (sampler in shows), (name, sampler)
+                assert (text in image.info["parameters"]) == (sampler in shows), (name, sampler)
 
 
 @pytest.mark.parametrize(

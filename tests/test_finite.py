@@ -95,6 +95,22 @@ def test_a_tae_whose_activations_hide_it(layer: str, checkpoint: Path, parts: Pa
     assert layer in message
 
 
+@pytest.mark.parametrize("mode", ["immediately", "at_runtime"])
+def test_a_lora_is_named_and_not_the_model(mode: Any, checkpoint: Path, lora: Path, tmp_path: Path) -> None:
+    name = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn2_to_k.lora_up.weight"
+    path = spoiled(lora, tmp_path / "spoiled.safetensors", name, np.nan)
+    huge = spoiled(lora, tmp_path / "huge.safetensors", name, 60000.0, all_of_it=True)
+    with sdcpp_py.StableDiffusion(checkpoint, lora_apply_mode=mode) as sd:
+        before = sd.txt2img("a", **SMALL)[0].tobytes()
+        with pytest.raises(sdcpp_py.ModelError) as caught:
+            sd.txt2img("a", loras=[path], **SMALL)
+        assert caught.value.args[0].startswith(f"LoRA: {path}: the tensor '{name}' has values that are not finite")
+        if mode == "immediately":
+            with pytest.raises(sdcpp_py.ModelError, match=r"^LoRA: merging makes the weight '.*' larger than f16 hold"):
+                sd.txt2img("a", loras={huge: 100.0}, **SMALL)
+        assert sd.txt2img("a", **SMALL)[0].tobytes() == before
+
+
 def test_an_upscaler_whose_activations_hide_it(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
     model = spoiled(parts / "upscaler.safetensors", tmp_path / "up.safetensors", "conv_body.weight", np.nan)
     with sdcpp_py.StableDiffusion(checkpoint, vae_decode_only=False) as sd:

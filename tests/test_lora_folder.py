@@ -44,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("<lora:style.safetensors:-.5>", "style.safetensors", -0.5),
         ("<lora:style:0.8:0.8>", "style.safetensors", 0.8),
         ("<lora:style:te=0.8:unet=0.8>", "style.safetensors", 0.8),
+        ("<LoRA:style:0.8>", "style.safetensors", 0.8),
+        ("< LORA :style:te=0.8>", "style.safetensors", 0.8),
         ("<lyco:style:2e-1>", "style.safetensors", 0.2),
         ("<lora:a b:1>", "a b.safetensors", 1.0),
         ("<lora:v1.5:1>", "v1.5.safetensors", 1.0),
@@ -68,8 +70,20 @@ def test_tags(tag: str, file: str, strength: float, folder: Path) -> None:
     prompt, loras = take_tags(f"a {tag}, b", folder)
     assert prompt == "a , b"
     assert loras == [Lora(str(folder / file), strength)]
-    _, (high,) = take_tags(tag.replace("<lora:", "<lora:|high_noise|").replace("<lyco:", "<lora:|high_noise|"), folder)
+    kind, _, rest = tag.partition(":")
+    _, (high,) = take_tags(f"{kind}:|high_noise|{rest}", folder)
     assert high == Lora(str(folder / file), strength, is_high_noise=True)
+
+
+def test_two_strengths(folder: Path) -> None:
+    """A1111's: the text encoders' first, or by name; a number for them alone is that of all."""
+    for numbers in ("0.5:0.8", "te=0.5:unet=0.8", "unet=0.8:te=0.5", "UNET=0.8:TE=.5"):
+        _, (lora,) = take_tags(f"<lora:style:{numbers}>", folder)
+        assert (lora.multiplier, lora.te_multiplier) == (0.8, 0.5)
+    _, (lora,) = take_tags("<lora:style:unet=0.8>", folder)
+    assert (lora.multiplier, lora.te_multiplier) == (0.8, 1.0)
+    _, twice = take_tags("<lora:style:0.5> <lora:style:0.8>", folder)
+    assert [each.multiplier for each in twice] == [0.5, 0.8], "they add up"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +103,6 @@ def test_tags(tag: str, file: str, strength: float, folder: Path) -> None:
         ("a\0b", ModelError, "there is no such LoRA"),
         ("", ArgumentError, "names no LoRA; write <lora:NAME:STRENGTH>"),
         (" ", ArgumentError, "names no LoRA"),
-        ("style:0.5:0.8", ArgumentError, "one strength here"),
         ("style:1000", ArgumentError, "must be a finite number from -100 to 100"),
         ("style:nan", ModelError, "there is no such LoRA"),
     ],
@@ -102,8 +115,17 @@ def test_what_no_tag_reaches(name: str, kind: type[Exception], message: str, fol
 
 
 def test_without_a_folder_or_where_no_tag_belongs(folder: Path, tmp_path: Path) -> None:
-    for text in ("a < lora:b", "<lora:b", "a <hypernet:b:1>", "lora:b>"):
+    for text in ("a < b", "lora:b>", "<loras:b>", "<3 lora: b"):
         assert take_tags(text, None) == (text, [])
+    for text, message in {
+        "<lora:b": "'<lora:b' is a tag that is not closed; write <lora:NAME:STRENGTH>",
+        "a <lora:b <lora:style>": "'<lora:b ' is a tag that is not closed",
+        "a <hypernet:b:1>": "'<hypernet:b:1>' calls a hypernetwork, which the engine does not know",
+    }.items():
+        with pytest.raises(ArgumentError, match=f"^prompt: {message}"):
+            take_tags(text, folder)
+        with pytest.raises(ArgumentError, match=f"^negative_prompt: {message}"):
+            make_request(TXT2IMG, {"prompt": "a", "negative_prompt": text}, lora_folder=folder)
     with pytest.raises(ArgumentError, match="^prompt: '<lora:style:1>' needs lora_model_dir=... when loading"):
         make_request(TXT2IMG, {"prompt": "a <lora:style:1>"})
     with pytest.raises(ArgumentError, match="^negative_prompt: '<lora:style:1>' belongs into prompt"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from pathlib import Path
+from typing import Any
 
 import cffi
 import pytest
@@ -81,6 +82,33 @@ def test_refused_device_memory_is_an_error(checkpoint: Path) -> None:
             refused += 1
         assert refused >= 3
         loopback.set(refuse_device_alloc=0)
+
+
+@in_child
+def test_pictures_before_one_that_fails_are_kept(checkpoint: Path) -> None:
+    """Memory that is refused to the third picture of a batch, in a first pass and in a second one."""
+    loopback = Loopback()
+    with sdcpp_py.StableDiffusion(checkpoint, runtime_backend="Loopback0") as sd:
+        for passes in (1, 2):
+            options: dict[str, Any] = {"width": 64, "height": 64, "steps": 1, "seed": 1, "batch_count": 3}
+            if passes == 2:
+                options["hires"] = sdcpp_py.Hires(scale=2.0, steps=1)
+            expected = sd.txt2img("a", **options)
+            seen: list[int] = []
+
+            def refuse(event: sdcpp_py.ProgressEvent, seen: list[int] = seen, passes: int = passes) -> None:
+                if event.phase == "sampling" and event.picture == 3 and event.step == 0:
+                    seen.append(event.step)
+                    if len(seen) == passes:
+                        loopback.set(refuse_device_alloc=1, refuse_device_alloc_count=1)
+
+            with pytest.raises(sdcpp_py.DeviceMemoryError) as caught:
+                sd.txt2img("a", **options, progress=refuse)
+            done = caught.value.finished
+            assert [image.tobytes() for image in done] == [image.tobytes() for image in expected[:2]], seen
+            assert [image.info for image in done] == [image.info for image in expected[:2]]
+            loopback.set(refuse_device_alloc=0)
+            assert sd.txt2img("a", **options)[2].tobytes() == expected[2].tobytes()
 
 
 @in_child

@@ -177,6 +177,21 @@ def test_what_is_finished_is_kept(sd: StableDiffusion) -> None:
     assert len(got) == 2
     assert list(caught.value.finished) == got
 
+    class OwnError(Exception):
+        pass
+
+    def fail(event: ProgressEvent) -> None:
+        if event.phase == "decoding" and event.picture == 3:
+            raise OwnError
+
+    batch = sd.txt2img("a", **SMALL, batch_count=3)
+    for draw in (sd.txt2img, lambda *given, **options: list(sd.stream(*given, **options))):
+        with pytest.raises(OwnError) as own:
+            draw("a", **{**SMALL, "progress": fail}, batch_count=3)
+        done = own.value.finished  # type: ignore[attr-defined]
+        assert [each.tobytes() for each in done] == [each.tobytes() for each in batch[:2]]
+        assert "Seed: 2" in done[1].info["parameters"]
+
 
 def test_a_stream_of_nonsense(sd: StableDiffusion) -> None:
     photo = Image.new("RGB", (64, 64))

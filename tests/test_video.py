@@ -160,6 +160,16 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
 
 
+@pytest.mark.parametrize("suffix", ["webp", "gif", "png", "apng"])
+def test_an_option_that_the_encoder_has_not(suffix: str, tmp_path: Path) -> None:
+    """Pillow would ignore it."""
+    kind = suffix.removeprefix("a")
+    with pytest.raises(ArgumentError, match=f"^qualty is no option of {kind} here; there are "):
+        video().save(tmp_path / f"a.{suffix}", qualty=3)
+    video().save(tmp_path / f"a.{suffix}", **dict.fromkeys(video_files._OPTIONS[kind][:2], False))
+    assert [path.name for path in tmp_path.iterdir()] == [f"a.{suffix}"]
+
+
 @pytest.mark.parametrize(
     ("file", "kind", "message"),
     [

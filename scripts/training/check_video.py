@@ -53,7 +53,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 ENGINE = TESTS.parent / "vendor" / "stable-diffusion.cpp" / "src" / "wan.hpp"
 CASES = {
     "t2v": "wan_t2v", "t2v-pair": "wan_t2v_pair", "i2v": "wan_i2v", "i2v-pair": "wan_i2v_pair", "vace": "wan_vace",
-    "ti2v-text": "wan_ti2v", "ti2v-image": "wan_ti2v",
+    "ti2v-text": "wan_ti2v", "ti2v-image": "wan_ti2v", "flf2v": "wan_flf2v",
 }  # fmt: skip
 """What is drawn -> the family that draws it."""
 PROMPT, NEGATIVE = "a lovely cat", "waves on a beach"
@@ -66,7 +66,7 @@ RESIDUAL = {
     "shortcut.": "conv_shortcut.",
 }  # fmt: skip
 """Layers of a residual block, as the checkpoint and as diffusers names them."""
-SIZES = {"i2v": (224, 224)}
+SIZES = {"i2v": (224, 224), "flf2v": (224, 224)}
 """Width and height: CLIP's own, so that nobody resizes; else 96x64."""
 
 
@@ -77,7 +77,7 @@ def size_of(case: str) -> tuple[int, int]:
 
 def goes_on(case: str) -> bool:
     """Tell whether a case begins with a picture."""
-    return case in ("i2v", "i2v-pair", "ti2v-image")
+    return case in ("i2v", "i2v-pair", "ti2v-image", "flf2v")
 
 
 def shown(case: str, frame: int = 0) -> np.ndarray:
@@ -120,6 +120,8 @@ def run_engine(case: str, model: Path) -> dict[str, np.ndarray]:
                 few["control_frames"] = [shown(case, index) for index in range(FRAMES)]
             texts.clear()
             with engine.tap(tap):
+                if case == "flf2v":
+                    few["end_image"] = shown(case, FRAMES)
                 if goes_on(case):
                     video = sd.img2vid(PROMPT, shown(case), **few)
                 else:
@@ -168,13 +170,14 @@ def read_transformer(tensors: dict[str, Any], prefix: str) -> Any:
 
     own = part(tensors, prefix)
     width, channels = own["patch_embedding.weight"].shape[:2]
-    seen = own.get("img_emb.proj.1.weight")
+    seen, positions = own.get("img_emb.proj.1.weight"), own.get("img_emb.emb_pos")
     sizes: dict[str, Any] = {
         "num_attention_heads": width // 128, "attention_head_dim": 128, "in_channels": channels,
         "out_channels": own["head.head.weight"].shape[0] // 4, "text_dim": own["text_embedding.0.weight"].shape[1],
         "ffn_dim": own["blocks.0.ffn.0.weight"].shape[0], "image_dim": None if seen is None else seen.shape[1],
         "num_layers": len({name.split(".")[1] for name in own if name.startswith("blocks.")}),
         "added_kv_proj_dim": None if seen is None else width,
+        "pos_embed_seq_len": None if positions is None else positions.shape[1],
     }  # fmt: skip
     vace = [name for name in own if name.startswith("vace_blocks.")]
     if vace:
@@ -184,7 +187,10 @@ def read_transformer(tensors: dict[str, Any], prefix: str) -> Any:
             "vace_in_channels": 96,
         }
     module = (WanVACETransformer3DModel if vace else WanTransformer3DModel)(**sizes)
-    module.load_state_dict(convert_wan_transformer_to_diffusers(dict(own)))
+    named = convert_wan_transformer_to_diffusers(dict(own))
+    if positions is not None:  # which the converter does not know
+        named["condition_embedder.image_embedder.pos_embed"] = named.pop("img_emb.emb_pos")
+    module.load_state_dict(named)
     return module.eval()
 
 
@@ -309,6 +315,8 @@ def draw(case: str, parts: dict[str, Any], scale: float) -> np.ndarray:
         made |= {"image_encoder": parts.get("vision"), "image_processor": CLIPImageProcessor()}
         pipeline: Any = WanImageToVideoPipeline(**made, expand_timesteps=case == "ti2v-image")
         few["image"] = Image.fromarray(shown(case))
+        if case == "flf2v":
+            few["last_image"] = Image.fromarray(shown(case, FRAMES))
     elif case == "vace":
         pipeline = WanVACEPipeline(**made)
         few["video"] = [Image.fromarray(shown(case, index)) for index in range(FRAMES)]

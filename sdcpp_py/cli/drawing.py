@@ -15,7 +15,7 @@ import typer
 from .._version import __version__
 from ..devices import devices
 from ..errors import ArgumentError
-from ..images import Images, check_output, save_all
+from ..images import Images, check_output, joined, save_all
 from ..model_files import show_path
 from ..modes import ANY_VIDEO_MODEL, DRAWING, FILMING, LOADING, Abilities, Mode, make_request
 from ..options import REQUIRED
@@ -25,8 +25,9 @@ from ..progress import Progress, ProgressEvent, bar
 from ..video import Video
 from ..video_files import check_video_file
 from .flags import Flag, flags, options_of, take_flags
-from .output import check_report, echo, write_report
+from .output import check_apart, check_report, echo, write_report
 from .sd_cli import PLACING
+from .wording import in_flags
 
 LOADING_FLAGS = flags(LOADING.declared)
 DRAWING_FLAGS = {mode.name: flags(mode.declared) for mode in (*DRAWING, *FILMING)}
@@ -48,13 +49,20 @@ def _report(sd: StableDiffusion, drawn: Images | Video, files: Sequence[Path]) -
     }
 
 
+class _Lines(logging.Formatter):
+    """What the package says, in the words of the command; what the engine says as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """Return the line."""
+        line = super().formatMessage(record)
+        return in_flags(line) if record.name == "sdcpp_py" else line
+
+
 def start_logging(verbose: bool) -> None:
     """Send warnings to standard error, or all that the engine says."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING,
-        format="%(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
     # An error carries the engine's lines already.
     logging.getLogger("sdcpp_py.engine").propagate = verbose
 
@@ -72,7 +80,13 @@ From = Annotated[
 ]
 Report = Annotated[Path | None, _output("--report", help="Write seeds, timings, plan and reports as JSON.")]
 PreviewPath = Annotated[
-    str, typer.Option("--preview-path", help="Picture that each preview is written to.", rich_help_panel="Preview")
+    str | None,
+    typer.Option(
+        "--preview-path",
+        help="Picture that each preview is written to (default: preview.png).",
+        rich_help_panel="Preview",
+        show_default=False,
+    ),
 ]
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Show the engine's log.")]
 WithoutText = Annotated[
@@ -102,6 +116,22 @@ def _asked(mode: Mode, given: Mapping[Flag, Any], source: str | None) -> tuple[d
     if missing:
         raise typer.BadParameter(f"the picture needs {' and '.join(missing)} too", param_hint=FROM)
     return options, options_of(loading, LOADING.declared, None if found is None else found.loading)
+
+
+def _check_previews(path: str | None, wanted: bool, size: tuple[int, int], others: Sequence[Path]) -> list[Path]:
+    """Return the file that previews are written to, none where none are wanted.
+
+    Raises:
+        ArgumentError: a file is named for previews that nobody asked for.
+        OutputError: it cannot be written, or is one of the others.
+    """
+    if not wanted:
+        if path is not None:
+            raise ArgumentError("--preview-path has no effect without --preview")
+        return []
+    files = check_output(path or "preview.png", 1, size)
+    check_apart(files[0], f"--preview-path {show_path(files[0])}", others)
+    return files
 
 
 @contextlib.contextmanager
@@ -136,7 +166,7 @@ def _draw(
         int | None, _output("--output-begin-idx", metavar="INT", help="Number of the first picture, for %d.", min=0)
     ] = None,
     report: Report = None,
-    preview_path: PreviewPath = "preview.png",
+    preview_path: PreviewPath = None,
     verbose: Verbose = False,
     disable_image_metadata: WithoutText = False,
     *,
@@ -152,19 +182,20 @@ def _draw(
     asked = make_request(mode, options, able=able, lora_folder=loading.get("lora_model_dir"))
     files = check_output(output, checked["batch_count"], asked.largest, output_begin_idx)
     check_report(report, files)
-    shown = check_output(preview_path, 1, asked.largest) if checked["preview"] else []
+    shown = _check_previews(preview_path, bool(checked["preview"]), asked.largest, files)
     with StableDiffusion(**loading) as sd, _previews(shown) as watch:
         if watch is not None:
             options["progress"] = watch
-        images = getattr(sd, mode.name)(**options)
-        if disable_image_metadata:
-            for each in images:
-                del each.info["parameters"]
-        save_all(images, files)
+        drawn: list[Images] = []
+        # One by one, so that what is done stays when a later one fails or is interrupted.
+        for file, one in zip(files, sd._draw_each(options), strict=True):
+            if disable_image_metadata:
+                del one[0].info["parameters"]
+            save_all(one, [file])
+            echo(f"{show_path(file)}  seed {one.seeds[0]}")
+            drawn.append(one)
         if report is not None:
-            write_report(report, _report(sd, images, files))
-    for file, each in zip(files, images.seeds, strict=True):
-        echo(f"{show_path(file)}  seed {each}")
+            write_report(report, _report(sd, joined(drawn), files))
 
 
 def _film(
@@ -174,7 +205,7 @@ def _film(
         str, _output("--output", "-o", help="Video to write: .webp, .gif, .png, and with PyAV .mp4 and .webm.")
     ] = "output.webp",
     report: Report = None,
-    preview_path: PreviewPath = "preview.png",
+    preview_path: PreviewPath = None,
     verbose: Verbose = False,
     disable_image_metadata: WithoutText = False,
     *,
@@ -184,10 +215,10 @@ def _film(
     start_logging(verbose)
     options, loading = _asked(mode, given, source)
     LOADING.check(loading)
-    shown = check_output(preview_path) if mode.check(options)["preview"] else []
     make_request(mode, options, able=ANY_VIDEO_MODEL, lora_folder=loading.get("lora_model_dir"))
     file = check_video_file(output)
     check_report(report, [file])
+    shown = _check_previews(preview_path, bool(mode.check(options)["preview"]), (1, 1), [file])
     with StableDiffusion(**loading) as sd, _previews(shown) as watch:
         if watch is not None:
             options["progress"] = watch

@@ -19,16 +19,18 @@ from ..options.declare import REQUIRED, Option, declared
 from ..options.group import Grouped
 from ..options.kinds import Choice, Integer, Number, Switch, UnreadableError
 from .sd_cli import Foreign, answer
+from .wording import wording
 
 _NAMES = "see sdcpp doctor --names"
 
 
 @dataclass(frozen=True)
 class Target:
-    """An option that a flag sets: one of a call, or a field of one that is a group."""
+    """An option that a flag sets: one of a call, or a field of one that is a group, of the class *owner*."""
 
     path: tuple[str, ...]
     option: Option
+    owner: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,7 @@ def _targets(options: Mapping[str, Option]) -> Iterator[Target]:
         if isinstance(option.kind, Grouped):
             for key, field in declared(option.kind.owner).items():
                 if field.flags:
-                    yield Target((name, key), field)
+                    yield Target((name, key), field, option.kind.owner.__name__)
 
 
 def flags(options: Mapping[str, Option]) -> list[Flag]:
@@ -243,7 +245,8 @@ def take_flags(
             if values.pop(name):
                 flag = known[each.flag]
                 asked[flag] = f"{asked[flag]},{each.value}" if flag in asked else each.value
-        command(**values, given={flag: value for flag, value in asked.items() if value != []})
+        with wording(found):
+            command(**values, given={flag: value for flag, value in asked.items() if value != []})
 
     own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "given"]
     added = []

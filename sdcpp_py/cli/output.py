@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,18 @@ def echo(text: str) -> None:
         typer.echo(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
 
 
+def check_apart(file: Path, shown: str, pictures: Sequence[Path]) -> None:
+    """Raise OutputError for a file that is one of the pictures'; *shown* is what messages call it."""
+    if os.path.realpath(file) in [os.path.realpath(each) for each in pictures]:
+        raise OutputError(f"{shown} is a picture's file too; choose another name")
+
+
 def check_report(report: Path | None, pictures: list[Path]) -> None:
     """Raise OutputError unless the report can be written, beside the pictures."""
     if report is None:
         return
     shown = f"--report {show_path(report)}"
-    if report.absolute() in [file.absolute() for file in pictures]:
-        raise OutputError(f"{shown} is a picture's file too; choose another name")
+    check_apart(report, shown, pictures)
     check_writable(report, shown)
 
 

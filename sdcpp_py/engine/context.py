@@ -110,6 +110,7 @@ class Context(Handle):
         progress: Progress | None = None,
         preview: tuple[str, int] | None = None,
         loras: list[dict[str, Any]] | None = None,
+        finished: list[tuple[int, int, bytes]] | None = None,
     ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
         """Generate images.
 
@@ -119,6 +120,8 @@ class Context(Handle):
             progress: called when a phase begins, and after each step.
             preview: how previews are made, by the engine's name, and the number of steps between two of them.
             loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
+            finished: filled, where the call raises, with the images that were drawn before; those that a cancel finds
+                sampled and not decoded are not among them.
 
         Returns:
             (width, height, RGB bytes of width * height * 3) of each image, and the seconds of each phase.
@@ -135,7 +138,7 @@ class Context(Handle):
             count[0] = params.batch_count
             return int(self.lib.sdcpp_image_generate(run, self._handle, params, images))
 
-        return self._generate(IMAGE, generate, options, "picture", progress, preview, loras)
+        return self._generate(IMAGE, generate, options, "picture", progress, preview, loras, finished)
 
     def video_generate(
         self,
@@ -144,6 +147,7 @@ class Context(Handle):
         progress: Progress | None = None,
         preview: tuple[str, int] | None = None,
         loras: list[dict[str, Any]] | None = None,
+        finished: list[tuple[int, int, bytes]] | None = None,
     ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
         """Generate a video.
 
@@ -153,6 +157,7 @@ class Context(Handle):
                 two.
             preview: as of image_generate.
             loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
+            finished: filled with the frames, where the call raises although all are drawn.
 
         Returns:
             (width, height, RGB bytes of width * height * 3) of each frame, and the seconds of each phase.
@@ -165,7 +170,7 @@ class Context(Handle):
         def generate(run: Any, params: Any, frames: Any, count: Any) -> int:
             return int(self.lib.sdcpp_video_generate(run, self._handle, params, frames, count))
 
-        return self._generate(VIDEO, generate, options, "video", progress, preview, loras)
+        return self._generate(VIDEO, generate, options, "video", progress, preview, loras, finished)
 
     def _generate(
         self,
@@ -176,6 +181,7 @@ class Context(Handle):
         progress: Progress | None,
         preview: tuple[str, int] | None,
         loras: list[dict[str, Any]] | None,
+        finished: list[tuple[int, int, bytes]] | None,
     ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
         """Draw what a struct asks for.
 
@@ -187,6 +193,7 @@ class Context(Handle):
             progress: called when a phase begins, and after each step.
             preview: how previews are made, and after how many steps.
             loras: filled with what became of each LoRA file.
+            finished: filled with what was drawn, where that raises.
         """
         lib = self.lib
         filler = Filler()
@@ -197,8 +204,17 @@ class Context(Handle):
         with Run(progress, preview=preview) as run:
             status = generate(run.native, params, images, count)
             self._note_broken(run, status)
+            lora = filler.keep("sdcpp_lora_t*")
+            while loras is not None and lib.sdcpp_run_lora_get(run.native, len(loras), lora):
+                loras.append(row_values(lora[0]))
             message = f"the engine could not draw the {what}; engine_log has what it says"
-            run.check(status, GenerationError, message, self._closed)
+            try:
+                run.check(status, GenerationError, message, self._closed)
+            except BaseException:
+                done = filler.keep("sd_image_t*")
+                while finished is not None and lib.sdcpp_run_finished(run.native, len(finished), done):
+                    finished.append(self._pixels(done[0]))
+                raise
             pixels = []
             for index in range(count[0]):
                 pixels.append(self._pixels(images[0][index]))
@@ -209,9 +225,6 @@ class Context(Handle):
                 lib.sdcpp_run_phase_get(run.native, index, phase)
                 name = str(text(phase.name))
                 seconds[name] = seconds.get(name, 0.0) + float(phase.seconds)
-            lora = filler.keep("sdcpp_lora_t*")
-            while loras is not None and lib.sdcpp_run_lora_get(run.native, len(loras), lora):
-                loras.append(row_values(lora[0]))
         return pixels, seconds
 
     def loras(self) -> list[dict[str, Any]]:

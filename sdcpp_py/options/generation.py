@@ -368,7 +368,10 @@ class Referencing(TypedDict, total=False):
 class Persons(TypedDict, total=False):
     """Who is in the picture."""
 
-    photo_maker: Annotated[PhotoMaker | None, Opt("pictures of a person: a PhotoMaker", field="pm_params")]
+    photo_maker: Annotated[
+        PhotoMaker | PictureSource | Sequence[PictureSource] | None,
+        Opt("pictures of a person: a PhotoMaker, or the pictures", field="pm_params"),
+    ]
 
 
 class Watching(TypedDict, total=False):

@@ -1,6 +1,7 @@
 """The groups of options. A field that is None keeps the engine's own default."""
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from ..pictures import MAX_SIDE, PictureSource
 from .checks import check_bool, fold, show
 from .declare import Opt, Range, declared
 from .group import Group
-from .kinds import Pictures
+from .kinds import Portraits
 
 MAX_STEPS = 10_000
 DENOISING_STRENGTH = "Denoising strength"  # A1111's name for it in every mode
@@ -384,10 +385,13 @@ class Hires(Group):
 class PhotoMaker(Group):
     """Pictures of the person to draw, for a model loaded with ``photo_maker``."""
 
+    expected = "a PhotoMaker, or pictures of a person"
+
     id_images: Annotated[
-        Sequence[PictureSource],
-        _person("pictures of the person", field="id_images", flags="--pm-id-images-dir", kind=Pictures()),
-    ]
+        PictureSource | Sequence[PictureSource],
+        _person("pictures of the person, one or several, or a folder of them", field="id_images",
+                flags="--pm-id-images-dir", kind=Portraits(), flag_doc="folder of pictures of the person"),
+    ]  # fmt: skip
     id_embed: Annotated[
         StrPath | None,
         _person("file of the embedding that PhotoMaker v2 needs", field="id_embed_path", flags="--pm-id-embed-path",
@@ -399,3 +403,13 @@ class PhotoMaker(Group):
         _person("strength of the style; more is less likeness", field="style_strength", flags="--pm-style-strength",
                 png="PhotoMaker style strength", always=True, engine_default=20.0),
     ] = None  # fmt: skip
+
+    @classmethod
+    def of(cls, value: Any) -> "PhotoMaker":
+        """Return pictures with the engine's own settings."""
+        try:
+            return cls(value)
+        except ArgumentError:
+            if isinstance(value, (str, bytes, Sequence, os.PathLike)):
+                raise
+            raise TypeError from None

@@ -394,8 +394,28 @@ class Pictures(Picture):
         """Return the pictures of a directory, by name."""
         if not os.path.isdir(text):
             raise ArgumentError(f"{option.flags[0]} {text!r} is not a directory of pictures")
-        files = [os.path.join(text, each) for each in sorted(os.listdir(text)) if not each.startswith(".")]
-        return [super(Pictures, self).check(option.flags[0], each, option) for each in files]
+        return [super(Pictures, self).check(option.flags[0], each, option) for each in _files(text)]
+
+
+def _files(folder: str) -> list[str]:
+    """Return the files of a folder, by name."""
+    return [os.path.join(folder, each) for each in sorted(os.listdir(folder)) if not each.startswith(".")]
+
+
+def _several(value: Any) -> Any:
+    """Return what may be one picture as several."""
+    alone = isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, Mapping))
+    return [value] if alone else value
+
+
+class Portraits(Pictures):
+    """Pictures of a person: several, one alone, or a folder of them."""
+
+    def check(self, name: str, value: Any, option: Option) -> tuple[Any, ...]:
+        """Return them as RGB images."""
+        if isinstance(value, (str, os.PathLike)) and os.path.isdir(value):
+            value = _files(os.fsdecode(value))
+        return super().check(name, _several(value), option)
 
 
 class Frames(Pictures):
@@ -412,8 +432,7 @@ class References(Pictures):
         """Return them as RGB images."""
         if value is None:
             raise ArgumentError(f"{name} must be a picture or several, not None")
-        alone = isinstance(value, (str, bytes)) or not isinstance(value, Sequence)
-        return super().check(name, [value] if alone and not isinstance(value, Mapping) else value, option)
+        return super().check(name, _several(value), option)
 
     def read(self, text: str, option: Option) -> list[Any]:
         """Return the picture in a file."""

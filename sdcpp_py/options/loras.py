@@ -19,7 +19,7 @@ HIGH_NOISE = "|high_noise|"
 _MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _LORA_TEXT = re.compile(
     rf'(?P<high>{re.escape(HIGH_NOISE)})?((?P<quoted>"(?:\\.|[^"\\])*")|(?P<name>.+?)): '
-    r"(?P<multiplier>[-+.\de]+)(, |$)",
+    r"(?P<multiplier>[-+.\de]+)(?: \(te (?P<te>[-+.\de]+)\))?(, |$)",
     re.DOTALL,
 )
 
@@ -37,6 +37,11 @@ class Lora(Group):
     is_high_noise: Annotated[
         bool, Opt("apply it to the high-noise diffusion model, for families that have two", field="is_high_noise")
     ] = False
+    te_multiplier: Annotated[
+        float | None,
+        Range(-100.0, 100.0),
+        Opt("its strength for the text encoders", field="te_difference", engine_default="multiplier"),
+    ] = None
 
 
 def as_loras(loras: Any, name: str = "loras") -> tuple[Lora, ...]:
@@ -77,7 +82,11 @@ class Loras(Kind):
 
     def engine_value(self, name: str, value: Any, option: Option) -> list[dict[str, Any]]:
         """Return the engine's structs after a look at the files."""
-        return [self._each.engine_value("LoRA", lora, option) for lora in value]
+        made = [self._each.engine_value("LoRA", lora, option) for lora in value]
+        for fields in made:
+            if "te_difference" in fields:
+                fields["te_difference"] -= fields["multiplier"]
+        return made
 
     def plain(self, value: Any) -> list[dict[str, Any]]:
         """Return names and strengths."""
@@ -88,6 +97,7 @@ class Loras(Kind):
         return ", ".join(
             f"{HIGH_NOISE if lora.get('is_high_noise') else ''}{_named(lora['path'])}: "
             f"{number_text(lora['multiplier'])}"
+            f"{'' if (te := lora.get('te_multiplier')) is None else f' (te {number_text(te)})'}"
             for lora in value
         )
 
@@ -101,7 +111,8 @@ class Loras(Kind):
                 raise UnreadableError(f"{show(text)} is not NAME: MULTIPLIER, ...")
             try:
                 name = json.loads(match["quoted"]) if match["quoted"] else match["name"]
-                found.append(Lora(name, float(match["multiplier"]), bool(match["high"])))
+                te = None if match["te"] is None else float(match["te"])
+                found.append(Lora(name, float(match["multiplier"]), bool(match["high"]), te))
             except ValueError:  # ArgumentError is one
                 raise UnreadableError(f"{show(match[0])} is not NAME: MULTIPLIER") from None
             rest = rest[match.end() :]

@@ -197,12 +197,12 @@ def _read_model(graph: Graph, sampler: Node, found: Found) -> None:
         inputs, kind = {name: graph.value(each) for name, each in node["inputs"].items()}, _class(node)
         name, strength = inputs.get("lora_name"), inputs.get("strength_model")
         if isinstance(name, str) and isinstance(strength, (int, float)):
+            clip = inputs.get("strength_clip", 0.0 if kind == "LoraLoaderModelOnly" else strength)
             try:
-                loras.insert(0, Lora(name.replace("\\", "/"), strength))
+                lora = Lora(name.replace("\\", "/"), strength, te_multiplier=None if clip == strength else clip)
+                loras.insert(0, lora)
             except ArgumentError:
                 found.unmapped[kind] = json.dumps(node["inputs"])
-            if inputs.get("strength_clip", strength) != strength:
-                found.unmapped[f"strength_clip of {name}"] = str(inputs["strength_clip"])
         elif kind in ("ModelSamplingSD3", "ModelSamplingAuraFlow") and inputs.get("shift") is not None:
             found.add(("flow_shift",), inputs["shift"], "shift")
         elif model := next((inputs[each] for each in _MODEL_NAMES if inputs.get(each)), None):

@@ -20,6 +20,8 @@ _ABOUT = (
     MODE, VERSION, "Model", "Model hash", "VAE", "VAE hash", "TAESD", "ControlNet", "Lora tensors", "Lora hashes",
     "Embeddings", "TI hashes", "Hashes", "User", "Created Date",
 )  # fmt: skip
+_AFTERWARDS = "Postprocess "
+"""How A1111's names of what was done to a drawn picture begin, and an upscaler's here."""
 # Of A1111's forks: name -> our option.
 _ALSO = {"Distilled CFG Scale": "guidance", "Shift": "flow_shift"}
 
@@ -45,7 +47,7 @@ def _targets(mode: Mode) -> Targets:
 @functools.cache
 def _known() -> Mapping[str, Any]:
     """Return every name that a line of pairs may have."""
-    known: dict[str, Any] = dict.fromkeys((*_ABOUT, "Postprocess upscale by"))
+    known: dict[str, Any] = dict.fromkeys((*_ABOUT, f"{_AFTERWARDS}upscale by"))
     for mode in MODES.values():
         known |= _targets(mode)
     return known
@@ -82,7 +84,7 @@ def read_text(text: str) -> Parameters | None:
     ours = split.pairs.get(VERSION, "").startswith("sdcpp-py")
     mode = _mode_of(split.pairs)
     found = Found(mode, "sdcpp-py" if ours else "AUTOMATIC1111", text)
-    if set(split.pairs) - {name for name in split.pairs if name.startswith("Postprocess")}:
+    if not all(name.startswith(_AFTERWARDS) for name in split.pairs):
         found.add(("prompt",), split.prompt, "Prompt")
     if split.negative_prompt:
         found.add(("negative_prompt",), split.negative_prompt, "Negative prompt")
@@ -106,7 +108,8 @@ def read_text(text: str) -> Parameters | None:
             except UnreadableError:
                 found.unmapped[name] = value
         else:
-            (found.about if name in _ABOUT else found.unmapped)[name] = value
+            told = name in _ABOUT or name.startswith(_AFTERWARDS)  # drawing it again does not do that again
+            (found.about if told else found.unmapped)[name] = value
     if split.rest:
         found.unmapped["lines behind"] = split.rest
     return found.parameters()

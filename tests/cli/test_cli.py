@@ -85,13 +85,16 @@ def test_placement_options(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runtime-backend", "cuda0"], "runtime_backend: device 'cuda0' is unknown; devices: CPU"),
-        (["--params-backend", "tee=cpu"], "params_backend: module 'tee' is unknown"),
+        (["--runtime-backend", "cuda0"], "error: --runtime-backend: device 'cuda0' is unknown; devices: CPU"),
+        (
+            ["--params-backend", "tee=cpu"],
+            "--params-backend: module 'tee' is unknown; valid: diffusion, controlnet, te, vae, clip_vision,",
+        ),
         (["--pin-params", "require"], "there is nothing to pin"),
-        (["--pin-budget", "-1"], "pin_budget must be a finite number"),
-        (["--stream-layers"], "stream_layers has nothing to stream"),
-        (["--max-vram", "8"], "max_vram has nothing to limit"),
-        (["--max-vram", "nan", "--params-backend", "cpu"], "max_vram must be a finite number"),
+        (["--pin-budget", "-1"], "--pin-budget must be a finite number"),
+        (["--stream-layers"], "--stream-layers has nothing to stream"),
+        (["--max-vram", "8"], "--max-vram has nothing to limit"),
+        (["--max-vram", "nan", "--params-backend", "cpu"], "--max-vram must be a finite number"),
     ],
     ids=str,
 )
@@ -120,22 +123,22 @@ def test_batch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 BAD = {
     "missing model": (["-m", "none.safetensors"], "none.safetensors does not exist"),
     "directory": (["-m", "."], "is a folder"),
-    "width 0": (["-W", "0"], "width must be from 8"),
-    "width negative": (["-W", "-8"], "width must be from 8"),
+    "width 0": (["-W", "0"], "error: --width must be from 8"),
+    "width negative": (["-W", "-8"], "error: --width must be from 8"),
     "width odd": (["-W", "100"], "multiple of 8"),
     "width huge": (["-W", "100000"], "width must be from 8 to 16384"),
     "steps": (["--steps", "0"], "steps must be from 1"),
-    "cfg": (["--cfg-scale", "nan"], "cfg_scale must be a finite number"),
+    "cfg": (["--cfg-scale", "nan"], "error: --cfg-scale must be a finite number"),
     "sampler": (["--sampler", "eular"], "valid: euler, euler_a"),
     "scheduler": (["--scheduler", "kar"], "valid: discrete"),
-    "batch": (["-b", "0"], "batch_count must be from 1"),
+    "batch": (["-b", "0"], "--batch-count must be from 1"),
     "seed": (["-s", "99999999999999999999"], "seed must be from -1"),
     "sigmas": (["--sigmas", "1,2"], "sigmas must descend"),
-    "batch huge": (["-b", "3000000"], "batch_count must be from 1 to 1024, not 3000000"),
-    "tile overlap": (["--vae-tile-overlap", "0.9"], "Tiling.target_overlap must be a finite number from 0 to 0.5"),
-    "skipped layer": (["--skip-layers", "-1", "--slg-scale", "2"], "SkipLayerGuidance.layers[0] must be from 0"),
-    "cache mode": (["--cache-mode", "x"], "cache.mode 'x' is unknown; valid: easycache"),
-    "type rule's type": (["--tensor-type-rules", "vae=q9"], "tensor_type_rules: type 'q9' is unknown; valid: f32"),
+    "batch huge": (["-b", "3000000"], "--batch-count must be from 1 to 1024, not 3000000"),
+    "tile overlap": (["--vae-tile-overlap", "0.9"], "--vae-tile-overlap must be a finite number from 0 to 0.5"),
+    "skipped layer": (["--skip-layers", "-1", "--slg-scale", "2"], "--skip-layers[0] must be from 0"),
+    "cache mode": (["--cache-mode", "x"], "--cache-mode 'x' is unknown; valid: easycache"),
+    "type rule's type": (["--tensor-type-rules", "vae=q9"], "--tensor-type-rules: type 'q9' is unknown; valid: f32"),
     "person": (["--pm-id-images-dir", "none"], "--pm-id-images-dir 'none' is not a directory of pictures"),
     "embedding": (["--embedding", "x=none.safetensors"], "embedding x: none.safetensors does not exist"),
     "output directory": (["-o", "none/out.png"], "does not exist"),
@@ -153,9 +156,14 @@ BAD = {
     "report protected": (["--report", "protected.png"], "--report protected.png is write-protected"),
     "report folder": (["--report", "folder"], "--report folder is a directory"),
     "report and picture": (["--report", "out.png", "-o", "out.png"], "is a picture's file too"),
-    "pictures that nothing holds": (["-W", "16384", "-H", "16384", "-b", "1024"], "batch_count may be at most"),
+    "pictures that nothing holds": (["-W", "16384", "-H", "16384", "-b", "1024"], "--batch-count may be at most"),
     "multiplier": (["--lora", "x.safetensors:nan"], "Lora.multiplier must be a finite number"),
     "report directory": (["--report", "none/r.json"], "the directory does not exist"),
+    "preview path alone": (["--preview-path", "p.png"], "--preview-path has no effect without --preview"),
+    "preview and picture": (
+        ["--preview", "proj", "--preview-path", "out_2.png", "-b", "2", "-o", "out.png"],
+        "--preview-path out_2.png is a picture's file too",
+    ),
     "control image": (["--control-image", "none.png"], "not a picture"),
     "lora": (["--lora", "none.safetensors:0.5"], "LoRA: none.safetensors does not exist"),
 }
@@ -322,7 +330,7 @@ def test_a_full_disk_leaves_no_half_of_a_picture(
     monkeypatch.setattr("sdcpp_py.images._try_format", lambda *_: None)
     arguments = ["txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-b", 3, "-o", tmp_path / "a.png"]
     status, out, err = run(*arguments, capsys=capsys)
-    assert (status, out) == (1, "")
+    assert (status, out) == (1, f"{tmp_path}/a.png  seed 1\n")
     assert err == f"sdcpp: error: {tmp_path}/a_2.png cannot be written (No space left on device)\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

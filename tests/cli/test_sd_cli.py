@@ -110,7 +110,7 @@ def test_flags_of_placing_stand_for_specs(
     }
     assert {rows[name]["params_device"] for name in ("diffusion", "te", "vae")} == {"CPU"}
     status, _, err = run(*typed, "--params-backend", "fake0", capsys=capsys)
-    assert (status, "params_backend: the default is assigned twice" in err) == (1, True)
+    assert (status, "--params-backend: the default is assigned twice" in err) == (1, True)
 
 
 def test_files_are_numbered_and_hold_no_text(

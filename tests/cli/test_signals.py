@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,19 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def check_end(process: subprocess.Popen[bytes], number: signal.Signals, folder: Path) -> None:
+def check_end(
+    process: subprocess.Popen[bytes],
+    number: signal.Signals,
+    folder: Path,
+    drawn: bytes = b"",
+    files: Sequence[str] = (),
+) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert out == b""
+    assert out == drawn
     assert err.endswith(WORDS[number])
     assert b"Traceback" not in err
-    assert list(folder.iterdir()) == [], "nothing half-written"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files), "nothing half-written"
 
 
 # The interpreter's own start is over once the package's first line runs.
@@ -99,7 +106,20 @@ def test_at_other_moments(moment: str, checkpoint: Path, tmp_path: Path) -> None
     module, owner, name, before = MOMENTS[moment]
     code = MOMENT.format(module=module, owner=owner, name=name, before=before)
     arguments = [*DRAW, "-m", checkpoint, "--steps", 1, "--report", "r.json"]
-    check_end(start("-c", code, *arguments, cwd=tmp_path), signal.SIGINT, tmp_path)
+    drawn = b"output.png  seed 1\n" if moment == "reporting" else b""
+    check_end(start("-c", code, *arguments, cwd=tmp_path), signal.SIGINT, tmp_path, drawn)
+
+
+def test_a_batch_keeps_what_is_done(checkpoint: Path, tmp_path: Path) -> None:
+    code = MOMENT.format(
+        module="sdcpp_py.cli.drawing",
+        owner="",
+        name="save_all",
+        before="if '_3' not in str(args[1]): return inner(*args)",
+    )
+    process = start("-c", code, *DRAW, "-m", checkpoint, "--steps", 1, "-b", 4, cwd=tmp_path)
+    drawn = b"output.png  seed 1\noutput_2.png  seed 2\n"
+    check_end(process, signal.SIGINT, tmp_path, drawn, ["output.png", "output_2.png"])
 
 
 def test_who_ignores_ctrl_c_is_not_interrupted() -> None:

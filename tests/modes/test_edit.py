@@ -73,7 +73,7 @@ def test_one_picture_needs_no_list(tmp_path: Path) -> None:
 
 
 def test_a_model_that_reads_no_references(sd: StableDiffusion) -> None:
-    with pytest.raises(ArgumentError, match="^this model reads no reference pictures; edit needs one that does, such"):
+    with pytest.raises(ArgumentError, match=r"^this model \(SD 1.x\) reads no reference pictures; edit needs"):
         sd.edit("a", [PHOTO])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdcpp_py import ArgumentError, ModelError, StableDiffusion, engine
+from sdcpp_py import ArgumentError, ModelError, ProgressEvent, StableDiffusion, engine
 from sdcpp_py.modes import IMG2IMG, Abilities, Request, make_request
 from support.checkpoints import checkpoint_shapes, write_safetensors
 
@@ -152,6 +152,28 @@ def test_no_encoder_in_the_files(checkpoint: Path, tmp_path: Path) -> None:
             assert "\n" not in caught.value.args[0]
         assert sd.plan.encoder_bytes == 0
         assert sd.txt2img("a", width=64, height=64, steps=1, seed=1)[0].tobytes() == before
+
+
+def test_the_encoder_beside_a_tae(checkpoint: Path, parts: Path, sd: StableDiffusion) -> None:
+    """A TAE for previews leaves encoding to the VAE; one that decodes encodes, too, or says that it cannot."""
+    expected = sd.img2img("a", PHOTO, **FEW)[0].tobytes()  # type: ignore[arg-type]
+    for name in ("tae", "whole_tae"):
+        for decode_only in (True, False):
+            options = {"taesd": parts / f"{name}.safetensors", "tae_preview_only": True, "vae_decode_only": decode_only}
+            with StableDiffusion(checkpoint, **options) as with_tae:  # type: ignore[arg-type]
+                assert with_tae.plan.encoder_bytes == (sd.plan.encoder_bytes if decode_only else 0)
+                events: list[ProgressEvent] = []
+                watched = {**FEW, "preview": "tae", "progress": events.append}
+                drawn = with_tae.img2img("a", PHOTO, **watched)  # type: ignore[arg-type]
+                assert drawn[0].tobytes() == expected
+                assert any(event.preview for event in events)
+    with StableDiffusion(checkpoint, taesd=parts / "whole_tae.safetensors") as with_tae:
+        assert with_tae.plan.encoder_bytes > 0
+        assert with_tae.img2img("a", PHOTO, **FEW)[0].tobytes() != expected  # type: ignore[arg-type]
+    with StableDiffusion(checkpoint, taesd=parts / "tae.safetensors") as with_tae:
+        with pytest.raises(ModelError, match="^taesd holds a decoder alone, .*: pass taesd=.*, or tae_preview_only="):
+            with_tae.img2img("a", PHOTO, **FEW)  # type: ignore[arg-type]
+        assert with_tae.txt2img("a", width=64, height=64, steps=1)[0].size == (64, 64)
 
 
 def test_the_encoder_alone(sd: StableDiffusion) -> None:

@@ -107,7 +107,7 @@ WRONG = {
     "Mask": ["bool", "int", "float", "text", "bytes", "list", "mapping", "complex", "object", "function", "class"],
     "Frames": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "References": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
-    "Pictures": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
+    "Portraits": ["bool", "int", "float", "text", "bytes", "mapping", "complex", "object", "function"],
     "Loras": ["none", "bool", "int", "float", "complex", "object", "function"],
     "Grouped": ["int", "float", "bytes", "list", "mapping", "complex", "object", "function"],
 }

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sdcpp_py import options
 from sdcpp_py.errors import ArgumentError
+from sdcpp_py.modes import TXT2IMG
 from sdcpp_py.options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -38,7 +40,8 @@ PICTURE = Image.new("RGB", (8, 8))
         (lambda: Hires(upscaler="model"), "Hires.upscaler Model needs a model"),
         (lambda: Hires(scale=2.0, target_width=64), "Hires.scale has no effect with target_width"),
         (lambda: PhotoMaker([]), "PhotoMaker.id_images needs at least one picture"),
-        (lambda: PhotoMaker(PICTURE), "PhotoMaker.id_images must be several pictures"),
+        (lambda: PhotoMaker({"a": PICTURE}), "PhotoMaker.id_images must be several pictures"),
+        (lambda: PhotoMaker(None), "PhotoMaker.id_images[0] must be a Pillow image"),
         (lambda: PhotoMaker([5]), "PhotoMaker.id_images[0] must be a Pillow image"),
     ],
 )
@@ -69,6 +72,19 @@ def test_a_cache_may_take_what_its_mode_reads() -> None:
         "taylorseer_n_derivatives": 2,
         "scm_mask": "1,0,1",
     }
+
+
+def test_a_person_is_pictures_in_any_form(tmp_path: Path) -> None:
+    for name, width in (("b.png", 16), ("a.png", 8)):
+        Image.new("RGB", (width, 8)).save(tmp_path / name)
+    folder, file = tmp_path, tmp_path / "b.png"
+    for given, widths in (
+        (folder, [8, 16]), (str(folder), [8, 16]), (file, [16]), (str(file), [16]), (file.read_bytes(), [16]),
+        (Image.open(file), [16]), (np.zeros((8, 4, 3), np.uint8), [4]), ([file, Image.new("L", (2, 2))], [16, 2]),
+    ):  # fmt: skip
+        made = TXT2IMG.check({"prompt": "a man img", "photo_maker": given})["photo_maker"]
+        assert [image.width for image in made.id_images] == widths
+        assert PhotoMaker(given).id_images[0].mode == "RGB"
 
 
 def test_as_loras() -> None:

@@ -119,3 +119,59 @@ def open_clip(weights: Weights) -> dict[str, np.ndarray]:
 def below(weights: Weights, prefix: str) -> dict[str, np.ndarray]:
     """Return the tensors under a prefix, without it."""
     return {name[len(prefix) :]: array for name, array in weights.items() if name.startswith(prefix)}
+
+
+_WAN_RESIDUAL = [
+    ("residual.0.", "norm1."),
+    ("residual.2.", "conv1."),
+    ("residual.3.", "norm2."),
+    ("residual.6.", "conv2."),
+    ("shortcut.", "conv_shortcut."),
+]
+_WAN = [
+    (r"^(time|text)_embedding\.0\.", r"condition_embedder.\1_embedder.linear_1."),
+    (r"^(time|text)_embedding\.2\.", r"condition_embedder.\1_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
+    (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
+    (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
+    (r"^img_emb\.emb_pos$", "condition_embedder.image_embedder.pos_embed"),
+    (r"^head\.head\.", "proj_out."),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"\.modulation$", ".scale_shift_table"),
+    (r"\.norm3\.", ".norm2."),
+    (r"\.ffn\.0\.", ".ffn.net.0.proj."),
+    (r"\.ffn\.2\.", ".ffn.net.2."),
+    (r"\.(before|after)_proj\.", lambda found: {"before": ".proj_in.", "after": ".proj_out."}[found[1]]),
+    (r"\.cross_attn\.norm_k_img\.", ".attn2.norm_added_k."),
+    (r"\.cross_attn\.([kv])_img\.", r".attn2.add_\1_proj."),
+    (r"\.(self|cross)_attn\.o\.", r".\1_attn.to_out.0."),
+    (r"\.(self|cross)_attn\.([qkv])\.", r".\1_attn.to_\2."),
+    (r"\.self_attn\.", ".attn1."),
+    (r"\.cross_attn\.", ".attn2."),
+]
+_WAN_VAE = [
+    (r"^conv1\.", "quant_conv."),
+    (r"^conv2\.", "post_quant_conv."),
+    (r"^(en|de)coder\.conv1\.", r"\1coder.conv_in."),
+    (r"\.head\.0\.", ".norm_out."),
+    (r"\.head\.2\.", ".conv_out."),
+    (r"\.middle\.1\.", ".mid_block.attentions.0."),
+    (r"\.middle\.([02])\.", lambda found: f".mid_block.resnets.{int(found[1]) // 2}."),
+    # 2.2: blocks in levels. 2.1: one after the other, of the decoder four to a level.
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.\d+\.(resample|time_conv)\.", r".\1_blocks.\2.\1sampler.\3."),
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.(\d+)\.", r".\1_blocks.\2.resnets.\3."),
+    (r"\.downsamples\.", ".down_blocks."),
+    (r"\.upsamples\.(\d+)\.(?=resample|time_conv)", lambda found: f".up_blocks.{int(found[1]) // 4}.upsamplers.0."),
+    (r"\.upsamples\.(\d+)\.", lambda found: f".up_blocks.{int(found[1]) // 4}.resnets.{int(found[1]) % 4}."),
+]
+
+
+def wan_name(name: str, part: str) -> str:
+    """Return diffusers' name of a tensor of Wan's ``transformer`` or ``vae``."""
+    for old, new in _WAN if part == "transformer" else _WAN_VAE:
+        name = re.sub(old, new, name)
+    for own, theirs in _WAN_RESIDUAL if part == "vae" else ():
+        name = name.replace(own, theirs)
+    return name

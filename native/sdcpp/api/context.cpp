@@ -68,8 +68,14 @@ sdcpp_status_t table(Run& run, const sdcpp_ctx_t& ctx, Row* rows, int capacity, 
 }
 
 sdcpp_lora_t lora_row(Run& run, const LoraReport& report) {
-    return {run.keep(report.path.c_str()), report.strength, report.merged, report.tensors, report.applied,
-            report.tensors - report.applied, run.keep(report.skipped_names.c_str())};
+    return {run.keep(report.path.c_str()),
+            report.strength,
+            report.te_strength,
+            report.merged,
+            report.tensors,
+            report.applied,
+            report.tensors - report.applied,
+            run.keep(report.skipped_names.c_str())};
 }
 
 // Draws with a loaded model: a request's pictures, or its video. The function returns what it drew.
@@ -78,10 +84,12 @@ sdcpp_status_t generate(Run& run, const sdcpp_ctx_t& ctx, const Request& request
     return with_model(run, ctx, [&](sd_ctx_t* loaded) {
         request_check(loaded, request);
         placements_of(loaded)->memory_budget.begin_generation();
+        const OnExit note([&] {
+            for (const LoraReport& report : loras_of(loaded).reports()) {
+                run.loras.push_back(lora_row(run, report));
+            }
+        });
         run.images = draw(loaded);
-        for (const LoraReport& report : loras_of(loaded).reports()) {
-            run.loras.push_back(lora_row(run, report));
-        }
         return run.images.images != nullptr;
     });
 }

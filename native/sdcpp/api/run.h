@@ -15,6 +15,7 @@
 #include "sdcpp/conversion/convert.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/seams/seams.h"
+#include "sdcpp/values/finished.h"
 
 namespace sdcpp {
 
@@ -63,6 +64,7 @@ struct sdcpp_run {
     std::atomic<bool> stopping{false};  // the engine has seen the cancel
     bool half_changed = false;  // weights were left half changed
     int pictures = 0;           // of a generation: how many are wanted
+    int passes = 1;             // how often each is sampled
     int sampled = 0;            // how many are sampled, those of a second pass counted again
     int decoded = 0;            // how many are decoded
     int step = 0;               // the sampling step that is under way, counted from 1
@@ -72,6 +74,7 @@ struct sdcpp_run {
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
     std::vector<sdcpp::Converted> converted;  // what became of each tensor
     sdcpp::Images images;
+    sdcpp::Finished finished;
     std::string error;  // guarded by the mutex while the call lasts
 
 private:

@@ -125,6 +125,7 @@ typedef struct {
 typedef struct {
     const char* path;           /* the LoRA's file */
     float multiplier;           /* its strength; that of a file that is named twice is the sum */
+    float te_multiplier;        /* the same for text encoders */
     bool merged;                /* into the weights; else it is applied to the outputs of their layers at run time */
     uint64_t tensors;           /* number of tensors in the file; 0 where the strength is 0 and it was not read */
     uint64_t applied;           /* number of them that change the model */
@@ -258,7 +259,7 @@ SD_API bool sdcpp_run_no_room(const sdcpp_run_t* run);
 SD_API int sdcpp_run_phase_count(const sdcpp_run_t* run);
 /* Fills in one phase of a run. */
 SD_API bool sdcpp_run_phase_get(const sdcpp_run_t* run, int index, sdcpp_phase_t* phase);
-/* Fills in what became of one LoRA file of a run that has generated; returns false behind the last one. */
+/* Fills in what became of one LoRA file of a run that has generated, or tried to; returns false behind the last one. */
 SD_API bool sdcpp_run_lora_get(const sdcpp_run_t* run, int index, sdcpp_lora_t* lora);
 /* Frees a run whose call has returned, with the images and the strings that it gave. */
 SD_API void sdcpp_run_free(sdcpp_run_t* run);
@@ -298,6 +299,9 @@ SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* c
 /* Generates a video; its frames belong to the run, and count says how many there are. */
 SD_API enum sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,
                                                 sd_image_t** frames, int* count);
+/* Fills in one of the pictures of a batch, or a video's frames, that were done when the run ended otherwise than it should;
+   returns false behind the last one. */
+SD_API bool sdcpp_run_finished(const sdcpp_run_t* run, int index, sd_image_t* picture);
 /* Frees the pixels of one of a run's images or frames, which have been read; else they are freed with the run. */
 SD_API void sdcpp_run_pixels_free(sdcpp_run_t* run, int index);
 /* Fills in where the weights of the modules are, capacity rows at most, and how many there are. As in the next two, the

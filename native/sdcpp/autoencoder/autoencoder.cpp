@@ -49,9 +49,13 @@ bool autoencoder_only(SDVersion version, std::map<std::string, ggml_tensor*>& te
     const auto encodes = [](const auto& entry) {
         return of_autoencoder(entry.first) && entry.first.find(".encoder.") != std::string::npos;
     };
-    if (std::any_of(tensors.begin(), tensors.end(), encodes) &&
-        std::none_of(in_files.begin(), in_files.end(), encodes)) {
-        throw NoEncoder("the model's files hold no encoder of pictures (VAE): pass vae=... with a whole one");
+    const auto needed = std::find_if(tensors.begin(), tensors.end(), encodes);
+    const auto there = [&](const auto& entry) { return encodes(entry) && in_files.count(entry.first) != 0; };
+    if (needed != tensors.end() && std::none_of(tensors.begin(), tensors.end(), there)) {
+        throw NoEncoder(needed->first.rfind("tae.", 0) == 0
+                            ? "taesd holds a decoder alone, and a picture that goes in needs an encoder: pass taesd=... "
+                              "with a whole one, or tae_preview_only=True, with which the VAE encodes and decodes"
+                            : "the model's files hold no encoder of pictures (VAE): pass vae=... with a whole one");
     }
     architecture_check(version, tensors, in_files);
     keep_only(tensors, of_autoencoder);

@@ -10,6 +10,7 @@
 
 #include "model_io/tensor_storage.h"
 #include "sdcpp/files/parts.h"
+#include "sdcpp/files/wan_names.h"
 #include "util.h"
 
 namespace sdcpp::files {
@@ -99,7 +100,21 @@ void apply(TensorStorage& storage, const Tensor& tensor, Scales scales) {
 
 std::deque<Listed> list_parts(const std::vector<Part>& files, std::unordered_set<std::string>& left_out) {
     std::deque<Listed> listed;
+    // Shards of one network have one prefix; only together they tell what it is.
+    std::unordered_set<std::string> names;
+    const auto rename = [&](size_t from) {
+        const Renaming renaming = wan_renaming([&](const char* name) { return names.count(name) != 0; });
+        for (size_t i = from; renaming != nullptr && i < listed.size(); ++i) {
+            listed[i].tensor.name = renaming(listed[i].tensor.name);
+        }
+        names.clear();
+    };
+    size_t network = 0;
     for (size_t part = 0; part < files.size(); ++part) {
+        if (part > 0 && files[part].prefix != files[part - 1].prefix) {
+            rename(network);
+            network = listed.size();
+        }
         Listing listing;
         try {
             listing = list(files[part].path);
@@ -108,6 +123,7 @@ std::deque<Listed> list_parts(const std::vector<Part>& files, std::unordered_set
             fail(files[part].path, error);
         }
         for (auto& tensor : listing.tensors) {
+            names.insert(tensor.name);
             listed.push_back({std::move(tensor), part});
         }
         left_out.insert(listing.left_out_names.begin(), listing.left_out_names.end());
@@ -116,6 +132,7 @@ std::deque<Listed> list_parts(const std::vector<Part>& files, std::unordered_set
                      listing.left_out.size(), listing.left_out[0].c_str());
         }
     }
+    rename(network);
     return listed;
 }
 

@@ -1,4 +1,5 @@
 #include "sdcpp/lora/file.h"
+#include "sdcpp/values/finite.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -115,6 +116,13 @@ void LoraFile::load(const std::vector<std::string>& names, int n_threads) {
     for (auto& [name, factor] : factors) {
         ggml_tensor* tensor = factor.tensor;
         if (tensor->type != GGML_TYPE_I32) {
+            // A module whose alpha is none is left out and said; elsewhere one such value spoils the whole picture.
+            const int64_t count = ggml_nelements(tensor);
+            if (count > 1 && !all_finite(static_cast<const float*>(tensor->data), count)) {
+                throw std::runtime_error("LoRA: " + file_path + ": the tensor '" + name +
+                                         "' has values that are not finite (NaN or infinite); the file is damaged, "
+                                         "fetch it again");
+            }
             continue;
         }
         tensor->type = GGML_TYPE_F32;

@@ -25,23 +25,24 @@ std::vector<Wanted> wanted_of(const sd_lora_t* loras, uint32_t count, const std:
         for (Wanted& other : wanted) {
             if (other.file == one.file && other.high_noise == one.high_noise && other.photo_maker == one.photo_maker) {
                 other.strength += one.strength;
+                other.te_strength += one.te_strength;
                 return;
             }
         }
         wanted.push_back(std::move(one));
     };
     if (!photo_maker.empty()) {
-        add({file_identity(photo_maker), 1.0f, false, true});
+        add({file_identity(photo_maker), 1.0f, 1.0f, false, true});
     }
     for (uint32_t i = 0; i < count; ++i) {
-        add({file_identity(loras[i].path == nullptr ? "" : loras[i].path), loras[i].multiplier, loras[i].is_high_noise,
-             false});
+        add({file_identity(loras[i].path == nullptr ? "" : loras[i].path), loras[i].multiplier,
+             loras[i].multiplier + loras[i].te_difference, loras[i].is_high_noise, false});
     }
     return wanted;
 }
 
 const char* module_of(const std::string& tensor) {
-    if (starts_with(tensor, "cond_stage_model.") || starts_with(tensor, "text_encoders.")) {
+    if (of_text_encoder(tensor)) {
         return modules[0];
     }
     return starts_with(tensor, "first_stage_model.") ? modules[2] : modules[1];
@@ -165,7 +166,8 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     for (size_t i = 0; i < wanted.size(); ++i) {
         made[i].path = wanted[i].file.path;
         made[i].strength = wanted[i].strength;
-        if (wanted[i].strength == 0.0f) {
+        made[i].te_strength = wanted[i].te_strength;
+        if (wanted[i].strength == 0.0f && wanted[i].te_strength == 0.0f) {
             continue;
         }
         auto& names = targets[wanted[i].high_noise ? 1 : 0];

@@ -19,6 +19,7 @@ namespace sdcpp {
 struct LoraReport {
     std::string path;
     float strength = 0.0f;
+    float te_strength = 0.0f;
     bool merged = false;        // into the weights; else its layers' outputs are changed at run time
     uint64_t tensors = 0;       // in the file
     uint64_t applied = 0;       // of them, those that changed the model

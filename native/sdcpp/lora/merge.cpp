@@ -15,6 +15,7 @@ using namespace sdcpp;
 
 // A change's graph has a handful of nodes.
 constexpr size_t graph_nodes = 128;
+constexpr float largest_half = 65504.0f;
 
 // The factor that DoRA's norms are, NULL when the module has none.
 const Factor* norms_factor(const Factors& factors) {
@@ -177,6 +178,14 @@ void Merger::merge(ggml_tensor* tensor, const std::vector<const Change*>& change
                 merged[at] += change->strength * value;
             }
         });
+    }
+    const float most = tensor->type == GGML_TYPE_F16 ? largest_half : FLT_MAX;
+    for (size_t at = 0; at < merged.size(); ++at) {
+        if (!(std::abs(merged[at]) <= most) && std::abs(own[at]) <= most) {
+            throw std::runtime_error("LoRA: merging makes the weight '" + std::string(ggml_get_name(tensor)) +
+                                     "' larger than " + ggml_type_name(tensor->type) +
+                                     " holds: make the strength less, or take lora_apply_mode='at_runtime'");
+        }
     }
     const std::vector<char> encoded = weight_encode(tensor, merged, n_threads);
     kept.emplace(tensor, std::move(bytes));

@@ -160,7 +160,7 @@ void Reader::add_module(const Module& module, std::vector<Change>& changes) {
         change.form.scale = file.scale(module.name, change.factors.at(Role::down).first());
     }
     change.target = *module.target;
-    change.strength = wanted.strength;
+    change.strength = of_text_encoder(module.target->weight) ? wanted.te_strength : wanted.strength;
     change.lora = lora;
     std::string weight_problem = change.form.problem;
     if (change.form.kind != Kind::none) {

@@ -16,12 +16,13 @@ namespace sdcpp {
 struct Wanted {
     FileIdentity file;
     float strength = 0.0f;
+    float te_strength = 0.0f;  // for text encoders
     bool high_noise = false;
     bool photo_maker = false;
 
     bool operator==(const Wanted& other) const {
-        return file == other.file && strength == other.strength && high_noise == other.high_noise &&
-               photo_maker == other.photo_maker;
+        return file == other.file && strength == other.strength && te_strength == other.te_strength &&
+               high_noise == other.high_noise && photo_maker == other.photo_maker;
     }
 };
 

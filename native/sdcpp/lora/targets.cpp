@@ -45,6 +45,10 @@ std::pair<std::string, bool> module_of(const std::string& tensor) {
 
 namespace sdcpp {
 
+bool of_text_encoder(const std::string& tensor) {
+    return starts_with(tensor, "cond_stage_model.") || starts_with(tensor, "text_encoders.");
+}
+
 std::optional<int64_t> part_row(const Target& target, int64_t rows, int64_t columns, int64_t own_rows) {
     int64_t first = 0;
     switch (target.part) {

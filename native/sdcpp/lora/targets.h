@@ -28,6 +28,9 @@ struct Target {
     bool on_output = false;  // its input is the layer's output: W becomes W + change * W
 };
 
+// Tells whether a tensor of the model is a text encoder's.
+bool of_text_encoder(const std::string& tensor);
+
 // Returns the first row of a part of a weight with these rows and columns, for a change with own_rows rows; nothing
 // when it does not fit.
 std::optional<int64_t> part_row(const Target& target, int64_t rows, int64_t columns, int64_t own_rows);

@@ -16,6 +16,7 @@
 #include "sdcpp/placement/weights_copy.h"
 #include "sdcpp/prompt/chunks.h"
 #include "sdcpp/streaming/streaming.h"
+#include "sdcpp/values/finished.h"
 #include "sdcpp/values/finite.h"
 #include "sdcpp/values/noise_levels.h"
 

@@ -8,6 +8,8 @@
 #include "ggml.h"
 #include "sdcpp/api/run.h"
 #include "sdcpp/placement/runner_placement.h"
+#include "tensor.hpp"
+#include "util.h"
 
 namespace {
 
@@ -176,24 +178,31 @@ void sampling_step_check(const float* values, int64_t count, int step, int steps
     sampling_step_begin(step, steps);
 }
 
-void sampling_end_check(const float* values, int64_t count) {
-    if (!all_finite(values, count)) {
+void sampling_end(const sd::Tensor<float>& latents) {
+    if (!all_finite(latents.data(), latents.numel())) {
         fail(sampling_text(), advice("diffusion"));
     }
     if (Run* run = run_current()) {
-        ++run->sampled;
         run->steps = 0;
+        if (++run->sampled > run->pictures * (run->passes - 1) && run->pictures > 1) {
+            run->finished.latents.push_back(latents);
+        }
     }
 }
 
-void picture_check(const float* values, int64_t count) {
-    if (!all_finite(values, count)) {
+void picture_decoded(const sd::Tensor<float>& picture) {
+    if (!all_finite(picture.data(), picture.numel())) {
         fail(decoding_text(), advice("vae"));
     }
-    if (Run* run = run_current()) {
-        if (++run->decoded < run->pictures) {
-            run->progressed(0, 0, 0.0);
-        }
+    Run* const run = run_current();
+    if (run == nullptr || picture.empty()) {
+        return;
+    }
+    if (run->pictures > 1) {
+        run->finished.pictures.push_back(tensor_to_sd_image(picture));
+    }
+    if (++run->decoded < run->pictures) {
+        run->progressed(0, 0, 0.0);
     }
 }
 

@@ -10,6 +10,10 @@
 #include <utility>
 
 struct ggml_context;
+namespace sd {
+template <typename T>
+class Tensor;
+}
 
 namespace sdcpp {
 
@@ -53,18 +57,10 @@ void sampling_step(const Latents& latents, int step, size_t steps) {
     sampling_step_check(latents.data(), latents.numel(), step, static_cast<int>(steps));
 }
 
-// Notes that a picture is sampled, and throws NotFinite unless its latents are finite.
-void sampling_end_check(const float* values, int64_t count);
-template <typename Latents>
-void sampling_end(const Latents& latents) {
-    sampling_end_check(latents.data(), latents.numel());
-}
+// Notes that a picture is sampled, and keeps its latents; throws NotFinite unless they are finite.
+void sampling_end(const sd::Tensor<float>& latents);
 
-// Notes that a picture is decoded, and throws NotFinite unless its pixels are finite.
-void picture_check(const float* values, int64_t count);
-template <typename Picture>
-void picture_decoded(const Picture& picture) {
-    picture_check(picture.data(), picture.numel());
-}
+// Notes that a picture, or a video, is decoded, and keeps the picture; throws NotFinite unless its pixels are finite.
+void picture_decoded(const sd::Tensor<float>& picture);
 
 }  // namespace sdcpp

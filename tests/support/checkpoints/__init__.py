@@ -8,7 +8,7 @@ Needs numpy, once something is written, and nothing else.
 """
 
 from .autoencoders import Vae, WanVae, vae, wan_vae
-from .families import FAMILIES, checkpoint_shapes
+from .families import FAMILIES, VARIANTS, checkpoint_shapes
 from .files import safetensors_header, write_checkpoint, write_lora, write_safetensors
 from .layout import Layout, Shape
 from .lora import lora_shapes
@@ -16,9 +16,11 @@ from .parts import PARTS, write_parts
 from .text_encoders import T5, Clip, ClipVision, Llm, clip, clip_vision, llm, open_clip, t5
 from .transformers import (
     Flux,
+    Flux2,
     Mmdit,
     QwenImage,
     ZImage,
+    flux2_transformer,
     flux_transformer,
     mmdit,
     qwen_image_transformer,
@@ -34,10 +36,12 @@ __all__ = [
     "FAMILIES",
     "PARTS",
     "T5",
+    "VARIANTS",
     "VIDEO_FAMILIES",
     "Clip",
     "ClipVision",
     "Flux",
+    "Flux2",
     "Layout",
     "Llm",
     "Mmdit",
@@ -51,6 +55,7 @@ __all__ = [
     "checkpoint_shapes",
     "clip",
     "clip_vision",
+    "flux2_transformer",
     "flux_transformer",
     "llm",
     "lora_shapes",

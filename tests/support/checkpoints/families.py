@@ -10,9 +10,11 @@ from .layout import Layout, Shape
 from .text_encoders import T5, Clip, Llm, clip, llm, open_clip, t5
 from .transformers import (
     Flux,
+    Flux2,
     Mmdit,
     QwenImage,
     ZImage,
+    flux2_transformer,
     flux_transformer,
     mmdit,
     qwen_image_transformer,
@@ -35,11 +37,11 @@ TINY_T5 = T5(width=256, layers=2, feed=320)
 TINY_LLM = Llm(width=192, layers=2, heads=2, kv_heads=1, feed=320)
 
 
-def sd1(tiny: bool) -> Layout:
-    """SD 1.5, in CompVis names."""
+def sd1(tiny: bool, inputs: int = 4) -> Layout:
+    """SD 1.5, in CompVis names; with more channels that go in the models for inpainting and Instruct-Pix2Pix."""
     out = Layout()
     size = Unet(channels=32, context=TINY_CLIP_L.width) if tiny else Unet()
-    out.nest("model.diffusion_model.", unet(size))
+    out.nest("model.diffusion_model.", unet(replace(size, inputs=inputs)))
     out.nest("first_stage_model.", vae(TINY_VAE if tiny else Vae()))
     out.nest("cond_stage_model.transformer.", clip(TINY_CLIP_L if tiny else CLIP_L))
     return out
@@ -89,16 +91,27 @@ def sd3(tiny: bool) -> Layout:
     return out
 
 
-def flux(tiny: bool) -> Layout:
-    """FLUX.1 dev with its two text encoders."""
+def flux(tiny: bool, inputs: int = 64) -> Layout:
+    """FLUX.1 dev with its two text encoders; with more channels that go in FLUX.1 Fill."""
     out = Layout()
     first, second = (TINY_CLIP_L, TINY_T5) if tiny else (CLIP_L, T5())
     size = Flux(width=256, double=2, single=2) if tiny else Flux()
-    size = replace(size, context=second.width, pooled=first.width)
+    size = replace(size, context=second.width, pooled=first.width, inputs=inputs)
     out.nest("model.diffusion_model.", flux_transformer(size))
     out.nest("first_stage_model.", vae(replace(TINY_VAE if tiny else Vae(), latent=16, quant=False)))
     out.nest("text_encoders.clip_l.transformer.", clip(first))
     out.nest("text_encoders.t5xxl.transformer.", t5(second))
+    return out
+
+
+def flux2(tiny: bool) -> Layout:
+    """FLUX.2 klein 4B with Qwen3 4B, of which it reads three layers' outputs, and an autoencoder of its own."""
+    out = Layout()
+    text = replace(TINY_LLM, layers=4) if tiny else Llm()
+    size = replace(Flux2(width=256, double=2, single=2) if tiny else Flux2(), context=3 * text.width)
+    out.nest("model.diffusion_model.", flux2_transformer(size))
+    out.nest("first_stage_model.", vae(replace(TINY_VAE if tiny else Vae(), latent=32)))
+    out.nest("text_encoders.llm.", llm(text))
     return out
 
 
@@ -136,12 +149,21 @@ FAMILIES: dict[str, Callable[[bool], Layout]] = {
 }
 """The families that draw pictures."""
 
+VARIANTS: dict[str, Callable[[bool], Layout]] = {
+    "sd1_inpaint": lambda tiny: sd1(tiny, inputs=9),
+    "sd1_pix2pix": lambda tiny: sd1(tiny, inputs=8),
+    "flux_fill": lambda tiny: flux(tiny, inputs=384),
+    "flux_control": lambda tiny: flux(tiny, inputs=128),
+    "flux2": flux2,
+}
+"""Models that the tests of families leave out: each differs from one of those where pictures go in, or by its sizes."""
+
 
 def checkpoint_shapes(family: str, tiny: bool = False) -> dict[str, Shape]:
     """Return the tensors of a family's checkpoint.
 
     Args:
-        family: one of ``FAMILIES`` or ``VIDEO_FAMILIES``.
+        family: one of ``FAMILIES``, ``VARIANTS`` or ``VIDEO_FAMILIES``.
         tiny: as narrow as the layout allows, instead of the published sizes.
 
     Returns:
@@ -150,7 +172,7 @@ def checkpoint_shapes(family: str, tiny: bool = False) -> dict[str, Shape]:
     Raises:
         ValueError: the family is unknown; the message lists the known ones.
     """
-    known = {**FAMILIES, **VIDEO_FAMILIES}
+    known = {**FAMILIES, **VARIANTS, **VIDEO_FAMILIES}
     if family not in known:
         raise ValueError(f"unknown family {family!r}: choose from {', '.join(known)}")
     return dict(known[family](tiny))

@@ -1,4 +1,4 @@
-"""Parts that work beside the tiny SD 1 checkpoint: a ControlNet, a TAE and an upscaler."""
+"""Parts that work beside the tiny SD 1 checkpoint: a ControlNet, TAEs and an upscaler."""
 
 from __future__ import annotations
 
@@ -40,6 +40,35 @@ def tae() -> Layout:
     return out
 
 
+def whole_tae() -> Layout:
+    """Return a tiny autoencoder with its encoder."""
+    out = tae()
+    out.conv("encoder.layers.0", 3, 64)
+    out.conv("encoder.layers.14", 64, 4)
+    for layer in (2, 6, 10):
+        out.put(f"encoder.layers.{layer}.weight", 64, 64, 3, 3)
+    for layer, index in itertools.product((1, 3, 4, 5, 7, 8, 9, 11, 12, 13), (0, 2, 4)):
+        out.conv(f"encoder.layers.{layer}.conv.{index}", 64, 64)
+    return out
+
+
+def taehv() -> Layout:
+    """Return the decoder of a tiny autoencoder for Wan 2.1's videos."""
+    out = Layout()
+    out.conv("decoder.1", 16, 256)
+    index, widths = 3, (256, 128, 64, 64)
+    for level, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        for _ in range(3):
+            for layer, width in ((0, 2 * inputs), (2, inputs), (4, inputs)):
+                out.conv(f"decoder.{index}.conv.{layer}", width, inputs)
+            index += 1
+        out.put(f"decoder.{index + 1}.conv.weight", inputs * (2 if level else 1), inputs, 1, 1)
+        out.put(f"decoder.{index + 2}.weight", outputs, inputs, 3, 3)
+        index += 3
+    out.conv(f"decoder.{index + 1}", 64, 3)
+    return out
+
+
 def upscaler() -> Layout:
     """Return an ESRGAN with one block, of twice the size."""
     out = Layout()
@@ -52,7 +81,13 @@ def upscaler() -> Layout:
     return out
 
 
-PARTS: dict[str, Callable[[], Layout]] = {"control": control, "tae": tae, "upscaler": upscaler}
+PARTS: dict[str, Callable[[], Layout]] = {
+    "control": control,
+    "tae": tae,
+    "whole_tae": whole_tae,
+    "taehv": taehv,
+    "upscaler": upscaler,
+}
 
 
 def write_parts(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Denoisers that are transformers: those of SD 3, FLUX.1, Z-Image and Qwen-Image."""
+"""Denoisers that are transformers: those of SD 3, FLUX.1 and .2, Z-Image and Qwen-Image."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ class Flux:
     single: int = 38
     context: int = 4096
     pooled: int = 768
+    inputs: int = 64  # 384: with a mask and what is outside of it (Fill)
 
 
 def flux_transformer(size: Flux) -> Layout:
     """Return FLUX.1 dev's transformer (with guidance embedding), without prefix."""
     out = Layout()
     width = size.width
-    out.linear("img_in", 64, width)
+    out.linear("img_in", size.inputs, width)
     out.linear("txt_in", size.context, width)
     for name, inputs in (("time_in", 256), ("vector_in", size.pooled), ("guidance_in", 256)):
         out.linear(f"{name}.in_layer", inputs, width)
@@ -82,6 +83,53 @@ def flux_transformer(size: Flux) -> Layout:
         out.put(f"{block}.norm.key_norm.scale", 128)
     out.linear("final_layer.adaLN_modulation.1", width, 2 * width)
     out.linear("final_layer.linear", width, 64)
+    return out
+
+
+@dataclass(frozen=True)
+class Flux2:
+    """Sizes of FLUX.2 klein's transformer, 4B's; its heads are 128 wide, and its feed-forward layers gated."""
+
+    width: int = 3072
+    double: int = 5
+    single: int = 20
+    context: int = 7680
+
+
+def flux2_transformer(size: Flux2) -> Layout:
+    """Return FLUX.2's transformer without guidance embedding (klein's), without prefix; no layer has a bias."""
+    out = Layout()
+    width, feed = size.width, 3 * size.width
+
+    def linear(name: str, inputs: int, outputs: int) -> None:
+        out.linear(name, inputs, outputs, bias=False)
+
+    def norms(name: str) -> None:
+        for part in ("query_norm", "key_norm"):
+            out.put(f"{name}.{part}.scale", 128)
+
+    linear("img_in", 128, width)
+    linear("txt_in", size.context, width)
+    linear("time_in.in_layer", 256, width)
+    linear("time_in.out_layer", width, width)
+    for stream in ("img", "txt"):
+        linear(f"double_stream_modulation_{stream}.lin", width, 6 * width)
+    linear("single_stream_modulation.lin", width, 3 * width)
+    for index in range(size.double):
+        for stream in ("img", "txt"):
+            block = f"double_blocks.{index}.{stream}"
+            linear(f"{block}_attn.qkv", width, 3 * width)
+            norms(f"{block}_attn.norm")
+            linear(f"{block}_attn.proj", width, width)
+            linear(f"{block}_mlp.0", width, 2 * feed)
+            linear(f"{block}_mlp.2", feed, width)
+    for index in range(size.single):
+        block = f"single_blocks.{index}"
+        linear(f"{block}.linear1", width, 3 * width + 2 * feed)
+        linear(f"{block}.linear2", width + feed, width)
+        norms(f"{block}.norm")
+    linear("final_layer.adaLN_modulation.1", width, 2 * width)
+    linear("final_layer.linear", width, 128)
     return out
 
 

@@ -19,6 +19,7 @@ class Unet:
     context: int = 768
     labels: int = 0  # width of the vector condition (SDXL); 0: none
     linear_proj: bool = False  # proj_in/proj_out as linear layers (SD 2, SDXL) instead of 1x1 convolutions
+    inputs: int = 4  # 9: with a mask and what is outside of it (inpainting); 8: with a picture (Instruct-Pix2Pix)
 
 
 def unet(size: Unet) -> Layout:
@@ -62,7 +63,7 @@ def unet(size: Unet) -> Layout:
                 out.norm(f"{block}.{norm}", width)
         projection(f"{name}.proj_out", width)
 
-    out.conv("input_blocks.0.0", 4, size.channels)
+    out.conv("input_blocks.0.0", size.inputs, size.channels)
     skips = [size.channels]
     width, index = size.channels, 0
     for level, (mult, depth) in enumerate(zip(size.mult, size.depth, strict=True)):
