@@ -132,6 +132,16 @@ class StableDiffusion(ModelHandle):
             self._encoder_surveyed = True
         return made
 
+    @property
+    def reads_references(self) -> bool:
+        """Whether :meth:`edit` draws with it.
+
+        Raises:
+            ClosedError: the object is closed.
+        """
+        self._open_context()
+        return bool(self._loaded.context.abilities()["reads_references"])
+
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def txt2img(self, prompt: str, **options: Unpack[Txt2ImgOptions]) -> Images:

@@ -10,6 +10,7 @@ from .. import engine
 from .declare import REQUIRED, Option, declared
 from .group import Grouped
 from .kinds import Choice, Items
+from .loras import Lora, Loras
 
 Names = Callable[[str], Sequence[str]]
 
@@ -36,7 +37,9 @@ def option_schema(option: Option, names: Names | None) -> dict[str, Any]:
         shorter += [{"type": "boolean"}] if bool in getattr(option.type, "__args__", ()) else []
         return {"anyOf": [*shorter, made]} if shorter else made
     made = {**kind.schema, "description": option.opt.doc}
-    if isinstance(kind, Items):
+    if isinstance(kind, Loras):
+        made["items"] = {"anyOf": [kind.schema["items"], object_schema(declared(Lora), names)]}
+    elif isinstance(kind, Items):
         made["items"] = {**kind.of.schema, **_limits(option)}
     else:
         made |= _limits(option)

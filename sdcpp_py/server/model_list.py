@@ -1,0 +1,144 @@
+"""The models that are served, by name: those of ``models.toml``, or the one that the command names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError, ModelError
+from ..modes import DRAWING, FILMING, LOADING, UPSCALER, Mode
+from ..options.kinds import Embeddings, File, Folder
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EMBEDDED = "embedded"
+"""The name of the model inside the package."""
+_DEFAULTS = "defaults"
+_DRAWN = {name for mode in (*DRAWING, *FILMING) for name in mode.declared}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that may be loaded.
+
+    Attributes:
+        name: what requests call it.
+        kind: ``model`` or ``upscaler``.
+        loading: options of loading it.
+        defaults: options of drawing that are taken where a request gives none.
+    """
+
+    name: str
+    kind: str = "model"
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def file_bytes(self) -> int:
+        """Return the size of its files, roughly what its weights take; 0 where that cannot be told."""
+        mode = LOADING if self.kind == "model" else UPSCALER
+        files = [self.loading[name] for name in self.loading if isinstance(mode.declared[name].kind, File)]
+        return sum(os.path.getsize(each) for each in files if each and os.path.isfile(each))
+
+    @property
+    def file(self) -> str:
+        """The file that it is called after; empty for the embedded one."""
+        return str(self.loading.get("model") or self.loading.get("diffusion_model") or "")
+
+    @property
+    def lora_folder(self) -> str | None:
+        """Where its LoRAs are; None for nowhere."""
+        return self.loading.get("lora_model_dir")
+
+
+def _resolved(table: Mapping[str, Any], mode: Mode, folder: Path, where: str) -> dict[str, Any]:
+    """Return options of loading with paths from the folder of the file that names them."""
+    made = {}
+    for name, value in table.items():
+        if name not in mode.declared or not mode.declared[name].kind.in_json:
+            raise ArgumentError(f"{where}: {name} is no option of loading; see docs/options.md")
+        kind = mode.declared[name].kind
+        if isinstance(kind, (File, Folder)):
+            value = str(folder / os.path.expanduser(value)) if isinstance(value, str) else value
+        elif isinstance(kind, Embeddings) and isinstance(value, Mapping):
+            value = {key: str(folder / os.path.expanduser(str(path))) for key, path in value.items()}
+        made[name] = value
+    try:
+        mode.check(made)
+    except (ArgumentError, TypeError) as error:
+        raise ArgumentError(f"{where}: {error}") from None
+    return made
+
+
+def _tables(content: Mapping[str, Any], key: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the named tables of a table."""
+    for name, table in content.get(key, {}).items():
+        if not isinstance(table, Mapping):
+            raise ArgumentError(f"{where}: {key}.{name} must be a table")
+        yield name, dict(table)
+
+
+def read_models(file: str | os.PathLike[str]) -> dict[str, ServedModel]:
+    """Return the models of a ``models.toml``, the default one first.
+
+    Raises:
+        ModelError: the file cannot be read.
+        ArgumentError: what it says is no TOML, or no model.
+    """
+    path = Path(file)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"models file {path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError(f"models file {path}: {error}") from None
+    if unknown := content.keys() - {"models", "upscalers"}:
+        raise ArgumentError(f"models file {path}: {sorted(unknown)[0]} is neither models nor upscalers")
+    found: dict[str, ServedModel] = {}
+    for name, table in _tables(content, "models", str(path)):
+        where = f"models file {path}: {name}"
+        defaults = table.pop(_DEFAULTS, {})
+        if alien := defaults.keys() - _DRAWN:
+            raise ArgumentError(f"{where}: {_DEFAULTS}.{sorted(alien)[0]} is no option of drawing")
+        found[name] = ServedModel(name, "model", _resolved(table, LOADING, path.parent, where), defaults)
+    for name, table in _tables(content, "upscalers", str(path)):
+        where = f"models file {path}: upscaler {name}"
+        if name in found:
+            raise ArgumentError(f"{where}: a model has this name, too")
+        found[name] = ServedModel(name, "upscaler", _resolved(table, UPSCALER, path.parent, where))
+    if not any(each.kind == "model" for each in found.values()):
+        raise ArgumentError(f"models file {path}: names no model; write [models.NAME] and model = FILE below it")
+    return found
+
+
+def one_model(loading: Mapping[str, Any]) -> dict[str, ServedModel]:
+    """Return the model that options of loading are of, called by its file, or the embedded one.
+
+    Raises:
+        ArgumentError: an option is unknown or out of range.
+    """
+    LOADING.check(loading)
+    plain = {name: os.fsdecode(each) if isinstance(each, os.PathLike) else each for name, each in loading.items()}
+    model = ServedModel("", "model", plain)
+    name = Path(model.file).stem if model.file else EMBEDDED
+    return {name: ServedModel(name, "model", plain)}
+
+
+def folder_upscalers(folder: str | os.PathLike[str]) -> dict[str, ServedModel]:
+    """Return the upscalers of a folder by their files' names.
+
+    Raises:
+        ModelError: there is no such folder.
+    """
+    from ..model_files import SUFFIXES
+
+    if not os.path.isdir(folder):
+        raise ModelError(f"upscaler_dir {os.fspath(folder)} is no folder; make it, or name another one")
+    files = [each for each in sorted(Path(folder).iterdir()) if each.suffix.lower() in SUFFIXES and each.is_file()]
+    return {each.stem: ServedModel(each.stem, "upscaler", {"model": str(each)}) for each in files}

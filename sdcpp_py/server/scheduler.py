@@ -1,0 +1,487 @@
+"""The jobs: taken from clients, kept in the store, given to workers, tried again where a worker dies. No HTTP here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SdcppError
+from .fair_queue import FairQueue
+from .jobs import (
+    PRIORITIES,
+    ConflictError,
+    DeadlineError,
+    DrainingError,
+    Events,
+    Job,
+    QueueFullError,
+    RefusedError,
+    Request,
+    State,
+    UnknownJobError,
+)
+from .local_worker import Outcome, Worker, WorkerLostError
+from .model_list import ServedModel
+from .store import Store, StoreError, request_digest
+
+log = logging.getLogger("sdcpp_py.server")
+
+ATTEMPTS = 2
+"""How often a job is begun with that no worker survives."""
+_RECENT = 256  # jobs that have ended, whose events are still there to read
+_BACKOFF_SECONDS = 30.0
+_STORE_RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the scheduler takes.
+
+    Attributes:
+        queue: jobs that may wait.
+        client_queue: of one client.
+        job_seconds: after which a job ends unfinished, waiting included.
+    """
+
+    queue: int = 1000
+    client_queue: int = 1000
+    job_seconds: float = 86400.0
+
+
+class _Slot:
+    """A worker, and what it does."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.job: Job | None = None
+        self.is_ready = False
+        self.restarts = 0
+        self.failures = 0
+        self.cancelling: SdcppError | None = None
+
+
+class Scheduler:
+    """Gives jobs to workers.
+
+    Args:
+        models: those that are served, the default one first.
+        workers: not started yet.
+        store: where jobs and pictures are kept.
+        limits: what it takes.
+
+    Attributes:
+        facts: what the first worker told of its engine.
+        events: what happened to any job; each event's data has the job.
+        draining: whether it takes nothing new any more.
+        observers: called with each job that ended, for metrics.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        workers: Sequence[Worker],
+        store: Store,
+        limits: Limits | None = None,
+    ) -> None:
+        self.models = dict(models)
+        self.store = store
+        self.limits = limits or Limits()
+        self.facts: dict[str, Any] = {}
+        self.events = Events()
+        self.draining = False
+        self.observers: list[Callable[[Job], object]] = []
+        self._slots = [_Slot(worker) for worker in workers]
+        self._queue = FairQueue()
+        self._active: dict[str, Job] = {}
+        self._recent: OrderedDict[str, Job] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
+        self._stopping = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the workers, and go on with the jobs that an earlier server left.
+
+        Raises:
+            SdcppError: the engine cannot be loaded, or no worker starts.
+        """
+        self._active.clear()
+        first, *others = self._slots
+        try:
+            self.facts = await first.worker.start()
+        except WorkerLostError as error:
+            raise SdcppError(f"{error}; its output says why") from None
+        first.is_ready = True
+        for slot in others:
+            self._spawn(self._restart(slot))
+        for job in self.store.unfinished():
+            job.state = "queued"
+            self._admit(job)
+        self._dispatch()
+
+    def drain(self) -> None:
+        """Take nothing new, and begin with nothing that waits; what is under way goes on."""
+        self.draining = True
+
+    async def stop(self, seconds: float = 0.0) -> None:
+        """End.
+
+        Args:
+            seconds: that jobs under way have left; what is not done then waits in the store for the next start.
+        """
+        self.drain()
+        end = time.monotonic() + seconds
+        while any(slot.job for slot in self._slots) and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        left = [slot.job for slot in self._slots if slot.job is not None]
+        await asyncio.gather(*(slot.worker.stop() for slot in self._slots))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for job in left:
+            if not job.is_over:
+                job.state, job.attempts = "queued", max(0, job.attempts - 1)
+                self._save(job)
+        for job in self._active.values():
+            job.events.close()
+        self.events.close()
+
+    def _spawn(self, work: Any) -> None:
+        """Run something beside the rest."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def default_model(self) -> str:
+        """The name of the model that draws where a request names none."""
+        return next(name for name, each in self.models.items() if each.kind == "model")
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs that workers are at."""
+        return [slot.job for slot in self._slots if slot.job is not None]
+
+    @property
+    def workers(self) -> Iterator[tuple[Worker, bool, Job | None, int]]:
+        """The workers: each with whether it is ready, its job, and how often it was started again."""
+        return ((slot.worker, slot.is_ready, slot.job, slot.restarts) for slot in self._slots)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether jobs are taken and a worker is there for them."""
+        return not self.draining and any(slot.is_ready for slot in self._slots)
+
+    def retry_after(self, ahead: int) -> float:
+        """Return the seconds in which so many jobs are done, roughly."""
+        each = sum(self._took) / len(self._took)
+        return max(1.0, min(3600.0, ahead * each / max(1, len(self._slots))))
+
+    def submit(self, request: Request) -> Job:
+        """Take a job, and keep it: from here on it ends done, failed or cancelled, whatever becomes of any process.
+
+        Raises:
+            DrainingError: the server is ending.
+            QueueFullError: as many jobs wait as may.
+            RefusedError: there is no such model, or the priority is out of range.
+            ConflictError: the key was used before for another request.
+            StoreError: it cannot be kept.
+        """
+        if request.model not in self.models:
+            raise RefusedError(f"model {request.model!r} is not served; there are {', '.join(self.models)}")
+        if request.priority not in PRIORITIES:
+            raise RefusedError(f"priority must be from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {request.priority}")
+        work = request.work()
+        digest = request_digest(work, request.pictures) if request.key else ""
+        if request.key and (before := self._by_key(request.client, request.key)) is not None:
+            if before.digest != digest:
+                raise ConflictError("this idempotency key was used for another request; use a new one")
+            return before
+        if self.draining:
+            raise DrainingError("the server is ending; ask again when it is back")
+        if len(self._queue) >= self.limits.queue:
+            raise QueueFullError("as many jobs wait as may; ask again later", self.retry_after(1 + len(self._queue) // 4))
+        if self._queue.count(request.client) >= self.limits.client_queue:
+            ahead = self._queue.count(request.client)
+            raise QueueFullError(
+                f"{ahead} jobs of this client wait, as many as may; ask again later", self.retry_after(1)
+            )
+        seconds = min(request.seconds or self.limits.job_seconds, self.limits.job_seconds)
+        job = Job(
+            client=request.client,
+            priority=request.priority,
+            deadline=time.time() + seconds,
+            request=work,
+            inputs=len(request.pictures),
+            key=request.key,
+            digest=digest,
+            source=request.source,
+        )
+        self.store.add(job, request.pictures)
+        self._admit(job)
+        self._dispatch()
+        return job
+
+    def _by_key(self, client: str, key: str) -> Job | None:
+        """Return the job of an idempotency key."""
+        found = self.store.by_key(client, key)
+        return None if found is None else self._active.get(found.id, found)
+
+    def _admit(self, job: Job) -> None:
+        """Put a job that is kept into the queue."""
+        self._active[job.id] = job
+        self._queue.add(job)
+        delay = max(0.0, job.deadline - time.time())
+        self._timers[job.id] = asyncio.get_running_loop().call_later(min(delay, 2e6), self._too_late, job)
+        self._tell(job, "queued", position=self._queue.position(job))
+
+    def find(self, job: str) -> Job:
+        """Return a job.
+
+        Raises:
+            UnknownJobError: there is none of this id, or none any more.
+        """
+        found = self._active.get(job) or self._recent.get(job) or self.store.get(job)
+        if found is None:
+            raise UnknownJobError(f"there is no job {job[:64]!r}")
+        if found.is_over and found.events.is_empty:
+            # Of an earlier server: what it came to is all that is left to tell.
+            self._tell(found, found.state, everywhere=False)
+            found.events.close()
+        return found
+
+    def position(self, job: Job) -> int:
+        """Return roughly how many jobs go before one that waits."""
+        return self._queue.position(job) if job in self._queue else 0
+
+    async def finished(self, job: Job) -> Job:
+        """Return a job when it has ended.
+
+        Raises:
+            DrainingError: the server ends before.
+        """
+        if not job.is_over:
+            async for event in job.events.after():
+                if event.kind in ("done", "failed", "cancelled"):
+                    break
+        if not job.is_over:
+            raise DrainingError(f"the server is ending; job {job.id} is drawn after its next start")
+        return job
+
+    def cancel(self, job: Job, error: SdcppError | None = None) -> bool:
+        """Cancel a job, or fail it with an error; tell whether it was not over yet."""
+        if job.is_over:
+            return False
+        if job in self._queue:
+            self._queue.remove(job)
+            self._end_early(job, error)
+            return True
+        for slot in self._slots:
+            if slot.job is job:
+                if slot.cancelling is None:
+                    slot.cancelling = error or SdcppError("")
+                    self._spawn(slot.worker.cancel(job.id))
+                return True
+        return False
+
+    def _end_early(self, job: Job, error: SdcppError | None) -> None:
+        """End a job that was cancelled, or failed for another reason than its own."""
+        if error is None or not str(error):
+            self._end(job, "cancelled", {"type": "CancelledError", "message": "cancelled by a client"})
+        else:
+            self._end(job, "failed", {"type": type(error).__name__, "message": str(error)})
+
+    def _too_late(self, job: Job) -> None:
+        """Fail a job whose time is over."""
+        left = job.deadline - time.time()
+        if left > 0.01:  # beyond what a timer takes at once
+            self._timers[job.id] = asyncio.get_running_loop().call_later(min(left, 2e6), self._too_late, job)
+            return
+        spent = job.deadline - job.created
+        self.cancel(job, DeadlineError(f"it was not done within {spent:.0f} s, waiting included"))
+
+    def remove(self, job: Job) -> None:
+        """Forget a job that has ended, and its pictures.
+
+        Raises:
+            ConflictError: it has not ended.
+        """
+        if not job.is_over:
+            raise ConflictError("the job has not ended; cancel it first")
+        self._recent.pop(job.id, None)
+        self.store.remove(job)
+
+    async def unload(self, model: str) -> None:
+        """Have every worker give a model back."""
+        await asyncio.gather(*(slot.worker.unload(model) for slot in self._slots if model in slot.worker.loaded))
+
+    def loaded(self) -> dict[str, list[str]]:
+        """Return the workers that hold each model."""
+        return {
+            name: [slot.worker.name for slot in self._slots if name in slot.worker.loaded] for name in self.models
+        }
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Give the next jobs to the workers that have none, each to one that holds its model if there is such."""
+        while not self.draining:
+            idle = [slot for slot in self._slots if slot.is_ready and slot.job is None]
+            job = self._queue.next() if idle else None
+            if job is None:
+                return
+            model = job.request["model"]
+            # Of the others the one that holds least, which need not give anything back.
+            slot = min(idle, key=lambda each: (model not in each.worker.loaded, sum(each.worker.loaded.values())))
+            self._queue.take(job)
+            slot.job, slot.cancelling = job, None
+            self._spawn(self._run(slot, job))
+
+    async def _run(self, slot: _Slot, job: Job) -> None:
+        """Have a worker draw a job."""
+        model = job.request["model"]
+        job.attempts += 1
+        job.started = time.time()
+        self._enter(job, "running" if model in slot.worker.loaded else "loading")
+        begin = time.monotonic()
+        try:
+            pictures = await asyncio.to_thread(self.store.inputs, job)
+            outcome = await slot.worker.run(
+                job.id, job.request, pictures, lambda event, preview: self._progress(job, event, preview)
+            )
+        except WorkerLostError as error:
+            if not self._stopping:
+                await self._lost(slot, job, error)
+            return
+        except SdcppError as error:
+            outcome = Outcome(error={"type": type(error).__name__, "message": str(error)})
+        slot.failures = 0
+        if slot.cancelling is None:
+            self._took.append(time.monotonic() - begin)
+        await self._settle(slot, job, outcome)
+        slot.job = None
+        self._dispatch()
+
+    async def _settle(self, slot: _Slot, job: Job, outcome: Outcome) -> None:
+        """Keep how a job ended."""
+        if outcome.error is None:
+            suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
+            try:
+                job.files = await asyncio.to_thread(self.store.write_pictures, job, outcome.files, suffix)
+            except StoreError as error:
+                self._end(job, "failed", {"type": "StoreError", "message": str(error)})
+                return
+            job.result = outcome.result
+            self._end(job, "done")
+        elif slot.cancelling is not None and outcome.error["type"] == "CancelledError":
+            self._end_early(job, slot.cancelling)
+        else:
+            self._end(job, "failed", outcome.error)
+
+    async def _lost(self, slot: _Slot, job: Job, error: WorkerLostError) -> None:
+        """Try a job again whose worker died, or end it; start the worker anew."""
+        log.warning("job %s: %s", job.id, error)
+        slot.job, slot.is_ready = None, False
+        slot.failures += 1
+        if slot.cancelling is not None:
+            self._end_early(job, slot.cancelling)
+        elif job.attempts < ATTEMPTS:
+            job.state = "queued"
+            self._save(job)
+            self._queue.add(job)
+            self._tell(job, "retried", reason=str(error), attempts=job.attempts)
+        else:
+            message = f"{error}, as in the attempt before; ask for less, or look at the server's log"
+            self._end(job, "failed", {"type": "WorkerLostError", "message": message})
+        self._dispatch()
+        await self._restart(slot, wait=slot.failures > 1)
+
+    async def _restart(self, slot: _Slot, wait: bool = False) -> None:
+        """Start a worker, again and again with growing pauses."""
+        pause = 1.0 if wait else 0.0
+        while not self._stopping:
+            await asyncio.sleep(pause)
+            pause = min(max(1.0, 2 * pause), _BACKOFF_SECONDS)
+            try:
+                await slot.worker.stop()
+                await slot.worker.start()
+            except (WorkerLostError, SdcppError, OSError) as error:
+                log.warning("%s: %s; it is started again in %.0f s", slot.worker.name, error, pause)
+                continue
+            slot.is_ready = True
+            slot.restarts += 1
+            self._dispatch()
+            return
+
+    def _progress(self, job: Job, event: dict[str, Any], preview: bytes | None) -> None:
+        """Take what a worker says of a job under way."""
+        if job.state == "loading" and event.get("phase") not in ("loading", "done"):
+            self._enter(job, "running")
+        job.progress = event
+        job.preview = preview or job.preview
+        job.events.add("progress", event, preview)
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def _tell(self, job: Job, kind: str, everywhere: bool = True, **more: Any) -> None:
+        """Say what happened to a job to whoever listens."""
+        data = {**job.to_dict(), **more}
+        job.events.add(kind, data)
+        if everywhere:
+            self.events.add(kind, data)
+
+    def _enter(self, job: Job, state: State) -> None:
+        """Bring a job into a state."""
+        job.state = state
+        self._save(job)
+        self._tell(job, state)
+
+    def _save(self, job: Job) -> None:
+        """Keep a job's state; where the store cannot be written now, later."""
+        try:
+            self.store.update(job)
+        except StoreError as error:
+            log.error("job %s: %s", job.id, error)
+            if not self._stopping:
+                self._spawn(self._save_later(job))
+
+    async def _save_later(self, job: Job) -> None:
+        """Keep a job's state when the store can be written again."""
+        while True:
+            await asyncio.sleep(_STORE_RETRY_SECONDS)
+            with contextlib.suppress(StoreError):
+                self.store.update(job)
+                return
+
+    def _end(self, job: Job, state: State, error: dict[str, Any] | None = None) -> None:
+        """End a job."""
+        job.error, job.ended = error, time.time()
+        if (timer := self._timers.pop(job.id, None)) is not None:
+            timer.cancel()
+        self._active.pop(job.id, None)
+        self._recent[job.id] = job
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        self._enter(job, state)
+        job.events.close()
+        self.store.done_with_inputs(job)
+        for observe in self.observers:
+            observe(job)

@@ -1,0 +1,316 @@
+"""Jobs and pictures on disk: SQLite for what is known of a job, a folder for pictures, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError
+from ..images import failure_reason
+from .jobs import Job, StoreError
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, client TEXT NOT NULL, priority INTEGER NOT NULL, created REAL NOT NULL, deadline REAL NOT NULL,
+    started REAL, ended REAL, state TEXT NOT NULL, attempts INTEGER NOT NULL, request TEXT NOT NULL,
+    inputs INTEGER NOT NULL, files TEXT NOT NULL, bytes INTEGER NOT NULL, result TEXT, error TEXT,
+    key TEXT NOT NULL, digest TEXT NOT NULL, source TEXT NOT NULL, prompt TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state, created);
+CREATE INDEX IF NOT EXISTS jobs_created ON jobs (created);
+CREATE UNIQUE INDEX IF NOT EXISTS jobs_key ON jobs (client, key) WHERE key != '';
+"""
+_FIELDS = (
+    "id", "client", "priority", "created", "deadline", "started", "ended", "state", "attempts", "request", "inputs",
+    "files", "bytes", "result", "error", "key", "digest", "source", "prompt",
+)  # fmt: skip
+_UNFINISHED = ("queued", "loading", "running")
+
+
+@contextlib.contextmanager
+def _stored() -> Iterator[None]:
+    """Make one-line errors of what SQLite and the system raise."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"the store cannot be used ({failure_reason(error)}); see to its disk") from None
+
+
+def request_digest(request: dict[str, Any], pictures: Sequence[bytes]) -> str:
+    """Return a digest by which two requests are told apart."""
+    made = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
+    for picture in pictures:
+        made.update(hashlib.sha256(picture).digest())
+    return made.hexdigest()
+
+
+class Store:
+    """The jobs of a server, in a folder. One server at a time may have it open.
+
+    Args:
+        folder: where; it is made.
+        limit: bytes of pictures that are kept.
+
+    Raises:
+        StoreError: the folder cannot be written.
+        ArgumentError: another server has it open, or a newer version of this package made it.
+    """
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._room = threading.RLock()  # pictures are written in threads, one job at a time
+        with _stored():
+            self._pictures.mkdir(parents=True, exist_ok=True)
+            self._inputs.mkdir(exist_ok=True)
+            self._lock_file = self._lock()
+            self._base = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None, check_same_thread=False)
+            self._base.row_factory = sqlite3.Row
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=NORMAL")
+            (version,) = self._base.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):
+                raise ArgumentError(f"store {folder} is of version {version}, this package's is {_VERSION}")
+            self._base.executescript(_SCHEMA)
+            self._base.execute(f"PRAGMA user_version={_VERSION}")
+            (size,) = self._base.execute("SELECT coalesce(sum(bytes), 0) FROM jobs").fetchone()
+        self.bytes: int = size
+        self._sweep()
+
+    @property
+    def _pictures(self) -> Path:
+        return self._folder / "pictures"
+
+    @property
+    def _inputs(self) -> Path:
+        return self._folder / "inputs"
+
+    def _lock(self) -> Any:
+        """Return a file that is locked as long as it is open."""
+        file = (self._folder / "lock").open("w")
+        try:
+            import fcntl
+        except ImportError:  # Windows: two servers on one folder are not told apart there
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise ArgumentError(f"store {self._folder} is in use by another server; choose another --store") from None
+        return file
+
+    def close(self) -> None:
+        """Close the files."""
+        self._base.close()
+        self._lock_file.close()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def add(self, job: Job, pictures: Sequence[bytes]) -> None:
+        """Keep a new job and the pictures that go into it.
+
+        Raises:
+            StoreError: it cannot be written; nothing of it is kept.
+        """
+        try:
+            with _stored():
+                if pictures:
+                    folder = self._inputs / job.id
+                    folder.mkdir()
+                    for index, picture in enumerate(pictures):
+                        self._write(folder / str(index), picture)
+                self._put(job)
+        except StoreError:
+            shutil.rmtree(self._inputs / job.id, ignore_errors=True)
+            raise
+
+    def update(self, job: Job) -> None:
+        """Keep what changed of a job.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with _stored():
+            self._put(job)
+
+    def _put(self, job: Job) -> None:
+        size = sum(self._size(name) for name in job.files)
+        row = {
+            **{name: getattr(job, name) for name in _FIELDS if hasattr(job, name)},
+            "request": json.dumps(job.request),
+            "files": json.dumps(job.files),
+            "result": None if job.result is None else json.dumps(job.result),
+            "error": None if job.error is None else json.dumps(job.error),
+            "bytes": size,
+            "prompt": str(job.request["options"].get("prompt", "")),
+        }
+        marks = ", ".join(f":{name}" for name in _FIELDS)
+        self._base.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_FIELDS)}) VALUES ({marks})", row)
+
+    @staticmethod
+    def _job(row: sqlite3.Row) -> Job:
+        values = {name: row[name] for name in _FIELDS if name not in ("bytes", "prompt")}
+        for name in ("request", "files", "result", "error"):
+            values[name] = None if values[name] is None else json.loads(values[name])
+        return Job(**values)
+
+    def get(self, job: str) -> Job | None:
+        """Return a job, None where there is none of this id."""
+        with _stored():
+            row = self._base.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+        return None if row is None else self._job(row)
+
+    def by_key(self, client: str, key: str) -> Job | None:
+        """Return the job of a client's idempotency key, None where it was not used."""
+        with _stored():
+            row = self._base.execute("SELECT * FROM jobs WHERE client = ? AND key = ?", (client, key)).fetchone()
+        return None if row is None else self._job(row)
+
+    def unfinished(self) -> list[Job]:
+        """Return the jobs that have not ended, the oldest first."""
+        with _stored():
+            rows = self._base.execute(
+                "SELECT * FROM jobs WHERE state IN (?, ?, ?) ORDER BY created", _UNFINISHED
+            ).fetchall()
+        return [self._job(row) for row in rows]
+
+    def listed(
+        self, *, state: str = "", client: str = "", search: str = "", before: float | None = None, limit: int = 50
+    ) -> list[Job]:
+        """Return jobs, the newest first.
+
+        Args:
+            state: of this state alone.
+            client: of this client alone.
+            search: words in the prompt.
+            before: created before this time, in seconds since 1970.
+            limit: so many at most.
+        """
+        where, values = ["1"], list[Any]()
+        for name, value in (("state", state), ("client", client)):
+            if value:
+                where.append(f"{name} = ?")
+                values.append(value)
+        for word in search.split():
+            where.append("instr(lower(prompt), lower(?)) > 0")
+            values.append(word)
+        if before is not None:
+            where.append("created < ?")
+            values.append(before)
+        query = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY created DESC LIMIT ?"
+        with _stored():
+            rows = self._base.execute(query, (*values, limit)).fetchall()
+        return [self._job(row) for row in rows]
+
+    def remove(self, job: Job) -> None:
+        """Forget a job that has ended, and its pictures."""
+        with _stored():
+            self._base.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
+            self._discard(job.files)
+        shutil.rmtree(self._inputs / job.id, ignore_errors=True)
+
+    # --- pictures -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _write(file: Path, data: bytes) -> None:
+        """Write a file beside its place, and move it there."""
+        part = file.with_name(f".{file.name}.part")
+        try:
+            with part.open("wb") as written:
+                written.write(data)
+                written.flush()
+                os.fsync(written.fileno())
+            part.replace(file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self._pictures / name).stat().st_size
+        except OSError:
+            return 0
+
+    def inputs(self, job: Job) -> list[bytes]:
+        """Return the pictures that go into a job.
+
+        Raises:
+            StoreError: they are gone.
+        """
+        with _stored():
+            return [(self._inputs / job.id / str(index)).read_bytes() for index in range(job.inputs)]
+
+    def write_pictures(self, job: Job, files: Sequence[bytes], suffix: str) -> list[str]:
+        """Write a job's pictures, after the oldest ones have made room; return their names. Safe from any thread.
+
+        Raises:
+            StoreError: they cannot be written; none of them is kept.
+        """
+        names = [f"{job.id}-{index}.{suffix}" for index in range(len(files))]
+        written: list[str] = []
+        with self._room:
+            self._make_room(sum(map(len, files)), job.id)
+            try:
+                with _stored():
+                    for name, data in zip(names, files, strict=True):
+                        self._write(self._pictures / name, data)
+                        written.append(name)
+                        self.bytes += len(data)
+            except StoreError:
+                self._discard(written)
+                raise
+        return names
+
+    def picture(self, job: Job, index: int) -> Path | None:
+        """Return the file of a picture, None where there is none, or none any more."""
+        if not 0 <= index < len(job.files):
+            return None
+        file = self._pictures / job.files[index]
+        return file if file.is_file() else None
+
+    def _discard(self, names: Sequence[str]) -> None:
+        with self._room:
+            for name in names:
+                self.bytes -= self._size(name)
+                with contextlib.suppress(OSError):
+                    (self._pictures / name).unlink(missing_ok=True)
+
+    def _make_room(self, size: int, keep: str) -> None:
+        """Remove the oldest pictures until so many bytes more fit."""
+        while self.bytes + size > self._limit:
+            with _stored():
+                row = self._base.execute(
+                    "SELECT * FROM jobs WHERE bytes > 0 AND id != ? ORDER BY ended LIMIT 1", (keep,)
+                ).fetchone()
+                if row is None:
+                    raise StoreError("the pictures of one job are more than the store may hold; raise --store-limit")
+                self._discard(json.loads(row["files"]))
+                self._base.execute("UPDATE jobs SET files = '[]', bytes = 0 WHERE id = ?", (row["id"],))
+
+    def done_with_inputs(self, job: Job) -> None:
+        """Remove the pictures that went into a job that has ended."""
+        if job.inputs:
+            shutil.rmtree(self._inputs / job.id, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what an end in the middle of writing left."""
+        with _stored():
+            rows = self._base.execute("SELECT files FROM jobs WHERE files != '[]'").fetchall()
+            known = {name for row in rows for name in json.loads(row["files"])}
+            for file in self._pictures.iterdir():
+                if file.name not in known:
+                    file.unlink(missing_ok=True)
+            waiting = {job.id for job in self.unfinished()}
+            for folder in self._inputs.iterdir():
+                if folder.name not in waiting:
+                    shutil.rmtree(folder, ignore_errors=True)

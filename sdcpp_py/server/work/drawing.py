@@ -1,0 +1,185 @@
+"""One job in a worker: from a request to the files of its pictures and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ...errors import ArgumentError, OutputError
+from ...images import GeneratedImage, Images, failure_reason
+from ...modes import DRAWING, FILMING, IMG2IMG, UPSCALE, Mode
+from ...options.json_values import built, replaced
+from ...pipeline import StableDiffusion
+from ...progress import ProgressEvent
+from ...upscaler import Upscaler
+from ...video import Video
+from ..model_list import ServedModel
+from .models import Models
+
+MODES: dict[str, Mode] = {mode.name: mode for mode in (*DRAWING, *FILMING, UPSCALE)}
+"""The modes that are served, by name."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a job gave.
+
+    Attributes:
+        result: what JSON can hold of it: seeds, timings, parameters, plan, reports, warnings.
+        files: the pictures, or the video, as files.
+    """
+
+    result: dict[str, Any]
+    files: Sequence[bytes]
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Yield a list of what the package warns of meanwhile: the client is told, not a log that nobody sees."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name == "sdcpp_py":
+                found.append(record.getMessage())
+
+    handler = Handler(logging.WARNING)
+    logger = logging.getLogger("sdcpp_py")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+
+
+def _mode_for(request: Mapping[str, Any], model: StableDiffusion | Upscaler, served: ServedModel) -> Mode:
+    """Return the mode that a request is of, or the one that it takes where the model cannot do that.
+
+    Raises:
+        ArgumentError: the model draws in no such mode.
+    """
+    mode = MODES[request["mode"]]
+    if (mode is UPSCALE) != isinstance(model, Upscaler):
+        kind = "upscaler" if mode is UPSCALE else "model that draws"
+        raise ArgumentError(f"model {served.name!r} is no {kind}; {mode.name} needs one")
+    if request.get("otherwise") == IMG2IMG.name and isinstance(model, StableDiffusion) and not model.reads_references:
+        return IMG2IMG
+    return mode
+
+
+def _as_img2img(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of an edit as those of img2img: its one picture is the one to begin with.
+
+    Raises:
+        ArgumentError: there are several pictures.
+    """
+    images = options.pop("images")
+    if len(images) != 1:
+        raise ArgumentError(
+            f"this model reads no reference pictures, and begins with one: {len(images)} were given; give one, or use "
+            "a model that edits"
+        )
+    return {**options, "image": images[0]}
+
+
+def draw_job(
+    models: Models,
+    request: Mapping[str, Any],
+    blobs: Sequence[bytes],
+    progress: Callable[[ProgressEvent], object],
+) -> Drawn:
+    """Draw what a request asks for.
+
+    Args:
+        models: of this worker.
+        request: mode, model, options and output, as the scheduler keeps them.
+        blobs: the files of the pictures that go in; options name them by index.
+        progress: hears of loading and drawing.
+
+    Raises:
+        SdcppError: as of the methods of the package.
+    """
+    model = models.get(request["model"], progress)
+    served = models.served[request["model"]]
+    mode = _mode_for(request, model, served)
+    given = replaced(
+        MODES[request["mode"]].declared, request["options"], lambda _, index: blobs[index], lambda _, path: path
+    )
+    if mode.name != request["mode"]:
+        given = _as_img2img(given)
+    options = built(mode.declared, given)
+    for name, value in built(mode.declared, {k: v for k, v in served.defaults.items() if k in mode.declared}).items():
+        if options.get(name) is None:
+            options[name] = value
+    options["progress"] = progress
+    with _warnings() as warned:
+        drawn = getattr(model, mode.name)(**options)
+    models.touch(request["model"])
+    output = request.get("output") or {}
+    result: dict[str, Any] = {
+        "mode": mode.name,
+        "warnings": warned,
+        "plan": model.plan.to_dict(),
+        "memory": model.memory_report().to_dict(),
+        "transfer": model.transfer_report().to_dict(),
+    }
+    return Drawn({**result, **_told(drawn)}, _files(drawn, output))
+
+
+def _told(drawn: Images | Video | GeneratedImage) -> dict[str, Any]:
+    """Return what JSON can hold of what was drawn."""
+    if isinstance(drawn, GeneratedImage):
+        return {"seeds": [], "timings": {}, "parameters": {}, "loras": [], "text": [drawn.info.get("parameters", "")],
+                "size": list(drawn.size)}  # fmt: skip
+    told = {
+        "timings": drawn.timings.to_dict(),
+        "parameters": drawn.parameters,
+        "loras": [each.to_dict() for each in drawn.loras],
+    }
+    if isinstance(drawn, Video):
+        film = {"frames": len(drawn), "fps": drawn.fps, "size": list(drawn.size)}
+        return {**told, "seeds": [drawn.seed], "text": [drawn.text], **film}
+    texts = [each.info.get("parameters", "") for each in drawn]
+    return {**told, "seeds": list(drawn.seeds), "text": texts, "size": list(drawn[0].size)}
+
+
+def _files(drawn: Images | Video | GeneratedImage, output: Mapping[str, Any]) -> list[bytes]:
+    """Return the files of what was drawn."""
+    if isinstance(drawn, Video):
+        buffer = io.BytesIO()
+        drawn.save(buffer, output.get("format") or "webp")
+        return [buffer.getvalue()]
+    pictures = [drawn] if isinstance(drawn, GeneratedImage) else list(drawn)
+    return [encoded(each, output.get("format") or "png", output.get("compression")) for each in pictures]
+
+
+def encoded(image: Image.Image, kind: str, compression: int | None = None) -> bytes:
+    """Return a picture as a file.
+
+    Args:
+        image: the picture.
+        kind: ``png``, ``jpeg``, ``webp`` or ``avif``.
+        compression: quality of the last three, from 0 to 100; None for 95, or Pillow's own.
+
+    Raises:
+        OutputError: this Pillow does not write such files.
+    """
+    buffer = io.BytesIO()
+    more: dict[str, Any] = {}
+    if kind != "png" and compression is not None:
+        more["quality"] = compression
+    elif kind == "jpeg":
+        more["quality"] = 95
+    if kind == "jpeg" and image.mode in ("LA", "RGBA"):
+        image = image.convert(image.mode[:-1])
+    try:
+        image.save(buffer, format=kind.upper(), **more)
+    except Exception as error:  # whatever an encoder raises
+        raise OutputError(f"{kind}: this Pillow cannot write it ({failure_reason(error)}); ask for png") from None
+    return buffer.getvalue()
