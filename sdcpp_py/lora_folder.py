@@ -47,6 +47,11 @@ class LoraFolder:
                     found[_composed(os.path.relpath(whole, self.path).replace(os.sep, "/"))] = whole
         return found
 
+    @property
+    def names(self) -> list[str]:
+        """The files' names within the folder, with ``/`` between their parts and without suffixes, sorted."""
+        return sorted(os.path.splitext(each)[0] for each in self._files)
+
     def _matches(self, name: str) -> list[str]:
         """Return the names of the files that a name means: of all of it, else of its end."""
         wanted = _composed(name.replace(os.sep, "/"))

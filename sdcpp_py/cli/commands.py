@@ -13,7 +13,7 @@ import typer
 from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING, FILMING
-from . import convert, devices, doctor, drawing, info, upscale
+from . import convert, devices, doctor, drawing, info, serve, upscale
 from .flags import CommandGroup, PanelCommand
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ for _mode in (*DRAWING, *FILMING):
 app.command("upscale", cls=PanelCommand)(upscale.command)
 app.command("convert", cls=PanelCommand)(convert.command)
 app.command("info", cls=PanelCommand)(info.command)
+app.command("serve", cls=PanelCommand)(serve.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

@@ -68,7 +68,9 @@ def _replaced(option: Option, name: str, value: Any, picture: Leaf, file: Leaf) 
     return value
 
 
-def replaced(options: Options, values: Mapping[str, Any], picture: Leaf, file: Leaf, prefix: str = "") -> dict[str, Any]:
+def replaced(
+    options: Options, values: Mapping[str, Any], picture: Leaf, file: Leaf, prefix: str = ""
+) -> dict[str, Any]:
     """Return values, still as JSON has them, with each picture and each file replaced.
 
     Args:

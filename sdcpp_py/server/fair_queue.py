@@ -71,8 +71,4 @@ class FairQueue:
 
     def position(self, job: Job) -> int:
         """Return roughly how many jobs go before one."""
-        return sum(
-            1
-            for each in self._jobs.values()
-            if (-each.priority, each.created) < (-job.priority, job.created)
-        )
+        return sum(1 for each in self._jobs.values() if (-each.priority, each.created) < (-job.priority, job.created))

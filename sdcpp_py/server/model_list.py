@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, ModelError
+from ..lora_folder import open_folder
 from ..modes import DRAWING, FILMING, LOADING, UPSCALER, Mode
+from ..options.checks import show
 from ..options.kinds import Embeddings, File, Folder
 
 if sys.version_info >= (3, 11):
@@ -142,3 +144,31 @@ def folder_upscalers(folder: str | os.PathLike[str]) -> dict[str, ServedModel]:
         raise ModelError(f"upscaler_dir {os.fspath(folder)} is no folder; make it, or name another one")
     files = [each for each in sorted(Path(folder).iterdir()) if each.suffix.lower() in SUFFIXES and each.is_file()]
     return {each.stem: ServedModel(each.stem, "upscaler", {"model": str(each)}) for each in files}
+
+
+def named_file(models: Mapping[str, ServedModel], served: ServedModel, name: str, value: Any) -> str:
+    """Return the path of a file that a request calls by its name; nothing outside the declared folders is one.
+
+    Args:
+        models: those that are served.
+        served: the one that draws.
+        name: what messages call the option.
+        value: the name of the file.
+
+    Raises:
+        ArgumentError: requests name no such files here, or the name leads out of its folder.
+        ModelError: there is no such file.
+    """
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} must be the name of a file, not {show(value)}")
+    if name.startswith("loras["):
+        if served.lora_folder is None:
+            raise ArgumentError(f"{name}: this model has no folder of LoRAs; start with --lora-model-dir")
+        return open_folder(served.lora_folder).find(value, name)
+    if name == "hires.model":
+        found = models.get(value)
+        if found is None or found.kind != "upscaler":
+            known = [each.name for each in models.values() if each.kind == "upscaler"]
+            raise ArgumentError(f"{name} {show(value)} is no upscaler here; there are: {', '.join(known) or 'none'}")
+        return found.file
+    raise ArgumentError(f"{name}: requests name no files; give it to the model in models.toml")

@@ -218,7 +218,9 @@ class Scheduler:
         if self.draining:
             raise DrainingError("the server is ending; ask again when it is back")
         if len(self._queue) >= self.limits.queue:
-            raise QueueFullError("as many jobs wait as may; ask again later", self.retry_after(1 + len(self._queue) // 4))
+            raise QueueFullError(
+                "as many jobs wait as may; ask again later", self.retry_after(1 + len(self._queue) // 4)
+            )
         if self._queue.count(request.client) >= self.limits.client_queue:
             ahead = self._queue.count(request.client)
             raise QueueFullError(
@@ -267,6 +269,10 @@ class Scheduler:
             self._tell(found, found.state, everywhere=False)
             found.events.close()
         return found
+
+    def current(self, job: Job) -> Job:
+        """Return a job as it is now, of one as the store had it."""
+        return self._active.get(job.id) or self._recent.get(job.id) or job
 
     def position(self, job: Job) -> int:
         """Return roughly how many jobs go before one that waits."""
@@ -335,9 +341,7 @@ class Scheduler:
 
     def loaded(self) -> dict[str, list[str]]:
         """Return the workers that hold each model."""
-        return {
-            name: [slot.worker.name for slot in self._slots if name in slot.worker.loaded] for name in self.models
-        }
+        return {name: [slot.worker.name for slot in self._slots if name in slot.worker.loaded] for name in self.models}
 
     # --- workers ------------------------------------------------------------------------------------------------------
 

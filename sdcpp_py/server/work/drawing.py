@@ -19,7 +19,7 @@ from ...pipeline import StableDiffusion
 from ...progress import ProgressEvent
 from ...upscaler import Upscaler
 from ...video import Video
-from ..model_list import ServedModel
+from ..model_list import ServedModel, named_file
 from .models import Models
 
 MODES: dict[str, Mode] = {mode.name: mode for mode in (*DRAWING, *FILMING, UPSCALE)}
@@ -109,7 +109,10 @@ def draw_job(
     served = models.served[request["model"]]
     mode = _mode_for(request, model, served)
     given = replaced(
-        MODES[request["mode"]].declared, request["options"], lambda _, index: blobs[index], lambda _, path: path
+        MODES[request["mode"]].declared,
+        request["options"],
+        lambda _, index: blobs[index],
+        lambda name, value: named_file(models.served, served, name, value),
     )
     if mode.name != request["mode"]:
         given = _as_img2img(given)

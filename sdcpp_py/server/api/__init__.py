@@ -1,0 +1,1 @@
+"""The APIs: a file for each, thin over the scheduler."""

@@ -1,0 +1,245 @@
+"""``/api``: jobs with their events, plans and reports; models, devices, health and metrics."""
+
+# Not postponed: FastAPI reads the annotations, which name what is made here.
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, Union
+
+from fastapi import APIRouter, File, Query, UploadFile
+from fastapi.requests import Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import Field
+from sse_starlette import EventSourceResponse
+
+from ..._version import __version__
+from ...lora_folder import open_folder
+from ...parameters import read_parameters
+from ..front import Front, sse
+from ..intake import check_picture
+from ..jobs import Event, Job, UnknownJobError
+from ..schemas import (
+    MODES,
+    ErrorAnswer,
+    JobAnswer,
+    JobList,
+    ModelAnswer,
+    ParametersAnswer,
+    Report,
+    WorkerAnswer,
+    job_models,
+    names_from,
+)
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": why}
+    for status, why in {
+        400: "something asked for is unknown, out of range or too large",
+        404: "there is no such job, picture or model",
+        409: "a key was used for another request, or the job's state does not allow it",
+        429: "as many jobs wait as may; Retry-After says when to ask again",
+        503: "the server is ending, or no worker is ready",
+        507: "the store cannot be written",
+    }.items()
+}
+_SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
+_PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "the file"}}
+
+
+def router(front: Front) -> APIRouter:  # noqa: PLR0915 (a list of routes)
+    """Return the routes."""
+    scheduler = front.scheduler
+    api = APIRouter(prefix="/api", responses={key: ERRORS[key] for key in (400, 404)})
+    models = job_models(names_from(scheduler.facts))
+    one_of = Annotated[Union[tuple(models)], Field(discriminator="mode")]  # type: ignore[valid-type]  # noqa: UP007
+
+    def answer(job: Job) -> dict[str, Any]:
+        return {**job.to_dict(), "position": scheduler.position(job)}
+
+    def model_answer(name: str) -> dict[str, Any]:
+        if name not in scheduler.models:
+            raise UnknownJobError(f"there is no model {name[:64]!r}; there are {', '.join(scheduler.models)}")
+        served = scheduler.models[name]
+        return {
+            "name": name,
+            "kind": served.kind,
+            "default": name == scheduler.default_model,
+            "loaded": scheduler.loaded()[name],
+            "defaults": dict(served.defaults),
+            "loras": served.lora_folder is not None,
+        }
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    @api.post("/jobs", status_code=202, response_model=JobAnswer, tags=["jobs"],
+              responses={key: ERRORS[key] for key in (409, 429, 503, 507)})  # fmt: skip
+    async def submit(
+        http: Request,
+        job: one_of,  # type: ignore[valid-type]
+        wait: Annotated[float, Query(ge=0, le=3600, description="seconds to wait for its end")] = 0.0,
+    ) -> Any:
+        """Take a job. The header Idempotency-Key makes a second request with the same key the same job."""
+        options = job.options.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
+        fields = job.model_dump(include={"priority", "seconds", "output"})  # type: ignore[attr-defined]
+        taken = await front.submit(http, job.mode, job.model, options, **fields)  # type: ignore[attr-defined]
+        if wait:
+            try:
+                async with front.watching(http, taken):
+                    await asyncio.wait_for(scheduler.finished(taken), wait)
+            except asyncio.TimeoutError:
+                pass
+        return answer(taken)
+
+    @api.get("/jobs", response_model=JobList, tags=["jobs"])
+    async def jobs(
+        state: Literal["", "queued", "loading", "running", "done", "failed", "cancelled"] = "",
+        client: str = "",
+        search: Annotated[str, Query(max_length=1000, description="words of the prompt")] = "",
+        before: Annotated[float | None, Query(description="created before this time")] = None,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    ) -> Any:
+        """List jobs, the newest first."""
+        found = scheduler.store.listed(state=state, client=client, search=search, before=before, limit=limit)
+        return {"jobs": [answer(scheduler.current(each)) for each in found]}
+
+    @api.get("/jobs/{job}", response_model=JobAnswer, tags=["jobs"])
+    async def job(job: str) -> Any:
+        """Return a job."""
+        return answer(scheduler.find(job))
+
+    @api.delete("/jobs/{job}", status_code=204, tags=["jobs"], responses={409: ERRORS[409]})
+    async def remove(job: str) -> Response:
+        """Forget a job that has ended, and its pictures."""
+        scheduler.remove(scheduler.find(job))
+        return Response(status_code=204)
+
+    @api.post("/jobs/{job}/cancel", response_model=JobAnswer, tags=["jobs"])
+    async def cancel(job: str) -> Any:
+        """Cancel a job, whether it waits or is drawn; of one that has ended nothing changes."""
+        found = scheduler.find(job)
+        scheduler.cancel(found)
+        return answer(found)
+
+    @api.get("/jobs/{job}/events", response_class=EventSourceResponse, tags=["jobs"], responses=_SSE)
+    async def events(http: Request, job: str, after: int = 0) -> Response:
+        """Stream what happens to a job: queued, loading, running, progress with previews, retried, and how it ends.
+
+        With the header Last-Event-ID, or *after*, those that follow.
+        """
+        found = scheduler.find(job)
+        last = http.headers.get("last-event-id", "")
+        return _stream(front.events(found, int(last) if last.isdecimal() else after))
+
+    @api.get("/events", response_class=EventSourceResponse, tags=["jobs"], responses=_SSE)
+    async def all_events(http: Request, after: int = 0) -> Response:
+        """Stream what happens to all jobs, progress left out."""
+        last = http.headers.get("last-event-id", "")
+        return _stream(scheduler.events.after(int(last) if last.isdecimal() else after))
+
+    @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
+    async def picture(job: str, index: int) -> Response:
+        """Return a picture of a job, or its video."""
+        file = scheduler.store.picture(scheduler.find(job), index)
+        if file is None:
+            raise UnknownJobError("there is no such picture, or it was removed")
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        kept = {"cache-control": "private, max-age=31536000, immutable"}
+        return FileResponse(file, media_type=kind, filename=file.name, headers=kept, content_disposition_type="inline")
+
+    @api.get("/jobs/{job}/preview", response_class=Response, tags=["jobs"], responses=_PICTURE)
+    async def preview(job: str) -> Response:
+        """Return the last preview of a job that is drawn with one."""
+        data = scheduler.find(job).preview
+        if data is None:
+            raise UnknownJobError("there is no preview; ask for one with the option preview")
+        return Response(data, media_type="image/jpeg", headers={"cache-control": "no-store"})
+
+    @api.get("/jobs/{job}/report", response_model=Report, tags=["jobs"])
+    async def report(job: str) -> Any:
+        """Return where a job's weights lay, what was copied, and what was hidden behind compute."""
+        found = scheduler.find(job)
+        if found.result is None:
+            raise UnknownJobError("there is no report before the job is done")
+        return found.result
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    @api.get("/models", response_model=list[ModelAnswer], tags=["models"])
+    async def list_models() -> Any:
+        """List the models and upscalers."""
+        return [model_answer(name) for name in scheduler.models]
+
+    @api.post("/models/{name}/unload", response_model=ModelAnswer, tags=["models"])
+    async def unload(name: str) -> Any:
+        """Have every worker give a model back, after the job that it is at."""
+        model_answer(name)
+        await scheduler.unload(name)
+        return model_answer(name)
+
+    @api.get("/models/{name}/loras", response_model=list[str], tags=["models"])
+    async def loras(name: str) -> Any:
+        """List the names of the LoRAs that a model is drawn with."""
+        model_answer(name)
+        folder = scheduler.models[name].lora_folder
+        return [] if folder is None else await asyncio.to_thread(lambda: open_folder(folder).names)
+
+    @api.get("/modes", tags=["models"])
+    async def modes() -> dict[str, Any]:
+        """Return the JSON schema of each mode's options, for forms; ``x-panel`` says which belong together."""
+        schemas = {}
+        for (name, mode), model in zip(MODES.items(), models, strict=True):
+            made = model.model_fields["options"].annotation
+            schemas[name] = {"title": mode.title, "options": made.model_json_schema()}  # type: ignore[union-attr]
+        return schemas
+
+    @api.get("/devices", tags=["server"])
+    async def devices() -> list[dict[str, Any]]:
+        """List the devices that can compute or hold weights, as they were when the first worker started."""
+        return list(scheduler.facts["devices"])
+
+    @api.get("/workers", response_model=list[WorkerAnswer], tags=["server"])
+    async def workers() -> Any:
+        """List the workers."""
+        return [
+            {"name": worker.name, "ready": ready, "job": job and job.id, "loaded": dict(worker.loaded),
+             "resident": worker.resident, "restarts": restarts}
+            for worker, ready, job, restarts in scheduler.workers
+        ]  # fmt: skip
+
+    @api.post("/parameters", response_model=ParametersAnswer, tags=["pictures"])
+    async def parameters(picture: Annotated[UploadFile, File(description="a picture of ours or of others")]) -> Any:
+        """Return the options that a picture was drawn with, ready to be asked for again."""
+        data = await picture.read()
+        check_picture("picture", data, front.intake.bounds)
+        found = await asyncio.to_thread(read_parameters, data)
+        declared = MODES[found.mode].declared if found.mode in MODES else {}
+        options = {name: declared[name].kind.plain(each) for name, each in found.items() if name in declared}
+        return {"mode": found.mode, "options": options, "unmapped": found.unmapped}
+
+    @api.get("/health", tags=["server"])
+    async def health() -> dict[str, str]:
+        """Say that the server lives."""
+        return {"status": "ok", "version": __version__}
+
+    @api.get("/ready", tags=["server"], responses={503: ERRORS[503]})
+    async def ready() -> Response:
+        """Say whether jobs are taken and a worker is there for them."""
+        status = {"ready": scheduler.is_ready, "waiting": scheduler.waiting, "running": len(scheduler.running)}
+        return JSONResponse(status, 200 if scheduler.is_ready else 503)
+
+    @api.get("/metrics", response_class=PlainTextResponse, tags=["server"])
+    async def metrics() -> Response:
+        """Return numbers for Prometheus."""
+        return PlainTextResponse(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return api
+
+
+def _stream(events: AsyncIterator[Event]) -> EventSourceResponse:
+    """Return events as a stream."""
+
+    async def told() -> AsyncIterator[dict[str, Any]]:
+        async for event in events:
+            yield sse(event)
+
+    return EventSourceResponse(told(), ping=15, headers={"x-accel-buffering": "no"})

@@ -1,0 +1,90 @@
+"""The application: the APIs put together, errors in each one's own form, and a start and an end that lose nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from .._version import __version__
+from ..errors import SdcppError
+from .api import own
+from .front import Front, Problem, problem
+from .security import Guard
+
+log = logging.getLogger("sdcpp_py.server")
+
+Form = Callable[[Problem], dict[str, Any]]
+
+
+def _own_form(said: Problem) -> dict[str, Any]:
+    """Return an error as our own API has it."""
+    return {"error": {"type": said.kind, "message": said.message, "engine_log": list(said.engine_log)}}
+
+
+FORMS: dict[str, Form] = {}
+"""The form of errors of other APIs, by the beginning of their paths."""
+
+
+def _answer(request: Request, said: Problem) -> Response:
+    form = next((each for start, each in FORMS.items() if request.url.path.startswith(start)), _own_form)
+    return JSONResponse(form(said), said.status, headers=dict(said.headers or {}))
+
+
+def _validation_message(error: RequestValidationError) -> str:
+    """Return what is wrong with a request, in a line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+    said = {"extra_forbidden": "is no field here", "missing": "is missing"}.get(first["type"], first["msg"])
+    return f"{where}: {said}"
+
+
+def make_app(front: Front) -> ASGIApp:
+    """Return the application; the scheduler must have been started, for its facts are in the schema."""
+    app = FastAPI(
+        title="sdcpp-py",
+        version=__version__,
+        description="Pictures and videos from text with stable-diffusion.cpp.",
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # its pages come from elsewhere
+        redoc_url=None,
+    )
+    app.include_router(own.router(front))
+
+    @app.exception_handler(SdcppError)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _answer(request, problem(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _answer(request, Problem(400, "ArgumentError", _validation_message(error)))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _answer(request, Problem(error.status_code, "HTTPError", str(error.detail), headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        log.exception("%s %s", request.method, request.url.path, exc_info=error)
+        return _answer(request, Problem(500, "InternalError", "the server failed at this; its log says why"))
+
+    make_schema = app.openapi
+
+    def schema() -> dict[str, Any]:
+        made = make_schema()
+        for path in made["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)  # what is invalid is answered with 400, as all else that is
+        return made
+
+    app.openapi = schema  # type: ignore[method-assign]
+    return Guard(app, front.security)

@@ -1,0 +1,164 @@
+"""What a client asks for, checked before it is a job: options, pictures as text or uploads, names of files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+
+from ..errors import ArgumentError
+from ..lora_folder import take_tags
+from ..modes import FILMING, UPSCALE
+from ..options.checks import show
+from ..options.declare import REQUIRED
+from ..options.json_values import built, holds_pictures, replaced
+from .jobs import RefusedError, Request
+from .model_list import ServedModel, named_file
+from .schemas import MODES, PICTURE_FORMATS, VIDEO_FORMATS
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+"""Of pictures that go in: those that browsers show, and no decoder besides."""
+_DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=.-]+)*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What requests may hold.
+
+    Attributes:
+        upload: bytes of one request.
+        pixels: of one picture that goes in, and of all that one job draws.
+    """
+
+    upload: int = 64 << 20
+    pixels: int = 32_000_000
+
+
+def decoded(name: str, value: Any) -> bytes:
+    """Return the bytes of a picture's file, of base64 or a data URL.
+
+    Raises:
+        ArgumentError: it is neither. Addresses are not fetched, and paths not opened.
+    """
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} must be a picture as base64 or as a data URL, not {show(value)}")
+    text = value[match.end() :] if (match := _DATA_URL.match(value)) else value
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ArgumentError(f"{name} must be a picture as base64 or as a data URL, not {show(value[:40])}") from None
+
+
+def check_picture(name: str, data: bytes, bounds: Bounds) -> None:
+    """Look at the head of a picture's file; nothing is decoded here.
+
+    Raises:
+        ArgumentError: it is no picture of a known format.
+        RefusedError: it has too many pixels.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+    except PIL.Image.DecompressionBombError:
+        raise RefusedError(f"{name} has more than {bounds.pixels / 1e6:g} megapixels; make it smaller") from None
+    except Exception:  # whatever a damaged head makes Pillow raise
+        raise ArgumentError(f"{name} is no picture of a known format: {', '.join(FORMATS)}") from None
+    if width * height > bounds.pixels:
+        raise RefusedError(f"{name} is {width}x{height}, more than {bounds.pixels / 1e6:g} megapixels; make it smaller")
+
+
+class Intake:
+    """Makes requests of what clients send.
+
+    Args:
+        models: those that are served.
+        bounds: what requests may hold.
+    """
+
+    def __init__(self, models: Mapping[str, ServedModel], bounds: Bounds) -> None:
+        self._models = models
+        self.bounds = bounds
+
+    def request(
+        self,
+        mode: str,
+        model: str,
+        options: Mapping[str, Any],
+        *,
+        output: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Request:
+        """Return a request.
+
+        Args:
+            mode: name of the mode.
+            model: name of the model.
+            options: as JSON has them; pictures are base64, data URLs or bytes. What is None is not given.
+            output: ``format`` and ``compression``.
+            more: the other fields of Request.
+
+        Raises:
+            ArgumentError: a value is unknown, missing, out of range or of the wrong type.
+            ModelError: a LoRA is missing.
+            RefusedError: there is no such model, or a limit of the server is passed.
+        """
+        served = self._models.get(model)
+        if served is None:
+            raise RefusedError(f"model {model!r} is not served; there are {', '.join(self._models)}")
+        if (served.kind == "upscaler") != (mode == UPSCALE.name):
+            wanted = "an upscaler" if mode == UPSCALE.name else "a model that draws"
+            raise ArgumentError(f"{mode} needs {wanted}, and {model} is none")
+        declared = MODES[mode].declared
+        pictures: list[bytes] = []
+
+        def picture(name: str, value: Any) -> int:
+            data = decoded(name, value)
+            check_picture(name, data, self.bounds)
+            pictures.append(data)
+            return len(pictures) - 1
+
+        def file(name: str, value: Any) -> Any:
+            named_file(self._models, served, name, value)
+            return value  # by its name still: what a client may see of the job tells no paths
+
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, option in declared.items():
+            if option.default is REQUIRED and name not in given:
+                raise ArgumentError(f"{mode} needs {name}")
+        given = replaced(declared, given, picture, file)
+        for name, value in built(declared, {k: v for k, v in given.items() if not holds_pictures(declared[k])}).items():
+            declared[name].check(value)
+        if "prompt" in given and "loras" in declared:
+            take_tags(given["prompt"], served.lora_folder)
+        self._check_size(mode, {**served.defaults, **given})
+        self._check_output(mode, output or {})
+        return Request(mode, model, given, pictures, {k: v for k, v in (output or {}).items() if v is not None}, **more)
+
+    def _check_size(self, mode: str, options: Mapping[str, Any]) -> None:
+        """Raise RefusedError for more pixels than one job may draw."""
+        count = options.get("frames") or options.get("batch_count") or 1
+        pixels = (options.get("width") or 0) * (options.get("height") or 0) * count
+        hires = options.get("hires")
+        if isinstance(hires, Mapping):
+            sides = hires.get("target_width") or 0, hires.get("target_height") or 0
+            pixels = max(sides[0] * sides[1] * count, pixels * (hires.get("scale") or 2.0) ** 2)
+        if pixels > self.bounds.pixels:
+            raise RefusedError(
+                f"{mode}: {pixels / 1e6:.1f} megapixels in all, and this server draws {self.bounds.pixels / 1e6:g} a "
+                "job; ask for less"
+            )
+
+    @staticmethod
+    def _check_output(mode: str, output: Mapping[str, Any]) -> None:
+        """Raise ArgumentError for a format that the mode does not give."""
+        kinds = VIDEO_FORMATS if mode in {each.name for each in FILMING} else PICTURE_FORMATS
+        if output.get("format") not in (None, *kinds):
+            raise ArgumentError(f"output.format {show(output['format'])} is unknown; {mode} gives {', '.join(kinds)}")

@@ -1,0 +1,196 @@
+"""From the command's options to a running server, and to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from ..errors import ArgumentError, OutputError
+from ..host_memory import host_memory
+from ..model_files import show_path
+from ..options.declare import declared
+from ..options.serving import ServingOptions
+from ..reports import GIB
+from .app import make_app
+from .front import Front
+from .intake import Bounds, Intake
+from .local_worker import LocalWorker
+from .metrics import Metrics
+from .model_list import ServedModel, folder_upscalers, one_model, read_models
+from .scheduler import Limits, Scheduler
+from .security import Security, make_security, read_tokens
+from .store import Store
+
+log = logging.getLogger("sdcpp_py.server")
+
+SERVING = declared(ServingOptions)
+"""Every option of the server."""
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value for every option of the server.
+
+    Raises:
+        ArgumentError: a value is out of range or of the wrong type.
+    """
+    return {name: option.check(given.get(name, option.default)) for name, option in SERVING.items()}
+
+
+def state_folder() -> Path:
+    """Return where jobs are kept unless another folder is named: in the user's folder for state."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "sdcpp-py" / "server"
+
+
+def served_models(values: Mapping[str, Any], loading: Mapping[str, Any]) -> dict[str, ServedModel]:
+    """Return the models that the command names.
+
+    Raises:
+        ArgumentError: one is named by flags and others by a file, or an option is none.
+        ModelError: a file or folder is missing.
+    """
+    if values["models_file"] is not None:
+        if loading:
+            raise ArgumentError(f"{next(iter(loading))} and --models are given; write it into the file of --models")
+        found = read_models(values["models_file"])
+    else:
+        found = one_model(loading)
+    if values["upscaler_dir"] is not None:
+        found = {**folder_upscalers(values["upscaler_dir"]), **found}
+    return found
+
+
+def make_workers(values: Mapping[str, Any], models: Mapping[str, ServedModel]) -> list[LocalWorker]:
+    """Return the workers, not started yet; they share the CPU and the memory."""
+    devices = [each.strip() for each in values["worker_devices"].split(",") if each.strip()]
+    count = values["workers"] or len(devices) or 1
+    budget = (host_memory() or 0) / 2 / count
+    if values["model_memory"] is not None:
+        budget = values["model_memory"] * GIB
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [
+        LocalWorker(
+            name=f"worker {index + 1}",
+            models=list(models.values()),
+            device=devices[index % len(devices)] if devices else "",
+            threads=max(1, cores // count) if count > 1 else None,
+            budget=budget,
+            idle_unload=values["idle_unload"],
+            hang_seconds=values["hang_seconds"],
+        )
+        for index in range(count)
+    ]
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, which tells the scheduler of the end before it closes anything."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals that end the server; those of before are back afterwards, and none is raised again."""
+        names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.handle_exit) for number in names}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End: nothing new is taken, what is under way has its time; a second signal ends at once."""
+        self._ending()
+        super().handle_exit(sig, frame)
+
+
+async def serve(
+    given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object] = lambda address: None
+) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        given: options of the server.
+        loading: options of loading the one model, where no models file is given.
+        ready: called with the address when requests are taken.
+
+    Raises:
+        SdcppError: an option is wrong, the store or the port cannot be had, or the engine cannot be loaded.
+    """
+    values = checked(given)
+    models = served_models(values, loading)
+    upload = int(values["max_upload"] * 2**20)
+    tokens = read_tokens(values["token_file"])
+    names = [values[name].split(",") for name in ("allowed_hosts", "cors_origins")]
+    security = make_security(values["host"], tokens, *names, upload)
+    store = Store(Path(values["store"] or state_folder()), values["store_limit"] * GIB)
+    limits = Limits(values["queue_size"], values["client_queue"] or values["queue_size"], values["job_seconds"])
+    scheduler = Scheduler(models, make_workers(values, models), store, limits)
+    try:
+        await _serve(values, scheduler, security, upload, ready)
+    finally:
+        store.close()
+
+
+async def _serve(
+    values: Mapping[str, Any], scheduler: Scheduler, security: Security, upload: int, ready: Callable[[str], object]
+) -> None:
+    """Serve a scheduler."""
+    bounds = Bounds(upload, int(values["max_pixels"] * 1e6))
+    try:
+        await scheduler.start()
+        front = Front(
+            scheduler,
+            Intake(scheduler.models, bounds),
+            security,
+            Metrics(scheduler),
+            values["cancel_on_disconnect"],
+        )
+        config = uvicorn.Config(
+            make_app(front),
+            host=values["host"],
+            port=values["port"],
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(values["drain_seconds"])),
+        )
+        server = _Server(config, scheduler.drain)
+        try:
+            socket = config.bind_socket()
+        except SystemExit:
+            where = f"{values['host']}:{values['port']}"
+            raise OutputError(
+                f"{where} cannot be listened on; is another server there? Choose another --port"
+            ) from None
+        with contextlib.closing(socket):
+            address = socket.getsockname()
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            ready(f"http://{host}:{address[1]}")
+            log.info("serving %s", show_path(values["host"]))
+            await server.serve([socket])
+    finally:
+        await scheduler.stop(values["drain_seconds"])
+
+
+def run(given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object]) -> None:
+    """Serve until a signal ends it; the arguments and errors are those of :func:`serve`."""
+    asyncio.run(serve(given, loading, ready))
