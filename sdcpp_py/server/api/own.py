@@ -46,7 +46,7 @@ _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": 
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "the file"}}
 
 
-def router(front: Front) -> APIRouter:  # noqa: PLR0915 (a list of routes)
+def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
     api = APIRouter(prefix="/api", responses={key: ERRORS[key] for key in (400, 404)})

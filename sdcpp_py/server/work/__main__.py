@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import queue
@@ -141,7 +142,7 @@ class Worker:
         call = self._calls[job]
         try:
             with engine.watched(call):
-                drawn = draw_job(self._models, request, blobs, told)
+                drawn = draw_job(self._models, request, blobs, told.loading, told)
             self._say({"type": "done", "id": job, "result": drawn.result}, drawn.files)
         except MemoryError:
             self._models.unload_all()
@@ -169,7 +170,13 @@ class _Telling:
         self._last = 0.0
         self._phase = ("", 0)
 
+    def loading(self, event: ProgressEvent) -> None:
+        """Tell of a model that is loaded; nothing of the pictures is done by that."""
+        if event.phase == "loading":
+            self(dataclasses.replace(event, fraction=0.0))
+
     def __call__(self, event: ProgressEvent) -> None:
+        """Tell of pictures that are drawn."""
         now = time.monotonic()
         phase = event.phase, event.picture
         if event.preview is None and phase == self._phase and now - self._last < _EVENT_SECONDS:

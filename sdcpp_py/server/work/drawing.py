@@ -92,6 +92,7 @@ def draw_job(
     models: Models,
     request: Mapping[str, Any],
     blobs: Sequence[bytes],
+    loading: Callable[[ProgressEvent], object],
     progress: Callable[[ProgressEvent], object],
 ) -> Drawn:
     """Draw what a request asks for.
@@ -100,12 +101,13 @@ def draw_job(
         models: of this worker.
         request: mode, model, options and output, as the scheduler keeps them.
         blobs: the files of the pictures that go in; options name them by index.
-        progress: hears of loading and drawing.
+        loading: hears of loading a model.
+        progress: hears of drawing.
 
     Raises:
         SdcppError: as of the methods of the package.
     """
-    model = models.get(request["model"], progress)
+    model = models.get(request["model"], loading)
     served = models.served[request["model"]]
     mode = _mode_for(request, model, served)
     given = replaced(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import DeviceMemoryError, ModelError
-from ...modes import LOADING
 from ...pipeline import StableDiffusion
 from ...progress import ProgressEvent
 from ...upscaler import Upscaler
@@ -94,7 +93,6 @@ class Models:
             options["threads"] = self._threads
         if served.kind == "upscaler":
             return Upscaler(**options, progress=progress)
-        assert "threads" in LOADING.declared
         return StableDiffusion(**options, progress=progress)
 
     def _make_room(self, size: float, keep: str = "") -> None:
@@ -122,7 +120,10 @@ class Models:
     def unload_idle(self, seconds: float) -> bool:
         """Unload what was not used for so many seconds; tell whether there was any."""
         old = time.monotonic() - seconds
-        return any([self.unload(name) for name in list(self._held) if self._held[name].used < old])
+        idle = [name for name, held in self._held.items() if held.used < old]
+        for name in idle:
+            self.unload(name)
+        return bool(idle)
 
     def touch(self, name: str) -> None:
         """Note that a model was used until now."""
