@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .._version import __version__
 from ..errors import SdcppError
-from .api import own
+from .api import openai, own
 from .front import Front, Problem, problem
 from .security import Guard
 
@@ -29,7 +29,7 @@ def _own_form(said: Problem) -> dict[str, Any]:
     return {"error": {"type": said.kind, "message": said.message, "engine_log": list(said.engine_log)}}
 
 
-FORMS: dict[str, Form] = {}
+FORMS: dict[str, Form] = {"/v1/": openai.error_form}
 """The form of errors of other APIs, by the beginning of their paths."""
 
 
@@ -56,7 +56,8 @@ def make_app(front: Front) -> ASGIApp:
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
     )
-    app.include_router(own.router(front))
+    for each in (own, openai):
+        app.include_router(each.router(front))
 
     @app.exception_handler(SdcppError)
     async def failed(request: Request, error: Exception) -> Response:

@@ -117,6 +117,9 @@ class Intake:
             wanted = "an upscaler" if mode == UPSCALE.name else "a model that draws"
             raise ArgumentError(f"{mode} needs {wanted}, and {model} is none")
         declared = MODES[mode].declared
+        if otherwise := more.get("otherwise"):
+            subject = MODES[otherwise].subject.__annotations__
+            declared = {**{k: v for k, v in MODES[otherwise].declared.items() if k not in subject}, **declared}
         pictures: list[bytes] = []
 
         def picture(name: str, value: Any) -> int:

@@ -75,6 +75,7 @@ class Request:
         seconds: after which it ends unfinished; None for the server's own limit.
         key: idempotency key; the same of one client gives the same job.
         source: the API that it came through.
+        notes: what the client is told besides: of what it asked for and has no equal here.
     """
 
     mode: str
@@ -88,6 +89,7 @@ class Request:
     seconds: float | None = None
     key: str = ""
     source: str = "api"
+    notes: Sequence[str] = ()
 
     def work(self) -> dict[str, Any]:
         """Return what a worker needs of it, as JSON."""
@@ -97,6 +99,7 @@ class Request:
             "options": dict(self.options),
             "output": dict(self.output),
             "otherwise": self.otherwise,
+            "notes": list(self.notes),
         }
 
 
@@ -164,6 +167,11 @@ class Job:
         pixels = number("width", 512) * number("height", 512) / 512**2
         return number("batch_count", 1) * number("steps", 20) * number("frames", 1) * pixels
 
+    @property
+    def warnings(self) -> list[str]:
+        """What was asked for and had no effect, or was done otherwise."""
+        return [*self.request.get("notes", ()), *(self.result or {}).get("warnings", ())]
+
     def to_dict(self) -> dict[str, Any]:
         """Return what clients see of it."""
         return {
@@ -183,7 +191,7 @@ class Job:
             "progress": self.progress,
             "pictures": [f"/api/jobs/{self.id}/pictures/{index}" for index in range(len(self.files))],
             "seeds": (self.result or {}).get("seeds", []),
-            "warnings": (self.result or {}).get("warnings", []),
+            "warnings": self.warnings,
             "timings": (self.result or {}).get("timings", {}),
             "error": self.error,
         }

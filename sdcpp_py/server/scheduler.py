@@ -24,11 +24,12 @@ from .jobs import (
     RefusedError,
     Request,
     State,
+    StoreError,
     UnknownJobError,
 )
 from .local_worker import Outcome, Worker, WorkerLostError
 from .model_list import ServedModel
-from .store import Store, StoreError, request_digest
+from .store import Store, request_digest
 
 log = logging.getLogger("sdcpp_py.server")
 

@@ -54,13 +54,14 @@ class Output(Strict):
         None, description="of pictures png (the default), jpeg, webp or avif; of videos webp, gif, png, mp4 or webm"
     )
     compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg, webp and avif")
+    metadata: bool = Field(True, description="whether files carry their parameters")
 
 
 class JobBase(Strict):
     """What every job may say besides its options."""
 
     model: str | None = Field(None, description="name of the model or upscaler; by default the first one")
-    output: Output = Field(default_factory=Output)
+    output: Output = Field(default_factory=lambda: Output(format=None, compression=None, metadata=True))
     priority: int = Field(0, ge=-10, le=10, description="higher goes first")
     seconds: float | None = Field(None, gt=0, description="after which the job ends unfinished, waiting included")
 
@@ -75,11 +76,16 @@ def job_models(names: Names | None) -> list[type[JobBase]]:
             f"{title}Job",
             __base__=JobBase,
             __doc__=mode.title,
-            mode=(Literal[name], Field(description=mode.title)),  # type: ignore[valid-type]
+            mode=(_only(name), Field(description=mode.title)),
             options=(options, ...),
         )
         made.append(job)
     return made
+
+
+def _only(word: str) -> Any:
+    """Return the type of a text that is this one."""
+    return Literal[word]
 
 
 def names_from(facts: Mapping[str, Any]) -> Names:

@@ -138,8 +138,8 @@ async def serve(
     models = served_models(values, loading)
     upload = int(values["max_upload"] * 2**20)
     tokens = read_tokens(values["token_file"])
-    names = [values[name].split(",") for name in ("allowed_hosts", "cors_origins")]
-    security = make_security(values["host"], tokens, *names, upload)
+    hosts, origins = (values[name].split(",") for name in ("allowed_hosts", "cors_origins"))
+    security = make_security(values["host"], tokens, hosts, origins, upload)
     store = Store(Path(values["store"] or state_folder()), values["store_limit"] * GIB)
     limits = Limits(values["queue_size"], values["client_queue"] or values["queue_size"], values["job_seconds"])
     scheduler = Scheduler(models, make_workers(values, models), store, limits)

@@ -110,20 +110,23 @@ def draw_job(
     model = models.get(request["model"], loading)
     served = models.served[request["model"]]
     mode = _mode_for(request, model, served)
+    asked = MODES[request["mode"]]
     given = replaced(
-        MODES[request["mode"]].declared,
+        {**MODES[request.get("otherwise") or asked.name].declared, **asked.declared},
         request["options"],
         lambda _, index: blobs[index],
         lambda name, value: named_file(models.served, served, name, value),
     )
-    if mode.name != request["mode"]:
+    if mode is not asked:
         given = _as_img2img(given)
-    options = built(mode.declared, given)
+    idle = [name for name in given if name not in mode.declared]
+    options = built(mode.declared, {name: value for name, value in given.items() if name in mode.declared})
     for name, value in built(mode.declared, {k: v for k, v in served.defaults.items() if k in mode.declared}).items():
         if options.get(name) is None:
             options[name] = value
     options["progress"] = progress
     with _warnings() as warned:
+        warned += [f"{name} has no effect in {mode.name}" for name in idle]
         drawn = getattr(model, mode.name)(**options)
     models.touch(request["model"])
     output = request.get("output") or {}
@@ -134,7 +137,8 @@ def draw_job(
         "memory": model.memory_report().to_dict(),
         "transfer": model.transfer_report().to_dict(),
     }
-    return Drawn({**result, **_told(drawn)}, _files(drawn, output))
+    told = _told(drawn)  # before the files, which may be without their text
+    return Drawn({**result, **told}, _files(drawn, output))
 
 
 def _told(drawn: Images | Video | GeneratedImage) -> dict[str, Any]:
@@ -157,10 +161,15 @@ def _told(drawn: Images | Video | GeneratedImage) -> dict[str, Any]:
 def _files(drawn: Images | Video | GeneratedImage, output: Mapping[str, Any]) -> list[bytes]:
     """Return the files of what was drawn."""
     if isinstance(drawn, Video):
+        if not output.get("metadata", True):
+            drawn.text = ""
         buffer = io.BytesIO()
         drawn.save(buffer, output.get("format") or "webp")
         return [buffer.getvalue()]
     pictures = [drawn] if isinstance(drawn, GeneratedImage) else list(drawn)
+    if not output.get("metadata", True):
+        for each in pictures:
+            each.info.pop("parameters", None)
     return [encoded(each, output.get("format") or "png", output.get("compression")) for each in pictures]
 
 

@@ -1,0 +1,332 @@
+"""``/v1``: what clients of OpenAI's Images API call, after its reference: https://platform.openai.com/docs/api-reference/images.
+
+Options of ours go at the top level of the body, or in the prompt as ``<sd_cpp_extra_args>``, as sd-server takes them.
+"""
+
+# Not postponed: FastAPI reads the annotations.
+import asyncio
+import base64
+import io
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.requests import Request
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from pydantic import ConfigDict, Field, create_model
+from sse_starlette import EventSourceResponse
+from starlette.datastructures import FormData, UploadFile
+
+from ...errors import ArgumentError
+from ...modes import EDIT, IMG2IMG, INPAINT, TXT2IMG
+from ...options.checks import show
+from ..front import Front, JobFailedError, Problem, problem
+from ..intake import FORMATS, check_picture
+from ..jobs import Job, UnknownJobError
+from ..schemas import MODES, Strict, fields_of, names_from
+from .native_fields import from_fields, from_text, take_extra
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_THEIRS = re.compile(r"(dall-e|gpt-image|chatgpt-image)[\w.-]*")
+_WITHOUT_EFFECT = ("style", "background", "moderation", "input_fidelity", "complexity", "frame_count",
+                   "frame_duration_ms", "svg")  # fmt: skip
+_SAID_OF_NOTHING = (None, "auto", "opaque")
+_PARTIAL = range(4)
+_KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
+          429: "rate_limit_error"}  # fmt: skip
+_CODES = {"QueueFullError": "rate_limit_exceeded", "UnknownModel": "model_not_found"}
+
+
+def error_form(said: Problem) -> dict[str, Any]:
+    """Return an error as OpenAI's clients read it."""
+    kind = _KINDS.get(said.status, "server_error" if said.status >= 500 else "invalid_request_error")
+    code = _CODES.get(said.kind, said.kind)
+    return {"error": {"message": said.message, "type": kind, "param": None, "code": code}}
+
+
+class Images(Strict):
+    """What the three calls share; any option of the mode may stand beside it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(None, description="a name of /v1/models; OpenAI's own names mean the default one")
+    n: int | None = Field(None, ge=1, le=128, description="number of pictures")
+    size: str | None = Field(None, description="WIDTHxHEIGHT, or auto: the model's own, of an edit the picture's")
+    quality: str | None = Field(None, description="has no effect: say steps")
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp", "avif"] | None = None
+    output_compression: int | None = Field(None, ge=0, le=100)
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3)
+    user: str | None = Field(None, description="end user, for fairness between them")
+
+
+@dataclass
+class Call:
+    """A call, in our words.
+
+    Attributes:
+        mode: name of the mode.
+        options: of it.
+        given: the fields that the calls share.
+        output: format and compression.
+        notes: of what has no effect.
+        otherwise: the mode where the model cannot do *mode*.
+    """
+
+    mode: str
+    options: dict[str, Any]
+    given: dict[str, Any]
+    output: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    otherwise: str = ""
+
+
+def _take(call: Call, defaults: Mapping[str, Any]) -> None:
+    """Bring the shared fields of a call into its options."""
+    given, options = call.given, call.options
+    prompt, extra = take_extra(str(options.get("prompt", "")))
+    if "prompt" in options:
+        options["prompt"] = prompt
+    if extra:
+        asked = from_fields(MODES[call.mode], extra, defaults)
+        call.options = options = {**options, **asked.options}
+        call.output |= asked.output
+        call.notes += asked.notes
+    if given.get("n") is not None:
+        options["batch_count"] = given["n"]
+    size = given.get("size")
+    if size not in (None, "", "auto"):
+        match = _SIZE.fullmatch(str(size))
+        if match is None:
+            raise ArgumentError(f"size must be WIDTHxHEIGHT or auto, not {show(size)}")
+        options["width"], options["height"] = int(match[1]), int(match[2])
+    if "image" in options and "resize_mode" in MODES[call.mode].declared:
+        options.setdefault("resize_mode", "crop")  # clients say a size without looking at their picture's
+    for name, key in (("output_format", "format"), ("output_compression", "compression")):
+        if given.get(name) is not None:
+            call.output[key] = given[name]
+    for name in _WITHOUT_EFFECT:
+        value = options.pop(name, None)
+        if value not in _SAID_OF_NOTHING:
+            call.notes.append(f"{name} {show(value)} has no effect")
+    if given.get("stream"):
+        steps = options.get("steps") or 20
+        count = given.get("partial_images") or 0
+        if count and "preview" in MODES[call.mode].declared:
+            options.setdefault("preview", "proj")
+            options.setdefault("preview_interval", max(1, int(steps) // (count + 1)))
+
+
+def _mask(data: bytes) -> bytes:
+    """Return a mask whose white parts are drawn anew, of one of OpenAI's, whose transparent parts are."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if "A" not in image.getbands() and "transparency" not in image.info:
+            return data
+        alpha = image.convert("RGBA").getchannel("A")
+    buffer = io.BytesIO()
+    alpha.point([255 - level for level in range(256)]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def _uploads(form: FormData, *names: str) -> list[bytes]:
+    """Return the files that a form has under some names."""
+    found = [each for name in names for each in form.getlist(name)]
+    return [await each.read() if isinstance(each, UploadFile) else each.encode() for each in found]
+
+
+def router(front: Front) -> APIRouter:
+    """Return the routes."""
+    scheduler = front.scheduler
+    api = APIRouter(prefix="/v1", tags=["OpenAI"])
+    options = {**TXT2IMG.declared}
+    generation = create_model("ImageGeneration", __base__=Images, **fields_of(options, names_from(scheduler.facts)))
+    shared = set(Images.model_fields)
+
+    def model_of(call: Call) -> str | None:
+        name = call.given.get("model")
+        if not name or name in scheduler.models:
+            return name or None
+        if _THEIRS.fullmatch(name):
+            call.notes.append(f"model {name} is OpenAI's own; {scheduler.default_model} draws")
+            return None
+        raise UnknownJobError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
+
+    async def answer(http: Request, call: Call, kind: str) -> Response:
+        model = model_of(call)
+        _take(call, scheduler.facts["defaults"].get("inpaint", {}))
+        quality = call.given.get("quality")
+        if quality not in (None, "auto", "standard", "medium"):
+            call.notes.append(f"quality {show(quality)} has no effect; say steps")
+        more: dict[str, Any] = {"source": "openai", "output": call.output, "notes": call.notes}
+        if call.given.get("user"):
+            more["client"] = f"{http.scope['state']['client']}/{call.given['user'][:64]}"
+        job = await front.submit(http, call.mode, model, call.options, otherwise=call.otherwise, **more)
+        if call.given.get("stream"):
+            return EventSourceResponse(_told(front, http, job, call, kind), ping=15)
+        await front.drawn(http, job)
+        as_url = call.given.get("response_format") == "url" or (
+            call.given.get("response_format") is None and str(call.given.get("model")).startswith("dall-e")
+        )
+        return JSONResponse(await asyncio.to_thread(_result, front, job, call, str(http.base_url) if as_url else ""))
+
+    @api.post("/images/generations")
+    async def generations(http: Request, body: generation) -> Response:  # type: ignore[valid-type]
+        """Draw pictures from a text."""
+        given = body.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
+        own = {name: value for name, value in given.items() if name not in shared}
+        return await answer(http, Call(TXT2IMG.name, own, given), "image_generation")
+
+    @api.post("/images/edits", openapi_extra=_form_schema("image", "image[]", "mask", "prompt"))
+    async def edits(http: Request) -> Response:
+        """Edit pictures: with a mask, with a model that reads references, or else by drawing the picture anew."""
+        async with http.form() as form:
+            images = await _uploads(form, "image", "image[]")
+            masks = await _uploads(form, "mask")
+            given = _form_values(form)
+        if not images:
+            raise ArgumentError("image is missing: send it as a file")
+        own = {name: value for name, value in given.items() if name not in shared}
+        if not masks:
+            call = Call(EDIT.name, {**own, "images": images}, given, otherwise=IMG2IMG.name)
+        else:
+            if len(images) != 1:
+                raise ArgumentError(f"a mask is of one image, and {len(images)} were sent")
+            check_picture("mask", masks[0], front.intake.bounds)
+            mask = await asyncio.to_thread(_checked_mask, masks[0])
+            call = Call(INPAINT.name, {**own, "image": images[0], "mask": mask}, given)
+        return await answer(http, call, "image_edit")
+
+    @api.post("/images/variations", openapi_extra=_form_schema("image"))
+    async def variations(http: Request) -> Response:
+        """Draw a picture anew, without a text."""
+        async with http.form() as form:
+            images = await _uploads(form, "image")
+            given = _form_values(form)
+        if len(images) != 1:
+            raise ArgumentError("image is missing: send one as a file")
+        own = {name: value for name, value in given.items() if name not in shared}
+        return await answer(http, Call(IMG2IMG.name, {"prompt": "", **own, "image": images[0]}, given), "image_edit")
+
+    @api.get("/models")
+    async def models() -> dict[str, Any]:
+        """List the models."""
+        return {"object": "list", "data": [model_answer(name) for name in scheduler.models]}
+
+    @api.get("/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        """Return a model."""
+        if name not in scheduler.models:
+            raise UnknownJobError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
+        return model_answer(name)
+
+    def model_answer(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "sdcpp-py"}
+
+    return api
+
+
+def _checked_mask(data: bytes) -> bytes:
+    """Return a mask as ours are, of bytes that may be no picture."""
+    try:
+        return _mask(data)
+    except Exception:  # whatever a decoder raises of damaged files
+        raise ArgumentError("mask is damaged; send another one") from None
+
+
+def _form_schema(*names: str) -> dict[str, Any]:
+    """Return what the OpenAPI document says of a form."""
+    files = {"image", "image[]", "mask"}
+    of = {name: {"type": "string", "format": "binary"} if name in files else {"type": "string"} for name in names}
+    fields = {name: {"type": "string"} for name in Images.model_fields}
+    schema = {"type": "object", "properties": {**of, **fields}, "additionalProperties": True}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}, "required": True}}
+
+
+def _form_values(form: FormData) -> dict[str, Any]:
+    """Return the fields of a form that are no files, each of the type that it is declared with."""
+    texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    declared = {**MODES["edit"].declared, **INPAINT.declared}
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        name = name.removesuffix("[]")
+        if name in Images.model_fields:
+            values[name] = text
+        elif name not in ("image", "mask"):
+            values[name] = from_text(declared[name], text) if name in declared else text
+    return {**values, **Images.model_validate({k: v for k, v in values.items() if k in Images.model_fields}).model_dump(
+        exclude_unset=True
+    )}  # fmt: skip
+
+
+def _described(job: Job, call: Call) -> dict[str, Any]:
+    """Return what every answer says of its pictures."""
+    size = (job.result or {}).get("size")
+    told = f"{size[0]}x{size[1]}" if size else str(call.given.get("size") or "auto")
+    asked = call.given.get("quality")
+    return {
+        "background": "opaque",
+        "output_format": call.output.get("format") or "png",
+        "quality": asked if asked in ("low", "medium", "high") else "auto",
+        "size": told,
+    }
+
+
+def _usage(count: int) -> dict[str, Any]:
+    """Return OpenAI's count of tokens, of which there are none here."""
+    details = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "input_tokens_details": details, "output_tokens": count, "total_tokens": count,
+            "output_tokens_details": {"image_tokens": count, "text_tokens": 0}}  # fmt: skip
+
+
+def _result(front: Front, job: Job, call: Call, base: str) -> dict[str, Any]:
+    """Return the answer of a job that is done; with addresses where there is a base for them."""
+    seeds: Sequence[int] = (job.result or {}).get("seeds", [])
+    if base:
+        paths = [f"/api/jobs/{job.id}/pictures/{index}" for index in range(len(job.files))]
+        data: list[dict[str, Any]] = [{"url": base.rstrip("/") + front.security.sign(path)} for path in paths]
+    else:
+        data = [{"b64_json": base64.b64encode(each).decode()} for each in front.pictures(job)]
+    for each, seed in zip(data, seeds, strict=False):
+        each["seed"] = seed
+    return {"created": int(job.created), "data": data, **_described(job, call), "usage": _usage(0), "job": job.id,
+            "warnings": job.warnings}  # fmt: skip
+
+
+async def _told(front: Front, http: Request, job: Job, call: Call, kind: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield partial pictures and then the pictures, as OpenAI streams them."""
+    wanted, made = call.given.get("partial_images") or 0, 0
+    try:
+        async with front.watching(http, job):
+            async for event in front.events(job):
+                if event.preview is not None and made < wanted:
+                    data = await asyncio.to_thread(_converted, event.preview, call)
+                    told = {"b64_json": data, "created_at": int(time.time()), "partial_image_index": made}
+                    yield _event(f"{kind}.partial_image", {**told, **_described(job, call)})
+                    made += 1
+        await front.drawn(http, job)
+        for file in await asyncio.to_thread(front.pictures, job):
+            told = {"b64_json": base64.b64encode(file).decode(), "created_at": int(time.time()), "usage": _usage(0)}
+            yield _event(f"{kind}.completed", {**told, **_described(job, call)})
+    except JobFailedError as error:
+        yield {"event": "error", "data": json.dumps(error_form(problem(error)))}
+
+
+def _converted(preview: bytes, call: Call) -> str:
+    """Return a preview as base64 of the format that was asked for."""
+    kind = call.output.get("format") or "png"
+    if kind == "jpeg":
+        return base64.b64encode(preview).decode()
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(preview)) as image:
+        image.save(buffer, kind.upper())
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _event(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"event": kind, "data": json.dumps({"type": kind, **data})}
