@@ -181,6 +181,10 @@ class Scheduler:
         """The jobs that workers are at."""
         return [slot.job for slot in self._slots if slot.job is not None]
 
+    def open_jobs(self) -> list[Job]:
+        """Return the jobs that have not ended: those that workers are at, and then those that wait."""
+        return [*self.running, *self._queue]
+
     @property
     def workers(self) -> Iterator[tuple[Worker, bool, Job | None, int]]:
         """The workers: each with whether it is ready, its job, and how often it was started again."""

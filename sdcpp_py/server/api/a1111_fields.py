@@ -1,0 +1,283 @@
+"""What clients of A1111's web UI ask for, in our options; and what of it has no equal here, in words.
+
+Names and defaults are those of its API: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...effects import NOISY_SAMPLERS
+from ...errors import ArgumentError
+from ...modes import IMG2IMG, INPAINT, TXT2IMG
+from ...options.checks import fold, show
+from ...options.generation import SCHEDULER_TITLES
+from ...parameters.names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
+from ..schemas import MODES
+from .native_fields import from_fields, take_extra
+
+RESIZE_MODES = ("resize", "crop", "pad", "resize")
+"""Of ours, by the number of A1111's: just resize, crop and resize, resize and fill, and in latent space."""
+_AUTOMATIC = ("automatic", "", "use same scheduler")
+_ONLY_MASKED_PADDING = 32
+_SILENT = frozenset({
+    "sampler_index", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "save_images",
+    "send_images", "script_args", "firstphase_width", "firstphase_height", "include_init_images", "force_task_id",
+    "inpainting_fill", "hr_negative_prompt", "comments", "disable_extra_networks", "infotext",
+})  # fmt: skip
+"""What changes no picture here, or says nothing without another field."""
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "subseed": (-1, 0), "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
+    "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "tiling": (False,),
+    "restore_faces": (False,), "styles": ([],), "script_name": ("", "None"), "hr_prompt": ("",),
+    "initial_noise_multiplier": (0, 1), "refiner_switch_at": (0,), "refiner_checkpoint": ("", "None"),
+    "hr_checkpoint_name": ("", "Use same checkpoint"), "hr_sampler_name": ("", "Use same sampler"),
+    "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,), "latent_mask": ("",),
+}  # fmt: skip
+"""Fields that have no equal here, with the values that ask for nothing."""
+
+
+class Drawing(BaseModel):
+    """What ``txt2img`` and ``img2img`` share. Other fields of A1111's are taken; those without effect are told of."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = -1
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int = Field(default=1, ge=1, le=1024)
+    n_iter: int = Field(default=1, ge=1, le=1024)
+    steps: int | None = None
+    cfg_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    eta: float | None = None
+    clip_skip: int | None = None
+    denoising_strength: float | None = None
+    override_settings: dict[str, Any] | None = None
+    alwayson_scripts: dict[str, Any] | None = None
+    lora: list[dict[str, Any]] | None = Field(default=None, description="as sd-server takes them")
+    send_images: bool = True
+
+
+class TextToImage(Drawing):
+    """``txt2img``."""
+
+    enable_hr: bool = False
+    hr_scale: float | None = None
+    hr_upscaler: str | None = None
+    hr_second_pass_steps: int | None = None
+    hr_resize_x: int | None = None
+    hr_resize_y: int | None = None
+
+
+class ImageToImage(Drawing):
+    """``img2img``."""
+
+    init_images: list[str] = Field(default_factory=list)
+    mask: str | None = None
+    mask_blur: int | None = None
+    resize_mode: int = Field(default=0, ge=0, le=3)
+    inpaint_full_res: bool | None = None
+    inpaint_full_res_padding: int | None = None
+    inpainting_mask_invert: int | bool | None = None
+    image_cfg_scale: float | None = None
+
+
+@dataclass
+class Wanted:
+    """A request, in our words.
+
+    Attributes:
+        mode: name of the mode.
+        options: of it.
+        model: the model that it names; empty for none.
+        output: format.
+        notes: of what has no effect.
+    """
+
+    mode: str
+    options: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    output: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def sampler_of(name: str, known: list[str]) -> tuple[str, str | None]:
+    """Return the sampler and, of names as ``DPM++ 2M Karras``, the scheduler that A1111's name of a sampler means.
+
+    Args:
+        name: A1111's, or ours.
+        known: the engine's samplers.
+
+    Raises:
+        ArgumentError: there is none of this name.
+    """
+    titles = {fold(title): sampler for title, sampler in A1111_SAMPLERS.items()} | {fold(each): each for each in known}
+    if (found := titles.get(fold(name))) is not None:
+        return found, None
+    for title, scheduler in A1111_SCHEDULERS.items():
+        if fold(name).endswith(f" {fold(title)}"):
+            found = titles.get(fold(name)[: -len(title) - 1])
+            if found is not None:
+                return found, scheduler
+    raise ArgumentError(f"sampler_name {show(name)} is unknown; valid: {', '.join(A1111_SAMPLERS)}")
+
+
+def scheduler_of(name: str, sampler: str | None, known: list[str]) -> str | None:
+    """Return the scheduler that A1111's name or label of one means; None for the engine's own.
+
+    Raises:
+        ArgumentError: there is none of this name.
+    """
+    if fold(name) in _AUTOMATIC:
+        return "karras" if sampler in A1111_KARRAS else None
+    found = {fold(title): each for title, each in A1111_SCHEDULERS.items()} | {fold(each): each for each in known}
+    if fold(name) not in found:
+        raise ArgumentError(f"scheduler {show(name)} is unknown; valid: {', '.join(['automatic', *known])}")
+    return found[fold(name)]
+
+
+def _sampling(body: Drawing, wanted: Wanted, names: Mapping[str, list[str]]) -> None:
+    """Take what says how noise becomes a picture."""
+    options = wanted.options
+    asked = body.sampler_name or body.sampler_index
+    scheduler = None
+    if asked:
+        options["sampler"], scheduler = sampler_of(asked, names["sample_method"])
+    if scheduler is None and body.scheduler is not None:
+        scheduler = scheduler_of(body.scheduler, options.get("sampler"), names["scheduler"])
+    if scheduler is not None:
+        options["scheduler"] = scheduler
+    # Clients send eta whatever the sampler; 1 and 0 are what samplers take anyway.
+    if body.eta not in (None, 0.0, 1.0) or (body.eta is not None and options.get("sampler") in NOISY_SAMPLERS):
+        if options.get("sampler", "euler_a") in NOISY_SAMPLERS:
+            options["eta"] = body.eta
+        else:
+            wanted.notes.append(f"eta has no effect with sampler {options['sampler']}")
+
+
+def _settings(body: Drawing, wanted: Wanted) -> None:
+    """Take ``override_settings``."""
+    skip = body.clip_skip
+    for name, value in (body.override_settings or {}).items():
+        if name == "sd_model_checkpoint" and value:
+            wanted.model = str(value)
+        elif name == "CLIP_stop_at_last_layers":
+            skip = skip or value
+        elif name == "samples_format":
+            wanted.output["format"] = "jpeg" if value == "jpg" else value
+        elif not (name == "sd_vae" and value in ("Automatic", "None", "", None)):
+            wanted.notes.append(f"override_settings.{name} has no effect")
+    if skip and skip > 1:
+        wanted.options["clip_skip"] = skip
+
+
+def _scripts(body: Drawing, wanted: Wanted) -> None:
+    """Take the first unit of ControlNet, and say of other scripts that there are none."""
+    for name, script in (body.alwayson_scripts or {}).items():
+        units = script.get("args", []) if isinstance(script, Mapping) else []
+        if name.casefold() == "controlnet":
+            active = [unit for unit in units if isinstance(unit, Mapping) and unit.get("enabled", True)]
+            shown = [unit.get("image") or unit.get("input_image") for unit in active]
+            if shown and shown[0]:
+                picture = shown[0]["image"] if isinstance(shown[0], Mapping) else shown[0]
+                wanted.options["control_image"] = picture
+                wanted.options["control_strength"] = active[0].get("weight", 1.0)
+                wanted.options["resize_mode"] = wanted.options.get("resize_mode", "crop")
+                if "canny" in str(active[0].get("module", "")):
+                    wanted.options["canny"] = True
+            if len(active) > 1:
+                wanted.notes.append("ControlNet: one unit has an effect, the first")
+        elif any(unit is True or isinstance(unit, Mapping) for unit in units):
+            wanted.notes.append(f"alwayson_scripts.{name} has no effect")
+
+
+def _hires(body: TextToImage, wanted: Wanted) -> None:
+    """Take the second pass."""
+    hires: dict[str, Any] = {}
+    latent = body.hr_upscaler or "Latent"
+    if latent != "None":
+        builtin = latent.startswith("Latent") or latent in ("Lanczos", "Nearest")
+        hires["upscaler" if builtin else "model"] = latent
+    if body.hr_resize_x or body.hr_resize_y:
+        hires |= {"target_width": body.hr_resize_x or 0, "target_height": body.hr_resize_y or 0}
+    elif body.hr_scale is not None:
+        hires["scale"] = body.hr_scale
+    if body.hr_second_pass_steps:
+        hires["steps"] = body.hr_second_pass_steps
+    if body.denoising_strength is not None:
+        hires["denoising_strength"] = body.denoising_strength
+    wanted.options["hires"] = hires
+
+
+def _pictures(body: ImageToImage, wanted: Wanted) -> None:
+    """Take the picture to begin with, and the mask."""
+    options = wanted.options
+    if not body.init_images:
+        raise ArgumentError("init_images is missing: send a picture as base64 or as a data URL")
+    if len(body.init_images) > 1:
+        wanted.notes.append("init_images: one picture has an effect, the first")
+    options["image"] = body.init_images[0]
+    options["resize_mode"] = RESIZE_MODES[body.resize_mode]
+    if body.denoising_strength is not None:
+        options["strength"] = body.denoising_strength
+    # 1.5 is what clients send whatever the model.
+    if body.image_cfg_scale not in (None, 1.5):
+        options["image_cfg_scale"] = body.image_cfg_scale
+    if wanted.mode == INPAINT.name:
+        options["mask"] = body.mask
+        options["mask_blur"] = 4 if body.mask_blur is None else body.mask_blur
+        options["invert"] = bool(body.inpainting_mask_invert)
+        options["only_masked"] = body.inpaint_full_res is not False
+        if options["only_masked"]:
+            padding = body.inpaint_full_res_padding
+            options["padding"] = _ONLY_MASKED_PADDING if padding is None else padding
+
+
+def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wanted:
+    """Return what a request means.
+
+    Args:
+        body: it.
+        facts: what a worker told of its engine.
+
+    Raises:
+        ArgumentError: a sampler or a scheduler is unknown, or there is no picture to begin with.
+    """
+    mode = TXT2IMG if isinstance(body, TextToImage) else INPAINT if body.mask else IMG2IMG
+    wanted = Wanted(mode.name)
+    prompt, extra = take_extra(body.prompt)
+    given = {"prompt": prompt, "negative_prompt": body.negative_prompt, "seed": body.seed, "steps": body.steps,
+             "cfg_scale": body.cfg_scale, "width": body.width, "height": body.height, "loras": body.lora}  # fmt: skip
+    wanted.options = {name: value for name, value in given.items() if value not in (None, "", [])}
+    wanted.options["prompt"] = prompt
+    wanted.options["batch_count"] = body.batch_size * body.n_iter
+    _sampling(body, wanted, facts["names"])
+    _settings(body, wanted)
+    if isinstance(body, ImageToImage):
+        _pictures(body, wanted)
+    elif body.enable_hr:
+        _hires(body, wanted)
+    _scripts(body, wanted)
+    for name, value in (body.model_extra or {}).items():
+        if name not in _SILENT and value is not None and value not in _NEUTRAL.get(name, ()):
+            wanted.notes.append(f"{name} has no effect")
+    if extra:
+        asked = from_fields(MODES[wanted.mode], extra, facts["defaults"].get("inpaint", {}))
+        wanted.options |= asked.options
+        wanted.output |= asked.output
+        wanted.notes += asked.notes
+    return wanted
+
+
+def scheduler_label(name: str) -> str:
+    """Return what A1111 shows for a scheduler."""
+    return SCHEDULER_TITLES.get(name, name)
