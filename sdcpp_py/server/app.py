@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .._version import __version__
 from ..errors import SdcppError
-from .api import a1111, openai, own
+from .api import a1111, native, openai, own
 from .front import Front, Problem, problem
 from .security import Guard
 
@@ -29,7 +29,7 @@ def _own_form(said: Problem) -> dict[str, Any]:
     return {"error": {"type": said.kind, "message": said.message, "engine_log": list(said.engine_log)}}
 
 
-FORMS: dict[str, Form] = {"/v1/": openai.error_form, "/sdapi/": a1111.error_form}
+FORMS: dict[str, Form] = {"/v1/": openai.error_form, "/sdapi/": a1111.error_form, "/sdcpp/": native.error_form}
 """The form of errors of other APIs, by the beginning of their paths."""
 
 
@@ -56,7 +56,7 @@ def make_app(front: Front) -> ASGIApp:
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
     )
-    for each in (own, openai, a1111):
+    for each in (own, openai, a1111, native):
         app.include_router(each.router(front))
 
     @app.exception_handler(SdcppError)

@@ -141,7 +141,7 @@ class Intake:
             declared[name].check(value)
         if "prompt" in given and "loras" in declared:
             take_tags(given["prompt"], served.lora_folder)
-        self._check_size(mode, {**served.defaults, **given})
+        self._check_size(mode, {**served.drawn_with, **given})
         self._check_output(mode, output or {})
         return Request(mode, model, given, pictures, {k: v for k, v in (output or {}).items() if v is not None}, **more)
 

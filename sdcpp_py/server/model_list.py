@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ArgumentError, ModelError
 from ..lora_folder import open_folder
+from ..models import EMBEDDED_DEFAULTS
 from ..modes import DRAWING, FILMING, LOADING, UPSCALER, Mode
 from ..options.checks import show
 from ..options.kinds import Embeddings, File, Folder
@@ -47,6 +48,12 @@ class ServedModel:
         mode = LOADING if self.kind == "model" else UPSCALER
         files = [self.loading[name] for name in self.loading if isinstance(mode.declared[name].kind, File)]
         return sum(os.path.getsize(each) for each in files if each and os.path.isfile(each))
+
+    @property
+    def drawn_with(self) -> dict[str, Any]:
+        """What it is drawn with where a request says nothing, as far as that is not the engine's own default."""
+        own = {} if self.file or self.kind == "upscaler" else EMBEDDED_DEFAULTS
+        return {**own, **self.defaults}
 
     @property
     def file(self) -> str:

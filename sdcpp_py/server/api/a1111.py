@@ -111,7 +111,7 @@ def router(front: Front) -> APIRouter:
         model = model_of(wanted.model) if wanted.model else current_model(http)
         options = {**wanted.options}
         options.setdefault("preview", "proj")
-        options.setdefault("preview_interval", max(1, (body.steps or 20) // 10))
+        options.setdefault("preview_interval", max(1, min(10, (body.steps or 20) // 10)))
         more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes}
         job = await front.submit(http, wanted.mode, model, options, **more)
         parameters = body.model_dump(exclude_unset=True, exclude={"init_images", "mask", "alwayson_scripts"})

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...effects import GENERATION, NOISY_SAMPLERS
 from ...errors import ArgumentError
 from ...modes import EDIT, IMG2IMG, IMG2VID, INPAINT, TXT2IMG, TXT2VID, Mode
-from ...options import Cache, SkipLayerGuidance
+from ...options import Cache
 from ...options.checks import show
 from ...options.declare import Option, declared
 from ...options.group import Grouped
@@ -162,16 +163,21 @@ def from_fields(mode: Mode, body: Mapping[str, Any], defaults: Mapping[str, Any]
             asked.notes.append(f"{path} has no effect in {mode.name}")
     for name in switched_off:
         asked.options.pop(name, None)
-    _tidy(asked.options)
+    _tidy(asked.options, defaults or {})
     return asked
 
 
-def _tidy(options: dict[str, Any]) -> None:
+def _tidy(options: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     """Leave out what clients send with whole objects and what says nothing without something else."""
+    # What has an effect on some models alone is an error on others, and no client asks for it by sending the default.
+    for name in GENERATION:
+        if name in options and options[name] in (defaults.get(name), 0):
+            del options[name]
+    if options.get("eta") == 1.0 and options.get("sampler", NOISY_SAMPLERS[0]) not in NOISY_SAMPLERS:
+        del options["eta"]
     guidance = options.get("skip_layer_guidance")
     if guidance is not None and not (guidance.get("scale") and guidance.get("layers")):
         del options["skip_layer_guidance"]
-    assert "scale" in declared(SkipLayerGuidance)
     if not options.get("control_image"):
         options.pop("control_strength", None)
     if hires := options.get("hires"):

@@ -65,7 +65,7 @@ def router(front: Front) -> APIRouter:
             "kind": served.kind,
             "default": name == scheduler.default_model,
             "loaded": scheduler.loaded()[name],
-            "defaults": dict(served.defaults),
+            "defaults": served.drawn_with,
             "loras": served.lora_folder is not None,
         }
 
