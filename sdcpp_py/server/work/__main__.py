@@ -139,22 +139,24 @@ class Worker:
         """Draw a job, and say how it ended."""
         assert self._models is not None
         told = _Telling(self, job)
-        call = self._calls[job]
+        outcome: dict[str, Any] = {"id": job}
+        files: Sequence[bytes] = ()
         try:
-            with engine.watched(call):
+            with engine.watched(self._calls[job]):
                 drawn = draw_job(self._models, request, blobs, told.loading, told)
-            self._say({"type": "done", "id": job, "result": drawn.result}, drawn.files)
+            outcome |= {"type": "done", "result": drawn.result}
+            files = drawn.files
         except MemoryError:
             self._models.unload_all()
             error = {"type": "MemoryError", "message": "there is not enough memory; make the pictures smaller or fewer"}
-            self._say({"type": "failed", "id": job, "error": error})
-        except Exception as error:
-            if not isinstance(error, (SdcppError, TypeError)):
+            outcome |= {"type": "failed", "error": error}
+        except Exception as failure:
+            if not isinstance(failure, (SdcppError, TypeError)):
                 logging.getLogger("sdcpp_py.server").exception("job %s", job)
-            self._say({"type": "failed", "id": job, "error": _error(error)})
-        finally:
-            self._calls.pop(job, None)
+            outcome |= {"type": "failed", "error": _error(failure)}
+        del self._calls[job]  # before anybody hears of the end, and may ask for the next one
         self._say_state()
+        self._say(outcome, files)
 
     def tell(self, job: str, event: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
         """Send an event of a job."""

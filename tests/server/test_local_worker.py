@@ -1,0 +1,121 @@
+"""Worker processes: what they draw, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from sdcpp_py.errors import SdcppError
+from sdcpp_py.server import local_worker
+from sdcpp_py.server.local_worker import LocalWorker, Outcome, WorkerLostError
+from sdcpp_py.server.model_list import ServedModel
+from support.server import DRAWN
+
+SERVED = [
+    ServedModel("first"),
+    ServedModel("second", loading={"kernels": "engine"}),
+    ServedModel("gone", loading={"model": "/nowhere"}),
+]
+
+
+def request(model: str = "first", **options: Any) -> dict[str, Any]:
+    return {"mode": "txt2img", "model": model, "options": {"prompt": "x", **DRAWN, **options}, "output": {}}
+
+
+def with_worker(work: Callable[[LocalWorker], Coroutine[Any, Any, None]], **more: Any) -> None:
+    async def whole() -> None:
+        worker = LocalWorker("worker", SERVED, **more)
+        await worker.start()
+        try:
+            await work(worker)
+        finally:
+            await worker.stop()
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+async def draw(worker: LocalWorker, *asked: Any, **options: Any) -> Outcome:
+    return await worker.run("job", request(*asked, **options), [], lambda event, preview: None)
+
+
+async def begun(worker: LocalWorker, **options: Any) -> asyncio.Task[Outcome]:
+    """Return a job that is being sampled."""
+    sampling = asyncio.Event()
+
+    def told(event: dict[str, Any], preview: bytes | None) -> None:
+        if event["phase"] == "sampling" and event["step"] > 1:
+            sampling.set()
+
+    task = asyncio.create_task(worker.run("job", request(steps=9000, **options), [], told))
+    await asyncio.wait_for(sampling.wait(), 30)
+    return task
+
+
+def test_a_worker_holds_as_many_models_as_it_may() -> None:
+    async def work(worker: LocalWorker) -> None:
+        held = []
+        for name in ("first", "second", "first"):
+            outcome = await draw(worker, name)
+            assert outcome.error is None
+            held.append(set(worker.loaded))
+        assert held == [{"first"}, {"second"}, {"first"}]
+        assert worker.resident > 1 << 20
+        outcome = await draw(worker, "gone")
+        assert outcome.error is not None
+        assert outcome.error["type"] == "ModelError"
+        while worker.loaded:  # it is not used for so long
+            await asyncio.sleep(0.05)
+
+    with_worker(work, budget=20e6, idle_unload=0.5)
+
+
+def test_a_job_is_cancelled_soon_and_the_worker_draws_on() -> None:
+    async def work(worker: LocalWorker) -> None:
+        task = await begun(worker)
+        begin = time.monotonic()
+        await worker.cancel("job")
+        outcome = await task
+        assert time.monotonic() - begin < 0.5
+        assert outcome.error is not None
+        assert outcome.error["type"] == "CancelledError"
+        assert (await draw(worker)).error is None
+
+    with_worker(work)
+
+
+def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "BEAT_SECONDS", 2.5)
+
+    async def work(worker: LocalWorker) -> None:
+        for number, said in ((signal.SIGKILL, "signal 9"), (signal.SIGSTOP, "did not answer")):
+            task = await begun(worker)
+            assert worker.pid is not None
+            os.kill(worker.pid, number)
+            with pytest.raises(WorkerLostError, match=said):
+                await task
+            await worker.stop()
+            await worker.start()
+            assert (await draw(worker)).error is None
+
+    with_worker(work)
+
+
+def test_a_worker_without_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    broken = tmp_path / "sitecustomize.py"
+    broken.write_text(
+        "import sys\nclass Without:\n    def find_spec(self, name, *_):\n"
+        "        if name == 'sdcpp_py._engine': raise ImportError('no engine')\nsys.meta_path.insert(0, Without())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def work() -> None:
+        with pytest.raises(SdcppError):
+            await LocalWorker("worker", SERVED).start()
+
+    asyncio.run(asyncio.wait_for(work(), 30))

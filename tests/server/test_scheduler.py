@@ -1,0 +1,280 @@
+"""Jobs, with workers that are told what to do: no process is started here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdcpp_py.errors import SdcppError
+from sdcpp_py.server.fair_queue import FairQueue
+from sdcpp_py.server.jobs import (
+    ConflictError,
+    DrainingError,
+    Events,
+    Job,
+    QueueFullError,
+    RefusedError,
+    Request,
+    StoreError,
+    UnknownJobError,
+)
+from sdcpp_py.server.local_worker import Outcome, Told, WorkerLostError
+from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.scheduler import Limits, Scheduler
+from sdcpp_py.server.store import Store
+
+MODELS = {name: ServedModel(name) for name in ("a", "b")}
+
+
+class FakeWorker:
+    """A worker that draws at once unless it is held, and dies as often as it is told to."""
+
+    def __init__(self, name: str = "worker", deaths: int = 0) -> None:
+        self.name = name
+        self.loaded: Mapping[str, int] = {}
+        self.resident = 0
+        self.deaths = deaths
+        self.starts = 0
+        self.drawn: list[str] = []
+        self.held = asyncio.Event()
+        self.held.set()
+        self.cancelled: set[str] = set()
+
+    async def start(self) -> dict[str, Any]:
+        self.starts += 1
+        return {"names": {}, "defaults": {}, "devices": []}
+
+    async def run(self, job: str, request: Mapping[str, Any], pictures: Sequence[bytes], told: Told) -> Outcome:
+        told({"phase": "loading", "fraction": 0.0}, None)
+        self.loaded = {request["model"]: 1}
+        told({"phase": "sampling", "fraction": 0.5}, b"preview")
+        while not self.held.is_set() and job not in self.cancelled:
+            await asyncio.sleep(0.005)
+        if self.deaths:
+            self.deaths -= 1
+            raise WorkerLostError(f"{self.name} was ended by signal 9")
+        if job in self.cancelled:
+            return Outcome(error={"type": "CancelledError", "message": "cancelled by cancel()"})
+        if request["options"]["prompt"] == "fail":
+            return Outcome(error={"type": "DeviceMemoryError", "message": "too large"})
+        self.drawn.append(str(request["options"]["prompt"]))
+        return Outcome([b"picture", *pictures], {"seeds": [1]})
+
+    async def cancel(self, job: str) -> None:
+        self.cancelled.add(job)
+
+    async def unload(self, model: str) -> None:
+        self.loaded = {}
+
+    async def stop(self) -> None:
+        pass
+
+
+def asked(prompt: str = "x", **more: Any) -> Request:
+    return Request("txt2img", more.pop("model", "a"), {"prompt": prompt, **more.pop("options", {})}, **more)
+
+
+@contextlib.asynccontextmanager
+async def scheduling(
+    folder: Path, workers: Sequence[FakeWorker], limits: Limits | None = None, store_limit: float = 1e9
+) -> AsyncIterator[Scheduler]:
+    store = Store(folder / "store", store_limit)
+    scheduler = Scheduler(MODELS, workers, store, limits)
+    await scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.stop()
+        store.close()
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_clients_are_served_alike() -> None:
+    """Whoever asks for more, or comes later, has as many turns as the others from then on; priorities go before."""
+    queue = FairQueue()
+    for number in range(20):
+        queue.add(Job("many", 0, 0.0, asked(f"many {number}").work(), created=number))
+    turns = []
+
+    def serve(count: int) -> None:
+        for _ in range(count):
+            job = queue.next()
+            assert job is not None
+            queue.take(job)
+            turns.append(job.client)
+
+    serve(4)
+    for number in range(3):
+        queue.add(Job("few", 0, 0.0, asked(f"few {number}").work(), created=100 + number))
+    serve(6)
+    assert turns[4:].count("few") == 3
+    large = asked("large", options={"batch_count": 4}).work()
+    for number in range(4):
+        queue.add(Job("large", 0, 0.0, large, created=200 + number))
+    serve(5)
+    assert turns[10:].count("large") == 1
+    queue.add(Job("many", 1, 0.0, asked("first").work(), created=300))
+    assert queue.next().request["options"]["prompt"] == "first"  # type: ignore[union-attr]
+
+
+def test_a_job_survives_what_becomes_of_its_worker(tmp_path: Path) -> None:
+    async def work() -> None:
+        once, twice = FakeWorker("once", deaths=1), FakeWorker("twice", deaths=2)
+        async with scheduling(tmp_path / "1", [once]) as scheduler:
+            job = scheduler.submit(asked(pictures=[b"in"]))
+            await scheduler.finished(job)
+            assert (job.state, job.attempts, once.starts) == ("done", 2, 2)
+            assert [scheduler.store.picture(job, index).read_bytes() for index in (0, 1)] == [b"picture", b"in"]  # type: ignore[union-attr]
+            kinds = [event.kind async for event in job.events.after()]
+            assert kinds.count("retried") == 1
+            assert kinds[-1] == "done"
+            assert scheduler.submit(asked("fail")) is not job
+        async with scheduling(tmp_path / "2", [twice]) as scheduler:
+            job = await scheduler.finished(scheduler.submit(asked()))
+            assert (job.state, job.error["type"]) == ("failed", "WorkerLostError")  # type: ignore[index]
+            assert "signal 9" in job.error["message"]  # type: ignore[index]
+            job = await scheduler.finished(scheduler.submit(asked("fail")))
+            assert job.error == {"type": "DeviceMemoryError", "message": "too large"}
+            assert (await scheduler.finished(scheduler.submit(asked()))).state == "done"
+
+    run(work)
+
+
+def test_jobs_outlive_the_server(tmp_path: Path) -> None:
+    """Those that wait, those under way and those that are done; a second server does not take their store."""
+
+    async def work() -> None:
+        worker = FakeWorker()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            done = await scheduler.finished(scheduler.submit(asked("done", key="k", client="c")))
+            worker.held.clear()
+            jobs = [scheduler.submit(asked(name, pictures=[b"in"])) for name in ("running", "waiting")]
+            await asyncio.sleep(0.05)
+            assert [job.state for job in jobs] == ["running", "queued"]
+            with pytest.raises(SdcppError, match="in use by another server"):
+                Store(tmp_path / "store", 1e9)
+            waits = asyncio.create_task(scheduler.finished(jobs[1]))
+            scheduler.drain()
+            with pytest.raises(DrainingError):
+                scheduler.submit(asked())
+            await scheduler.stop(0.05)
+            with pytest.raises(DrainingError, match=jobs[1].id):
+                await waits
+        again = FakeWorker()
+        async with scheduling(tmp_path, [again]) as scheduler:
+            for job in jobs:
+                found = await scheduler.finished(scheduler.find(job.id))
+                assert (found.state, found.attempts) == ("done", 1)
+            assert again.drawn == ["running", "waiting"]
+            assert [event.kind async for event in scheduler.find(done.id).events.after()] == ["done"]
+            assert scheduler.submit(asked("done", key="k", client="c")).id == done.id
+            with pytest.raises(ConflictError):
+                scheduler.submit(asked("other", key="k", client="c"))
+            assert list((tmp_path / "store" / "inputs").iterdir()) == []
+
+    run(work)
+
+
+def test_what_is_too_much_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        worker = FakeWorker()
+        worker.held.clear()
+        async with scheduling(tmp_path, [worker], Limits(queue=3, client_queue=2)) as scheduler:
+            taken = [scheduler.submit(asked(client=client)) for client in "aaab"]
+            with pytest.raises(QueueFullError) as caught:
+                scheduler.submit(asked(client="c"))
+            assert caught.value.retry_after >= 1
+            scheduler.cancel(taken[-1])
+            with pytest.raises(QueueFullError, match="of this client"):
+                scheduler.submit(asked(client="a"))
+            for wrong in (asked(model="none"), asked(priority=11)):
+                with pytest.raises(RefusedError):
+                    scheduler.submit(wrong)
+            with pytest.raises(UnknownJobError):
+                scheduler.find("none")
+            with pytest.raises(ConflictError):
+                scheduler.remove(taken[0])
+
+    run(work)
+
+
+def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path) -> None:
+    async def work() -> None:
+        worker = FakeWorker()
+        worker.held.clear()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            running, waiting, late = (scheduler.submit(asked(seconds=seconds)) for seconds in (0.2, None, 0.1))
+            assert scheduler.cancel(waiting)
+            assert waiting.state == "cancelled"
+            assert not scheduler.cancel(waiting)
+            for job in (running, late):
+                await scheduler.finished(job)
+                assert (job.state, job.error["type"]) == ("failed", "DeadlineError")  # type: ignore[index]
+            assert scheduler.store.unfinished() == []
+
+    run(work)
+
+
+def test_jobs_go_where_their_model_is_loaded(tmp_path: Path) -> None:
+    async def work() -> None:
+        first, second = FakeWorker("first"), FakeWorker("second")
+        async with scheduling(tmp_path, [first, second]) as scheduler:
+            await asyncio.sleep(0.02)
+            for model in "ab" * 3:
+                await scheduler.finished(scheduler.submit(asked(model, model=model)))
+            assert [sorted(set(worker.drawn)) for worker in (first, second)] == [["a"], ["b"]]
+            await scheduler.unload("a")
+            assert scheduler.loaded() == {"a": [], "b": ["second"]}
+
+    run(work)
+
+
+def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And old pictures make room for new ones."""
+
+    async def work() -> None:
+        worker = FakeWorker()
+        async with scheduling(tmp_path, [worker], store_limit=20) as scheduler:
+            jobs = [await scheduler.finished(scheduler.submit(asked())) for _ in range(4)]
+            kept = [scheduler.store.picture(scheduler.store.get(job.id), 0) is not None for job in jobs]  # type: ignore[arg-type]
+            assert kept == [False, False, True, True]
+            assert scheduler.store.bytes == 14
+
+            def full(*_: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(Store, "_write", full)
+            job = await scheduler.finished(scheduler.submit(asked()))
+            assert (job.state, job.error["type"]) == ("failed", "StoreError")  # type: ignore[index]
+            with pytest.raises(StoreError, match="No space left"):
+                scheduler.submit(asked(pictures=[b"in"]))
+            assert list((tmp_path / "store" / "inputs").iterdir()) == []
+            assert scheduler.waiting == 0
+
+    run(work)
+
+
+def test_slow_readers_hold_nobody_up() -> None:
+    async def work() -> None:
+        events = Events()
+        slow, seen = events.after(), []
+        for number in range(2000):
+            events.add("progress", {"number": number})
+        seen.append((await anext(slow)).data["number"])
+        for number in range(2000, 2010):
+            events.add("progress", {"number": number})
+        events.close()
+        seen += [event.data["number"] async for event in slow]
+        assert len(seen) <= 600
+        assert seen == sorted(seen)
+        assert seen[-1] == 2009
+
+    run(work)
