@@ -105,6 +105,7 @@ class Scheduler:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._stopping = False
+        self._drained = 0.0
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -128,19 +129,30 @@ class Scheduler:
             self._admit(job)
         self._dispatch()
 
-    def drain(self) -> None:
-        """Take nothing new, and begin with nothing that waits; what is under way goes on."""
-        self.draining = True
-
-    async def stop(self, seconds: float = 0.0) -> None:
-        """End.
+    def drain(self, seconds: float = 0.0) -> None:
+        """Take nothing new, and begin with nothing that waits; who waits for that is told so.
 
         Args:
-            seconds: that jobs under way have left; what is not done then waits in the store for the next start.
+            seconds: that what is under way has left; then those who wait for it are told, too.
         """
+        if self.draining:
+            return
+        self.draining = True
+        self._drained = time.monotonic() + seconds
+        for job in self._queue:
+            job.events.close()
+        self.events.close()
+        asyncio.get_running_loop().call_later(seconds, self._close_events)
+
+    def _close_events(self) -> None:
+        """Tell whoever waits for a job that it will not end here."""
+        for job in self._active.values():
+            job.events.close()
+
+    async def stop(self) -> None:
+        """End when the time is over that :meth:`drain` gave; what is not done waits in the store for the next start."""
         self.drain()
-        end = time.monotonic() + seconds
-        while any(slot.job for slot in self._slots) and time.monotonic() < end:
+        while any(slot.job for slot in self._slots) and time.monotonic() < self._drained:
             await asyncio.sleep(0.05)
         self._stopping = True
         for timer in self._timers.values():
@@ -154,9 +166,7 @@ class Scheduler:
             if not job.is_over:
                 job.state, job.attempts = "queued", max(0, job.attempts - 1)
                 self._save(job)
-        for job in self._active.values():
-            job.events.close()
-        self.events.close()
+        self._close_events()
 
     def _spawn(self, work: Any) -> None:
         """Run something beside the rest."""

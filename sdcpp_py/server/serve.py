@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import uvicorn
 
 from ..errors import ArgumentError, OutputError
 from ..host_memory import host_memory
+from ..images import failure_reason
 from ..model_files import show_path
 from ..options.declare import declared
 from ..options.serving import ServingOptions
@@ -33,6 +35,7 @@ from .store import Store
 
 log = logging.getLogger("sdcpp_py.server")
 
+_CLOSING_SECONDS = 3  # for answers after what is under way had its time
 SERVING = declared(ServingOptions)
 """Every option of the server."""
 
@@ -121,6 +124,20 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        OutputError: there is no such address here, or it is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else failure_reason(error)
+        raise OutputError(f"{host}:{port} cannot be listened on ({reason}); choose another --host or --port") from None
+
+
 async def serve(
     given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object] = lambda address: None
 ) -> None:
@@ -171,24 +188,18 @@ async def _serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, int(values["drain_seconds"])),
+            timeout_graceful_shutdown=int(values["drain_seconds"]) + _CLOSING_SECONDS,
         )
-        server = _Server(config, scheduler.drain)
-        try:
-            socket = config.bind_socket()
-        except SystemExit:
-            where = f"{values['host']}:{values['port']}"
-            raise OutputError(
-                f"{where} cannot be listened on; is another server there? Choose another --port"
-            ) from None
-        with contextlib.closing(socket):
-            address = socket.getsockname()
+        loop = asyncio.get_running_loop()
+        server = _Server(config, lambda: loop.call_soon_threadsafe(scheduler.drain, values["drain_seconds"]))
+        with _listen(values["host"], values["port"]) as listening:
+            address = listening.getsockname()
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             ready(f"http://{host}:{address[1]}")
             log.info("serving %s", show_path(values["host"]))
-            await server.serve([socket])
+            await server.serve([listening])
     finally:
-        await scheduler.stop(values["drain_seconds"])
+        await scheduler.stop()
 
 
 def run(given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object]) -> None:

@@ -162,10 +162,10 @@ def test_jobs_outlive_the_server(tmp_path: Path) -> None:
             with pytest.raises(SdcppError, match="in use by another server"):
                 Store(tmp_path / "store", 1e9)
             waits = asyncio.create_task(scheduler.finished(jobs[1]))
-            scheduler.drain()
+            scheduler.drain(0.05)
             with pytest.raises(DrainingError):
                 scheduler.submit(asked())
-            await scheduler.stop(0.05)
+            await scheduler.stop()
             with pytest.raises(DrainingError, match=jobs[1].id):
                 await waits
         again = FakeWorker()
