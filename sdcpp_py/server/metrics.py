@@ -32,10 +32,11 @@ class _Now(Collector):
         loaded = GaugeMetricFamily(
             "sdcpp_model_bytes", "Bytes of the weights of a loaded model", labels=["worker", "model"]
         )
-        for worker, is_ready, _, count in scheduler.workers:
-            ready.add_metric([worker.name], float(is_ready))
+        for slot in scheduler.workers:
+            worker = slot.worker
+            ready.add_metric([worker.name], float(slot.is_ready))
             resident.add_metric([worker.name], worker.resident)
-            restarts.add_metric([worker.name], count)
+            restarts.add_metric([worker.name], slot.restarts)
             for model, size in worker.loaded.items():
                 loaded.add_metric([worker.name, model], size)
         yield from (ready, resident, restarts, loaded)

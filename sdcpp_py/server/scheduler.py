@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from .jobs import (
 )
 from .local_worker import Outcome, Worker, WorkerLostError
 from .model_list import ServedModel
+from .pool import Pool, Slot
 from .store import Store, request_digest
 
 log = logging.getLogger("sdcpp_py.server")
@@ -36,7 +37,6 @@ log = logging.getLogger("sdcpp_py.server")
 ATTEMPTS = 2
 """How often a job is begun with that no worker survives."""
 _RECENT = 256  # jobs that have ended, whose events are still there to read
-_BACKOFF_SECONDS = 30.0
 _STORE_RETRY_SECONDS = 5.0
 
 
@@ -53,18 +53,6 @@ class Limits:
     queue: int = 1000
     client_queue: int = 1000
     job_seconds: float = 86400.0
-
-
-class _Slot:
-    """A worker, and what it does."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.job: Job | None = None
-        self.is_ready = False
-        self.restarts = 0
-        self.failures = 0
-        self.cancelling: SdcppError | None = None
 
 
 class Scheduler:
@@ -97,14 +85,12 @@ class Scheduler:
         self.events = Events()
         self.draining = False
         self.observers: list[Callable[[Job], object]] = []
-        self._slots = [_Slot(worker) for worker in workers]
+        self._pool = Pool(workers, self._dispatch)
         self._queue = FairQueue()
         self._active: dict[str, Job] = {}
         self._recent: OrderedDict[str, Job] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
-        self._stopping = False
         self._drained = 0.0
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -115,15 +101,7 @@ class Scheduler:
         Raises:
             SdcppError: the engine cannot be loaded, or no worker starts.
         """
-        self._active.clear()
-        first, *others = self._slots
-        try:
-            self.facts = await first.worker.start()
-        except WorkerLostError as error:
-            raise SdcppError(f"{error}; its output says why") from None
-        first.is_ready = True
-        for slot in others:
-            self._spawn(self._restart(slot))
+        self.facts = await self._pool.start()
         for job in self.store.unfinished():
             job.state = "queued"
             self._admit(job)
@@ -152,27 +130,17 @@ class Scheduler:
     async def stop(self) -> None:
         """End when the time is over that :meth:`drain` gave; what is not done waits in the store for the next start."""
         self.drain()
-        while any(slot.job for slot in self._slots) and time.monotonic() < self._drained:
+        while self._pool.jobs and time.monotonic() < self._drained:
             await asyncio.sleep(0.05)
-        self._stopping = True
         for timer in self._timers.values():
             timer.cancel()
-        left = [slot.job for slot in self._slots if slot.job is not None]
-        await asyncio.gather(*(slot.worker.stop() for slot in self._slots))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = self._pool.jobs
+        await self._pool.stop()
         for job in left:
             if not job.is_over:
                 job.state, job.attempts = "queued", max(0, job.attempts - 1)
                 self._save(job)
         self._close_events()
-
-    def _spawn(self, work: Any) -> None:
-        """Run something beside the rest."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -189,26 +157,26 @@ class Scheduler:
     @property
     def running(self) -> list[Job]:
         """The jobs that workers are at."""
-        return [slot.job for slot in self._slots if slot.job is not None]
+        return self._pool.jobs
 
     def open_jobs(self) -> list[Job]:
         """Return the jobs that have not ended: those that workers are at, and then those that wait."""
         return [*self.running, *self._queue]
 
     @property
-    def workers(self) -> Iterator[tuple[Worker, bool, Job | None, int]]:
-        """The workers: each with whether it is ready, its job, and how often it was started again."""
-        return ((slot.worker, slot.is_ready, slot.job, slot.restarts) for slot in self._slots)
+    def workers(self) -> Sequence[Slot]:
+        """The workers, with what they do."""
+        return self._pool.slots
 
     @property
     def is_ready(self) -> bool:
         """Whether jobs are taken and a worker is there for them."""
-        return not self.draining and any(slot.is_ready for slot in self._slots)
+        return not self.draining and any(slot.is_ready for slot in self.workers)
 
     def retry_after(self, ahead: int) -> float:
         """Return the seconds in which so many jobs are done, roughly."""
         each = sum(self._took) / len(self._took)
-        return max(1.0, min(3600.0, ahead * each / max(1, len(self._slots))))
+        return max(1.0, min(3600.0, ahead * each / len(self.workers)))
 
     def submit(self, request: Request) -> Job:
         """Take a job, and keep it: from here on it ends done, failed or cancelled, whatever becomes of any process.
@@ -315,13 +283,13 @@ class Scheduler:
             self._queue.remove(job)
             self._end_early(job, error)
             return True
-        for slot in self._slots:
-            if slot.job is job:
-                if slot.cancelling is None:
-                    slot.cancelling = error or SdcppError("")
-                    self._spawn(slot.worker.cancel(job.id))
-                return True
-        return False
+        slot = self._pool.at(job)
+        if slot is None:
+            return False
+        if slot.cancelling is None:
+            slot.cancelling = error or SdcppError("")
+            self._pool.spawn(slot.worker.cancel(job.id))
+        return True
 
     def _end_early(self, job: Job, error: SdcppError | None) -> None:
         """End a job that was cancelled, or failed for another reason than its own."""
@@ -352,29 +320,23 @@ class Scheduler:
 
     async def unload(self, model: str) -> None:
         """Have every worker give a model back."""
-        await asyncio.gather(*(slot.worker.unload(model) for slot in self._slots if model in slot.worker.loaded))
+        await self._pool.unload(model)
 
     def loaded(self) -> dict[str, list[str]]:
         """Return the workers that hold each model."""
-        return {name: [slot.worker.name for slot in self._slots if name in slot.worker.loaded] for name in self.models}
+        return self._pool.loaded(self.models)
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         """Give the next jobs to the workers that have none, each to one that holds its model if there is such."""
-        while not self.draining:
-            idle = [slot for slot in self._slots if slot.is_ready and slot.job is None]
-            job = self._queue.next() if idle else None
-            if job is None:
-                return
-            model = job.request["model"]
-            # Of the others the one that holds least, which need not give anything back.
-            slot = min(idle, key=lambda each: (model not in each.worker.loaded, sum(each.worker.loaded.values())))
+        while not self.draining and self._pool.has_idle() and (job := self._queue.next()) is not None:
+            slot = self._pool.idle_for(job.request["model"])
             self._queue.take(job)
             slot.job, slot.cancelling = job, None
-            self._spawn(self._run(slot, job))
+            self._pool.spawn(self._run(slot, job))
 
-    async def _run(self, slot: _Slot, job: Job) -> None:
+    async def _run(self, slot: Slot, job: Job) -> None:
         """Have a worker draw a job."""
         model = job.request["model"]
         job.attempts += 1
@@ -387,19 +349,19 @@ class Scheduler:
                 job.id, job.request, pictures, lambda event, preview: self._progress(job, event, preview)
             )
         except WorkerLostError as error:
-            if not self._stopping:
+            if not self._pool.is_stopping:
                 await self._lost(slot, job, error)
             return
         except SdcppError as error:
             outcome = Outcome(error={"type": type(error).__name__, "message": str(error)})
-        slot.failures = 0
+        slot.losses = 0
         if slot.cancelling is None:
             self._took.append(time.monotonic() - begin)
         await self._settle(slot, job, outcome)
         slot.job = None
         self._dispatch()
 
-    async def _settle(self, slot: _Slot, job: Job, outcome: Outcome) -> None:
+    async def _settle(self, slot: Slot, job: Job, outcome: Outcome) -> None:
         """Keep how a job ended."""
         if outcome.error is None:
             suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
@@ -415,11 +377,11 @@ class Scheduler:
         else:
             self._end(job, "failed", outcome.error)
 
-    async def _lost(self, slot: _Slot, job: Job, error: WorkerLostError) -> None:
+    async def _lost(self, slot: Slot, job: Job, error: WorkerLostError) -> None:
         """Try a job again whose worker died, or end it; start the worker anew."""
         log.warning("job %s: %s", job.id, error)
         slot.job, slot.is_ready = None, False
-        slot.failures += 1
+        slot.losses += 1
         if slot.cancelling is not None:
             self._end_early(job, slot.cancelling)
         elif job.attempts < ATTEMPTS:
@@ -431,24 +393,7 @@ class Scheduler:
             message = f"{error}, as in the attempt before; ask for less, or look at the server's log"
             self._end(job, "failed", {"type": "WorkerLostError", "message": message})
         self._dispatch()
-        await self._restart(slot, wait=slot.failures > 1)
-
-    async def _restart(self, slot: _Slot, wait: bool = False) -> None:
-        """Start a worker, again and again with growing pauses."""
-        pause = 1.0 if wait else 0.0
-        while not self._stopping:
-            await asyncio.sleep(pause)
-            pause = min(max(1.0, 2 * pause), _BACKOFF_SECONDS)
-            try:
-                await slot.worker.stop()
-                await slot.worker.start()
-            except (WorkerLostError, SdcppError, OSError) as error:
-                log.warning("%s: %s; it is started again in %.0f s", slot.worker.name, error, pause)
-                continue
-            slot.is_ready = True
-            slot.restarts += 1
-            self._dispatch()
-            return
+        await self._pool.restart(slot)
 
     def _progress(self, job: Job, event: dict[str, Any], preview: bytes | None) -> None:
         """Take what a worker says of a job under way."""
@@ -479,8 +424,8 @@ class Scheduler:
             self.store.update(job)
         except StoreError as error:
             log.error("job %s: %s", job.id, error)
-            if not self._stopping:
-                self._spawn(self._save_later(job))
+            if not self._pool.is_stopping:
+                self._pool.spawn(self._save_later(job))
 
     async def _save_later(self, job: Job) -> None:
         """Keep a job's state when the store can be written again."""

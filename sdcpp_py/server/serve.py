@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -111,17 +110,19 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take the signals that end the server; those of before are back afterwards, and none is raised again."""
         names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        before = {number: signal.signal(number, self.handle_exit) for number in names}
+        # Not uvicorn's own method: streams would be cut that tell of what is still under way.
+        before = {number: signal.signal(number, lambda *_: self._end()) for number in names}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def _end(self) -> None:
         """End: nothing new is taken, what is under way has its time; a second signal ends at once."""
         self._ending()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

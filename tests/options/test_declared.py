@@ -23,7 +23,9 @@ from sdcpp_py.options.groups import SkipLayerGuidance
 from sdcpp_py.options.loras import Lora
 
 PACKAGE = Path(sdcpp_py.__file__).parent
-DECLARING = ("generation.py", "loading.py", "groups.py", "loras.py", "filming.py", "upscaling.py", "converting.py")
+DECLARING = (
+    "generation.py", "loading.py", "groups.py", "loras.py", "filming.py", "upscaling.py", "converting.py", "serving.py",
+)  # fmt: skip
 
 
 def groups(options: Mapping[str, Option]) -> Iterator[tuple[Option, type[Group]]]:
@@ -257,6 +259,8 @@ def constants() -> list[tuple[str, str]]:
     """Return the file and each text in the package's code, docstrings apart."""
     found = []
     for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "api":
+            continue  # of the server: what other programs call things
         tree = ast.parse(path.read_text(encoding="utf-8"))
         said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):

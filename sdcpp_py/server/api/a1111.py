@@ -308,7 +308,7 @@ def router(front: Front) -> APIRouter:
     @api.get("/memory")
     async def memory() -> dict[str, Any]:
         """Return the memory of the workers, and of the devices as they were when the first worker started."""
-        resident = sum(worker.resident for worker, _, _, _ in scheduler.workers)
+        resident = sum(slot.worker.resident for slot in scheduler.workers)
         found = [each for each in scheduler.facts["devices"] if each["kind"] != "cpu"]
         cuda = {"system": {"total": sum(each["memory_total"] for each in found),
                            "free": sum(each["memory_free"] for each in found)}}  # fmt: skip

@@ -201,10 +201,16 @@ def router(front: Front) -> APIRouter:
     async def workers() -> Any:
         """List the workers."""
         return [
-            {"name": worker.name, "ready": ready, "job": job and job.id, "loaded": dict(worker.loaded),
-             "resident": worker.resident, "restarts": restarts}
-            for worker, ready, job, restarts in scheduler.workers
-        ]  # fmt: skip
+            {
+                "name": slot.worker.name,
+                "ready": slot.is_ready,
+                "job": slot.job and slot.job.id,
+                "loaded": dict(slot.worker.loaded),
+                "resident": slot.worker.resident,
+                "restarts": slot.restarts,
+            }
+            for slot in scheduler.workers
+        ]
 
     @api.post("/parameters", response_model=ParametersAnswer, tags=["pictures"])
     async def parameters(picture: Annotated[UploadFile, File(description="a picture of ours or of others")]) -> Any:
