@@ -1,0 +1,275 @@
+"""A server under load, and with faults: many clients at once, processes that are killed, requests that break off.
+
+``python scripts/bench/serve.py [--clients 50] [--jobs 2000] [--faults 0] [--workers 1]`` starts a server of the
+embedded model, has every client ask for its share of the jobs, and says how many pictures came, whether each is that of
+its seed, how evenly the clients were served, how long the status routes took meanwhile, what memory the front has, and
+how that compares with drawing the same pictures in one process without a server. With ``--faults`` so many faults are
+made at random moments: SIGKILL of a worker or of the front, SIGSTOP of a worker, bodies that break off, readers that go
+away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+OPTIONS = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
+SEEDS = 16
+"""Different pictures that are asked for; each is drawn beforehand, to compare with."""
+
+
+class Front:
+    """The server, started again when it is killed."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.starts = 0
+        self._folder = folder
+        self._workers = workers
+        self._log = (folder / "server.log").open("a")
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.starts += 1
+        command = [
+            sys.executable, "-m", "sdcpp_py", "serve", "--port", str(self.port), "--store", str(self._folder / "store"),
+            "--workers", str(self._workers), "--queue-size", "100000", "--hang-seconds", "60",
+        ]  # fmt: skip
+        return subprocess.Popen(command, stdout=self._log, stderr=self._log)
+
+    def again(self) -> None:
+        """Kill the front, and start it anew."""
+        self.process.kill()
+        self.process.wait()
+        self.process = self._start()
+
+    def worker_pids(self) -> list[int]:
+        """Return the ids of the worker processes."""
+        told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        return [int(each) for each in told.stdout.split()]
+
+    def resident(self) -> float:
+        """Return the front's memory in MiB."""
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0.0
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    async def ready(self, http: httpx.AsyncClient) -> None:
+        """Wait until it takes jobs."""
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await http.get("/api/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def asked(http: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
+    """Return an answer, asking again while the server is not there."""
+    while True:
+        try:
+            answer = await http.request(method, path, **more)
+        except httpx.HTTPError:
+            await asyncio.sleep(0.1)
+            continue
+        if answer.status_code not in (429, 503):
+            return answer
+        await asyncio.sleep(0.2)
+
+
+async def client(
+    http: httpx.AsyncClient, number: int, jobs: int, done: list[tuple[int, float]], bad: list[str]
+) -> None:
+    """Ask for jobs one after the other, two ahead, and look at each picture."""
+    headers = {"x-sdcpp-client": f"client {number}"}
+    order = random.Random(number)
+
+    async def one(index: int) -> None:
+        seed = order.randrange(SEEDS)
+        body = {"mode": "txt2img", "options": {**OPTIONS, "seed": seed}}
+        key = {**headers, "idempotency-key": f"{number} {index}"}
+        job = (await asked(http, "POST", "/api/jobs?wait=30", json=body, headers=key)).json()
+        while job.get("state") not in ("done", "failed", "cancelled"):
+            await asyncio.sleep(0.05)
+            job = (await asked(http, "GET", f"/api/jobs/{job['id']}")).json()
+        if job["state"] != "done":
+            failed.append(f"{job['error']['type']}: {job['error']['message']}")
+            return
+        picture = await asked(http, "GET", job["pictures"][0])
+        done.append((number, time.monotonic()))
+        if hashlib.sha256(picture.content).hexdigest() != WANTED[seed]:
+            bad.append(f"job {job['id']}: not the picture of seed {seed}")
+
+    ahead = asyncio.Semaphore(2)
+
+    async def limited(index: int) -> None:
+        async with ahead:
+            await one(index)
+
+    await asyncio.gather(*(limited(index) for index in range(jobs)))
+
+
+WANTED: dict[int, str] = {}
+HALF_A_BODY = (
+    b"POST /v1/images/edits HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    b"Content-Length: 5000\r\n\r\n"
+    b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc'
+)
+
+
+async def watch(http: httpx.AsyncClient, took: list[float]) -> None:
+    """Ask the status routes all the time, and note how long each took."""
+    while True:
+        for path in ("/api/health", "/api/ready", "/sdapi/v1/progress", "/api/jobs?limit=10"):
+            begin = time.perf_counter()
+            with contextlib.suppress(httpx.HTTPError):
+                await http.get(path)
+                took.append(time.perf_counter() - begin)
+            await asyncio.sleep(0.02)
+
+
+async def disturb(front: Front, http: httpx.AsyncClient, faults: int, made: dict[str, int]) -> None:
+    """Make faults at random moments."""
+    chance = random.Random(0)
+
+    async def half_a_body() -> None:
+        where = urlsplit(front.url)
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection(where.hostname, where.port)
+            writer.write(HALF_A_BODY)
+            await writer.drain()
+            writer.close()
+            await reader.read(1)
+
+    async def gone() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            await http.post("/v1/images/generations", json={"prompt": "x", "size": "64x64", "steps": 2}, timeout=0.05)
+
+    for _ in range(faults):
+        await asyncio.sleep(chance.uniform(0.1, 0.6))
+        kind = chance.choice(["worker", "worker", "stopped", "front", "body", "gone", "gone"])
+        pids = front.worker_pids()
+        if kind in ("worker", "stopped") and pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(pids), signal.SIGKILL if kind == "worker" else signal.SIGSTOP)
+        elif kind == "front":
+            await asyncio.to_thread(front.again)
+            await front.ready(http)
+        elif kind == "body":
+            await half_a_body()
+        elif kind == "gone":
+            await gone()
+        made[kind] = made.get(kind, 0) + 1
+
+
+def drawn_alone(count: int) -> float:
+    """Return the seconds that so many of the pictures take without a server; note what each seed's is."""
+    code = f"""
+import hashlib, io, json, time, sdcpp_py
+def file_of(image):
+    buffer = io.BytesIO(); image.save(buffer, format="PNG"); return buffer.getvalue()
+options = {OPTIONS!r}
+with sdcpp_py.StableDiffusion(progress=False) as sd:
+    files = {{seed: file_of(sd.txt2img(**options, seed=seed)[0]) for seed in range({SEEDS})}}
+    wanted = {{seed: hashlib.sha256(file).hexdigest() for seed, file in files.items()}}
+    begin = time.perf_counter()
+    for index in range({count}):
+        file_of(sd.txt2img(**options, seed=index % {SEEDS})[0])
+    print(json.dumps([time.perf_counter() - begin, wanted]))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, wanted = json.loads(told.stdout)
+    WANTED.update({int(seed): digest for seed, digest in wanted.items()})
+    return float(seconds)
+
+
+async def measure(front: Front, arguments: argparse.Namespace, alone: float) -> int:
+    """Run the clients and the faults, and say what came of it; return the number of jobs that did not go well."""
+    limits = httpx.Limits(max_connections=arguments.clients * 4)
+    async with httpx.AsyncClient(base_url=front.url, timeout=60, limits=limits) as http:
+        await front.ready(http)
+        await asked(http, "POST", "/api/jobs?wait=60", json={"mode": "txt2img", "options": OPTIONS})
+        before = front.resident()
+        done: list[tuple[int, float]] = []
+        failed: list[str] = []
+        bad: list[str] = []
+        took: list[float] = []
+        made: dict[str, int] = {}
+        each = arguments.jobs // arguments.clients
+        watching = asyncio.create_task(watch(http, took))
+        begin = time.monotonic()
+        disturbing = asyncio.create_task(disturb(front, http, arguments.faults, made))
+        await asyncio.gather(*(client(http, number, each, done, failed, bad) for number in range(arguments.clients)))
+        seconds = time.monotonic() - begin
+        disturbing.cancel()
+        watching.cancel()
+        await asyncio.gather(disturbing, watching, return_exceptions=True)
+        half = [number for number, when in done if when - begin < seconds / 2]
+        counts = [half.count(number) for number in range(arguments.clients)]
+        report = {
+            "jobs": each * arguments.clients,
+            "pictures that came": len(done),
+            "failed with a reason": failed,
+            "not as wanted": bad,
+            "seconds": round(seconds, 2),
+            "throughput over drawing alone": round(alone / seconds * len(done) / arguments.jobs, 3),
+            "jobs of a client after half the time, least, mean, most": [
+                min(counts),
+                statistics.mean(counts),
+                max(counts),
+            ],
+            "status routes, p50 and p99 in ms": [
+                round(1000 * float(value), 1)
+                for value in (statistics.median(took), statistics.quantiles(took, n=100)[98])
+            ],
+            "memory of the front in MiB, before and after": [round(before, 1), round(front.resident(), 1)],
+            "faults": made,
+            "starts of the front": front.starts,
+        }
+        print(json.dumps(report, indent=2))
+        # A job whose worker was killed twice has failed as it should; without faults none may.
+        lost = each * arguments.clients - len(done) - len(failed)
+        return len(bad) + lost + (0 if arguments.faults else len(failed))
+
+
+def main() -> int:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    alone = drawn_alone(arguments.jobs)
+    with tempfile.TemporaryDirectory() as folder:
+        front = Front(Path(folder), arguments.workers)
+        try:
+            return 1 if asyncio.run(measure(front, arguments, alone)) else 0
+        finally:
+            front.process.terminate()
+            front.process.wait(120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
