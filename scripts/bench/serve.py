@@ -99,7 +99,7 @@ async def asked(http: httpx.AsyncClient, method: str, path: str, **more: Any) ->
 
 
 async def client(
-    http: httpx.AsyncClient, number: int, jobs: int, done: list[tuple[int, float]], bad: list[str]
+    http: httpx.AsyncClient, number: int, jobs: int, done: list[tuple[int, float]], failed: list[str], bad: list[str]
 ) -> None:
     """Ask for jobs one after the other, two ahead, and look at each picture."""
     headers = {"x-sdcpp-client": f"client {number}"}
