@@ -17,6 +17,7 @@ from .._version import __version__
 from ..errors import SdcppError
 from .api import a1111, native, openai, own
 from .front import Front, Problem, problem
+from .schemas import errors
 from .security import Guard
 
 log = logging.getLogger("sdcpp_py.server")
@@ -55,6 +56,7 @@ def make_app(front: Front) -> ASGIApp:
         openapi_url="/api/openapi.json",
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
+        responses=errors(401, 403, 413, 421),
     )
     for each in (own, openai, a1111, native):
         app.include_router(each.router(front))

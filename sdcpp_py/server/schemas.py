@@ -114,6 +114,32 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+_ERRORS = {
+    400: "something asked for is unknown, out of range or too large",
+    401: "a token is needed",
+    403: "the page that asks is of an origin that may not",
+    404: "there is no such job, picture or model",
+    409: "a key was used for another request, or the job's state does not allow it",
+    410: "the pictures are removed",
+    413: "the request is too large",
+    421: "the name that the server was called by is not known",
+    429: "as many jobs wait as may; Retry-After says when to ask again",
+    500: "a picture could not be drawn, or the server failed",
+    503: "the server is ending, or no worker is ready",
+    504: "a picture was not drawn in time",
+    507: "the store cannot be written, or the memory of a device is too small",
+}
+DRAWING_ERRORS = (400, 404, 409, 429, 500, 503, 504, 507)
+"""Of a call that is answered when its pictures are drawn."""
+
+
+def errors(*statuses: int, form: Any = None) -> dict[int | str, dict[str, Any]]:
+    """Return what the OpenAPI document says of errors; *form* is the model of the answer, None for any JSON."""
+    other: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}} if form is None else {}
+    known = {"model": form} if form is not None else {}
+    return {status: {"description": _ERRORS[status], **known, **other} for status in statuses}
+
+
 class JobAnswer(BaseModel):
     """A job."""
 

@@ -108,5 +108,7 @@ def test_models_and_errors_are_openais(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match=said) as caught:
             client.images.generate(prompt="x", **wrong)
         assert caught.value.body["type"] == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError, match="n: Input should be a valid integer"):
+        client.images.edit(image=("a.png", b"none"), prompt="x", n="many")  # type: ignore[arg-type]
     with pytest.raises(openai.BadRequestError, match="a known format"):
         client.images.edit(image=("a.png", b"none"), prompt="x")

@@ -72,15 +72,18 @@ def serving(store: Path, *arguments: str, token: str = "") -> Iterator[Server]:
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "SDCPP_TOKEN": token}
     with (store.parent / f"{store.name}.log").open("a") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("serving on "), (store.parent / f"{store.name}.log").read_text()
-        server = Server(process, line.split()[-1], token)
+        server = None
         try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving on "), (store.parent / f"{store.name}.log").read_text()
+            server = Server(process, line.split()[-1], token)
             yield server
         finally:
-            server.http.close()
+            if server is not None:
+                server.http.close()
             if process.poll() is None:
                 process.terminate()
-                process.wait(30)
-            process.stdout.close()
+            process.wait(30)
+            if process.stdout is not None:
+                process.stdout.close()

@@ -25,6 +25,7 @@ from ...parameters import read_parameters
 from ..front import Front, JobFailedError, Problem
 from ..intake import FORMATS, check_picture, decoded
 from ..jobs import Job
+from ..schemas import DRAWING_ERRORS, errors
 from .a1111_fields import ImageToImage, TextToImage, Wanted, scheduler_label, wanted_by
 
 _RESIZED = {"None": Image.Resampling.LANCZOS, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
@@ -82,7 +83,7 @@ def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
     names: Mapping[str, list[str]] = scheduler.facts["names"]
-    api = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
+    api = APIRouter(prefix="/sdapi/v1", tags=["A1111"], responses=errors(*DRAWING_ERRORS))
     chosen: OrderedDict[str, str] = OrderedDict()  # client -> the model that it switched to
 
     def models(kind: str = "model") -> list[str]:

@@ -20,7 +20,7 @@ from ...options import MAX_BATCH, MAX_SIDE
 from ..front import Front, Problem
 from ..jobs import ConflictError, Job, RefusedError
 from ..model_list import ServedModel
-from ..schemas import PICTURE_FORMATS, VIDEO_FORMATS
+from ..schemas import DRAWING_ERRORS, PICTURE_FORMATS, VIDEO_FORMATS, errors
 from .native_fields import from_fields, mode_of_images, mode_of_video
 
 _STATUS = {
@@ -69,7 +69,7 @@ def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
     facts = scheduler.facts
-    api = APIRouter(prefix="/sdcpp/v1", tags=["sd-server"])
+    api = APIRouter(prefix="/sdcpp/v1", tags=["sd-server"], responses=errors(*DRAWING_ERRORS))
 
     def answer(job: Job, result: Any = None) -> dict[str, Any]:
         error = job.error and {"code": _CODES.get(job.error["type"], "generation_failed"), "type": job.error["type"],
@@ -137,7 +137,7 @@ def router(front: Front) -> APIRouter:
         body = await _body(http)
         return await take(http, mode_of_video(body), body, "vid_gen")
 
-    @api.get("/jobs/{job}")
+    @api.get("/jobs/{job}", responses=errors(410))
     async def job(job: str) -> Response:
         """Return a job, with its pictures when it is done; 410 when they are removed."""
         found = scheduler.find(job)
@@ -165,8 +165,8 @@ async def _body(http: Request) -> dict[str, Any]:
     """
     try:
         body = await http.json()
-    except ValueError:
-        raise RefusedError("the body is no JSON") from None
+    except (ValueError, RecursionError):
+        raise RefusedError("the body is no JSON, or is nested too deeply") from None
     if not isinstance(body, dict):
         raise RefusedError("the body must be a JSON object")
     return body

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import FormData, UploadFile
 
@@ -28,7 +29,7 @@ from ...options.checks import show
 from ..front import Front, JobFailedError, Problem, problem
 from ..intake import FORMATS, check_picture
 from ..jobs import Job, UnknownJobError
-from ..schemas import MODES, Strict, fields_of, names_from
+from ..schemas import DRAWING_ERRORS, MODES, Strict, errors, fields_of, names_from
 from .native_fields import from_fields, from_text, take_extra
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -143,7 +144,7 @@ async def _uploads(form: FormData, *names: str) -> list[bytes]:
 def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
-    api = APIRouter(prefix="/v1", tags=["OpenAI"])
+    api = APIRouter(prefix="/v1", tags=["OpenAI"], responses=errors(*DRAWING_ERRORS))
     options = {**TXT2IMG.declared}
     generation = create_model("ImageGeneration", __base__=Images, **fields_of(options, names_from(scheduler.facts)))
     shared = set(Images.model_fields)
@@ -243,25 +244,32 @@ def _form_schema(*names: str) -> dict[str, Any]:
     """Return what the OpenAPI document says of a form."""
     files = {"image", "image[]", "mask"}
     of = {name: {"type": "string", "format": "binary"} if name in files else {"type": "string"} for name in names}
-    fields = {name: {"type": "string"} for name in Images.model_fields}
-    schema = {"type": "object", "properties": {**of, **fields}, "additionalProperties": True}
+    fields = Images.model_json_schema()["properties"]
+    required = [name for name in names if name == "image"]
+    schema = {"type": "object", "properties": {**of, **fields}, "required": required, "additionalProperties": True}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}, "required": True}}
 
 
 def _form_values(form: FormData) -> dict[str, Any]:
-    """Return the fields of a form that are no files, each of the type that it is declared with."""
-    texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    """Return the fields of a form that are no files, each of the type that it is declared with.
+
+    Raises:
+        RequestValidationError: one of those that the calls share is not of its type.
+        ArgumentError: another one cannot be read.
+    """
+    texts = {name.removesuffix("[]"): value for name, value in form.multi_items() if isinstance(value, str)}
     declared = {**MODES["edit"].declared, **INPAINT.declared}
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        name = name.removesuffix("[]")
-        if name in Images.model_fields:
-            values[name] = text
-        elif name not in ("image", "mask"):
-            values[name] = from_text(declared[name], text) if name in declared else text
-    return {**values, **Images.model_validate({k: v for k, v in values.items() if k in Images.model_fields}).model_dump(
-        exclude_unset=True
-    )}  # fmt: skip
+    given = {name: text for name, text in texts.items() if name in Images.model_fields}
+    try:
+        shared = Images.model_validate(given).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from None
+    own = {
+        name: from_text(declared[name], text) if name in declared else text
+        for name, text in texts.items()
+        if name not in Images.model_fields and name not in ("image", "mask")
+    }
+    return {**own, **shared}
 
 
 def _described(job: Job, call: Call) -> dict[str, Any]:

@@ -27,21 +27,11 @@ from ..schemas import (
     ParametersAnswer,
     Report,
     WorkerAnswer,
+    errors,
     job_models,
     names_from,
 )
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": why}
-    for status, why in {
-        400: "something asked for is unknown, out of range or too large",
-        404: "there is no such job, picture or model",
-        409: "a key was used for another request, or the job's state does not allow it",
-        429: "as many jobs wait as may; Retry-After says when to ask again",
-        503: "the server is ending, or no worker is ready",
-        507: "the store cannot be written",
-    }.items()
-}
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "the file"}}
 
@@ -49,7 +39,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "
 def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
-    api = APIRouter(prefix="/api", responses={key: ERRORS[key] for key in (400, 404)})
+    api = APIRouter(prefix="/api", responses=errors(400, 404, form=ErrorAnswer))
     models = job_models(names_from(scheduler.facts))
     one_of = Annotated[Union[tuple(models)], Field(discriminator="mode")]  # type: ignore[valid-type]  # noqa: UP007
 
@@ -72,7 +62,7 @@ def router(front: Front) -> APIRouter:
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
     @api.post("/jobs", status_code=202, response_model=JobAnswer, tags=["jobs"],
-              responses={key: ERRORS[key] for key in (409, 429, 503, 507)})  # fmt: skip
+              responses=errors(409, 429, 503, 507, form=ErrorAnswer))  # fmt: skip
     async def submit(
         http: Request,
         job: one_of,  # type: ignore[valid-type]
@@ -107,7 +97,7 @@ def router(front: Front) -> APIRouter:
         """Return a job."""
         return answer(scheduler.find(job))
 
-    @api.delete("/jobs/{job}", status_code=204, tags=["jobs"], responses={409: ERRORS[409]})
+    @api.delete("/jobs/{job}", status_code=204, tags=["jobs"], responses=errors(409, form=ErrorAnswer))
     async def remove(job: str) -> Response:
         """Forget a job that has ended, and its pictures."""
         scheduler.remove(scheduler.find(job))
@@ -227,7 +217,7 @@ def router(front: Front) -> APIRouter:
         """Say that the server lives."""
         return {"status": "ok", "version": __version__}
 
-    @api.get("/ready", tags=["server"], responses={503: ERRORS[503]})
+    @api.get("/ready", tags=["server"], responses=errors(503, form=ErrorAnswer))
     async def ready() -> Response:
         """Say whether jobs are taken and a worker is there for them."""
         status = {"ready": scheduler.is_ready, "waiting": scheduler.waiting, "running": len(scheduler.running)}
