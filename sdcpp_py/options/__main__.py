@@ -9,6 +9,7 @@ from ..modes import CONVERT, DRAWING, FILMING, LOADING, UPSCALE, UPSCALER
 from .declare import declared
 from .docs import page, table
 from .loras import Lora
+from .serving import ServingOptions
 
 
 def text() -> str:
@@ -18,6 +19,7 @@ def text() -> str:
     calls["`Upscaler(...)`"] = UPSCALER.declared
     calls["`Upscaler.upscale(...)`, `sdcpp upscale`"] = UPSCALE.declared
     calls["`convert(...)`, `sdcpp convert`"] = CONVERT.declared
+    calls["`sdcpp serve`"] = declared(ServingOptions)
     lora = f"### Lora\n\n{(Lora.__doc__ or '').splitlines()[0]}\n\n{table(declared(Lora), 'loras[].')}\n"
     return f"{page(calls)}\n{lora}"
 

@@ -7,6 +7,13 @@ from ..model_files import StrPath
 from .declare import Opt, Range
 from .kinds import Folder
 
+
+class TextFile(Folder):
+    """A file that is read as text."""
+
+    metavar = "FILE"
+
+
 _network = functools.partial(Opt, panel="Network")
 _workers = functools.partial(Opt, panel="Workers")
 _queue = functools.partial(Opt, panel="Queue")
@@ -29,7 +36,7 @@ class Network(TypedDict, total=False):
     token_file: Annotated[
         StrPath | None,
         _network("file with the token that clients send, one a line, as NAME:TOKEN or TOKEN; the variable SDCPP_TOKEN "
-                 "holds one, too", flags="--token-file", kind=Folder(), metavar="FILE"),
+                 "holds one, too", flags="--token-file", kind=TextFile()),
     ]  # fmt: skip
     allowed_hosts: Annotated[
         str,
@@ -64,13 +71,13 @@ class Working(TypedDict, total=False):
 
     models_file: Annotated[
         StrPath | None,
-        _workers("models.toml: the models by name, with their options of loading", flags="--models", kind=Folder(),
-                 metavar="FILE"),
+        _workers("models.toml: the models by name, with their options of loading", flags="--models",
+                 kind=TextFile()),
     ]  # fmt: skip
     upscaler_dir: Annotated[
         StrPath | None,
-        _workers("folder of upscalers, which requests call by their files' names", flags="--upscaler-dir",
-                 kind=Folder()),
+        _workers("folder of upscalers, which requests call by their files' names",
+                 flags="--upscaler-dir --hires-upscalers-dir", kind=Folder()),
     ]  # fmt: skip
     workers: Annotated[
         int | None,

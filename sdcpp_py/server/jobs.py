@@ -247,6 +247,8 @@ class Events:
 
     async def after(self, number: int = 0) -> AsyncIterator[Event]:
         """Yield the events that follow the one of a number, those that are there and those to come, until closed."""
+        if number >= self._next:
+            number = 0  # of a log before this one: the server was started anew
         while True:
             for event in [each for each in self._kept if each.number > number]:
                 number = event.number

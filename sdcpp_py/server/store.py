@@ -33,6 +33,7 @@ _FIELDS = (
     "id", "client", "priority", "created", "deadline", "started", "ended", "state", "attempts", "request", "inputs",
     "files", "bytes", "result", "error", "key", "digest", "source", "prompt",
 )  # fmt: skip
+_MOST_JOBS = 100_000  # that are remembered without their pictures
 _UNFINISHED = ("queued", "loading", "running")
 
 
@@ -68,6 +69,7 @@ class Store:
     def __init__(self, folder: Path, limit: float) -> None:
         self._folder = folder
         self._limit = limit
+        self._waiting: dict[str, int] = {}  # bytes of the pictures that go into each job that has not ended
         self._room = threading.RLock()  # pictures are written in threads, one job at a time
         with _stored():
             self._pictures.mkdir(parents=True, exist_ok=True)
@@ -121,6 +123,9 @@ class Store:
         Raises:
             StoreError: it cannot be written; nothing of it is kept.
         """
+        size = sum(map(len, pictures))
+        if size and sum(self._waiting.values()) + size > self._limit:
+            raise StoreError("the pictures that go into waiting jobs fill the store; ask later, or raise --store-limit")
         try:
             with _stored():
                 if pictures:
@@ -129,6 +134,7 @@ class Store:
                     for index, picture in enumerate(pictures):
                         self._write(folder / str(index), picture)
                 self._put(job)
+                self._waiting[job.id] = size
         except StoreError:
             shutil.rmtree(self._inputs / job.id, ignore_errors=True)
             raise
@@ -299,6 +305,7 @@ class Store:
 
     def done_with_inputs(self, job: Job) -> None:
         """Remove the pictures that went into a job that has ended."""
+        self._waiting.pop(job.id, None)
         if job.inputs:
             shutil.rmtree(self._inputs / job.id, ignore_errors=True)
 
@@ -314,3 +321,10 @@ class Store:
             for folder in self._inputs.iterdir():
                 if folder.name not in waiting:
                     shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    self._waiting[folder.name] = sum(file.stat().st_size for file in folder.iterdir())
+            self._base.execute(
+                "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "
+                "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",
+                (_MOST_JOBS,),
+            )

@@ -85,6 +85,18 @@ def test_a_job_is_cancelled_soon_and_the_worker_draws_on() -> None:
         assert outcome.error is not None
         assert outcome.error["type"] == "CancelledError"
         assert (await draw(worker)).error is None
+        phases = []
+
+        def at_once(event: dict[str, Any], preview: bytes | None) -> None:
+            phases.append(event["phase"])
+            if len(phases) == 1:
+                cancels.append(asyncio.ensure_future(worker.cancel("job")))
+
+        cancels: list[asyncio.Future[None]] = []
+        outcome = await worker.run("job", request("second", steps=9000), [], at_once)
+        assert outcome.error is not None
+        assert outcome.error["type"] == "CancelledError"
+        assert phases[0] == "loading"
 
     with_worker(work)
 

@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import os
+import re
 import time
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 import sdcpp_py
+from support.build_tree import ROOT
 from support.server import DRAWN, Server
 
 
@@ -148,6 +151,26 @@ def test_a_key_makes_a_second_request_the_same_job(server: Server) -> None:
     answer = server.http.post("/api/jobs", json=body, headers=key)
     assert (answer.status_code, answer.json()["error"]["type"]) == (409, "ConflictError")
     assert server.submit(headers={**key, "x-sdcpp-client": "somebody else"})["id"] != first["id"]
+
+
+def test_the_example_of_the_page_runs(server: Server) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    for shown, soon in (
+        ("http://127.0.0.1:7860", server.url),
+        ('"seed": 42', '"seed": 42, "width": 64, "height": 64, "steps": 2'),
+    ):
+        assert shown in code
+        code = code.replace(shown, soon)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    made["http"].close()
+    assert made["star"]["state"] == "done"
+    assert "modules" in made["report"]
+    table = set(re.findall(r"/api/[\w/]*\w", page))
+    known = {path.replace("{job}", "ID").replace("{index}", "N").replace("{name}", "NAME") for path in
+             server.http.get("/api/openapi.json").json()["paths"]}  # fmt: skip
+    assert table - {"/api/openapi"} <= known
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,8 @@ def _info(job: Job, wanted: Wanted) -> dict[str, Any]:
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
         "job": job.id,
         "timings": result.get("timings", {}),
-        "warnings": job.warnings,
+        # Previews are what this API shows of progress, whether or not the model has them.
+        "warnings": [each for each in job.warnings if not each.startswith("no preview was made")],
     }
 
 
