@@ -23,6 +23,7 @@ BEAT_SECONDS = 20.0
 """Without a beat for so long a worker is gone, though its process may be there."""
 CANCEL_SECONDS = 20.0
 """What a worker has left for a cancel; then it is replaced."""
+_STOPPED = "was stopped"
 _PIPE_BYTES = 1 << 20
 
 Told = Callable[[dict[str, Any], bytes | None], None]
@@ -55,11 +56,13 @@ class Worker(Protocol):
         name: for people.
         loaded: the models that it holds, with the bytes of their weights.
         resident: bytes of memory that it has; 0 where that is not known.
+        on_lost: called when it is lost while it has no job; None for nobody.
     """
 
     name: str
     loaded: Mapping[str, int]
     resident: int
+    on_lost: Callable[[], object] | None
 
     async def start(self) -> dict[str, Any]:
         """Start it, and return what it tells of its engine; raise WorkerLostError or SdcppError."""
@@ -100,6 +103,7 @@ class LocalWorker:
     hang_seconds: float = 900.0
     loaded: Mapping[str, int] = field(default_factory=dict)
     resident: int = 0
+    on_lost: Callable[[], object] | None = None
     _process: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
     _ready: asyncio.Future[dict[str, Any]] | None = None
@@ -177,6 +181,9 @@ class LocalWorker:
             if future is not None and not future.done():
                 future.set_exception(lost)
                 future.exception()  # nobody may wait for it
+        if self._outcome is None and self._reason != _STOPPED and self.on_lost is not None:
+            log.warning("%s", lost)
+            self.on_lost()
 
     def _take(self, frame: Frame) -> None:
         """Take one frame."""
@@ -245,7 +252,7 @@ class LocalWorker:
 
     async def stop(self) -> None:
         """End the process: it has nothing to lose."""
-        self.kill("was stopped")
+        self.kill(_STOPPED)
         if self._reader is not None:
             await asyncio.wait([self._reader], timeout=10.0)
         self._process = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
@@ -53,6 +54,8 @@ class Pool:
         self._on_ready = on_ready
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        for slot in self.slots:
+            slot.worker.on_lost = functools.partial(self._lost_idle, slot)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the rest, until the pool is stopped."""
@@ -89,6 +92,13 @@ class Pool:
             slot.is_ready = True
             self._on_ready()
             return
+
+    def _lost_idle(self, slot: Slot) -> None:
+        """Start a worker again that was lost while it had no job."""
+        if slot.is_ready and slot.job is None and not self._stopping:
+            slot.is_ready = False
+            slot.losses += 1
+            self.spawn(self.restart(slot))
 
     async def restart(self, slot: Slot) -> None:
         """Start a worker again that was lost, after a pause where that is not the first time at the same job."""

@@ -92,6 +92,7 @@ class Scheduler:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._drained = 0.0
+        self._settling = 0  # jobs whose pictures are being written
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Scheduler:
     async def stop(self) -> None:
         """End when the time is over that :meth:`drain` gave; what is not done waits in the store for the next start."""
         self.drain()
-        while self._pool.jobs and time.monotonic() < self._drained:
+        while (self._pool.jobs or self._settling) and time.monotonic() < self._drained:
             await asyncio.sleep(0.05)
         for timer in self._timers.values():
             timer.cancel()
@@ -338,30 +339,43 @@ class Scheduler:
 
     async def _run(self, slot: Slot, job: Job) -> None:
         """Have a worker draw a job."""
-        model = job.request["model"]
         job.attempts += 1
         job.started = time.time()
-        self._enter(job, "running" if model in slot.worker.loaded else "loading")
+        self._enter(job, "running" if job.request["model"] in slot.worker.loaded else "loading")
         begin = time.monotonic()
         try:
-            pictures = await asyncio.to_thread(self.store.inputs, job)
-            outcome = await slot.worker.run(
-                job.id, job.request, pictures, lambda event, preview: self._progress(job, event, preview)
-            )
+            outcome = await self._drawn(slot, job)
         except WorkerLostError as error:
             if not self._pool.is_stopping:
                 await self._lost(slot, job, error)
             return
-        except SdcppError as error:
-            outcome = Outcome(error={"type": type(error).__name__, "message": str(error)})
-        slot.losses = 0
         if slot.cancelling is None:
             self._took.append(time.monotonic() - begin)
-        await self._settle(slot, job, outcome)
-        slot.job = None
-        self._dispatch()
+        cancelling = slot.cancelling
+        slot.job, slot.losses = None, 0
+        self._settling += 1
+        self._dispatch()  # the worker draws on while this one's pictures are written
+        try:
+            await self._settle(job, outcome, cancelling)
+        finally:
+            self._settling -= 1
 
-    async def _settle(self, slot: Slot, job: Job, outcome: Outcome) -> None:
+    async def _drawn(self, slot: Slot, job: Job) -> Outcome:
+        """Return how a job ended in a worker; whatever goes wrong on the way there is a failure of this job alone."""
+        try:
+            pictures = await asyncio.to_thread(self.store.inputs, job) if job.inputs else []
+            return await slot.worker.run(
+                job.id, job.request, pictures, lambda event, preview: self._progress(job, event, preview)
+            )
+        except WorkerLostError:
+            raise
+        except SdcppError as error:
+            return Outcome(error={"type": type(error).__name__, "message": str(error)})
+        except Exception:
+            log.exception("job %s", job.id)
+            return Outcome(error={"type": "InternalError", "message": "the server failed at this; its log says why"})
+
+    async def _settle(self, job: Job, outcome: Outcome, cancelling: SdcppError | None) -> None:
         """Keep how a job ended."""
         if outcome.error is None:
             suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
@@ -372,8 +386,8 @@ class Scheduler:
                 return
             job.result = outcome.result
             self._end(job, "done")
-        elif slot.cancelling is not None and outcome.error["type"] == "CancelledError":
-            self._end_early(job, slot.cancelling)
+        elif cancelling is not None and outcome.error["type"] == "CancelledError":
+            self._end_early(job, cancelling)
         else:
             self._end(job, "failed", outcome.error)
 

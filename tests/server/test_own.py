@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import re
 import time
@@ -28,20 +27,6 @@ def as_png(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def events_of(server: Server, job: str, last: str = "") -> list[tuple[int, str, dict]]:
-    found, event = [], {}
-    with server.http.stream(
-        "GET", f"/api/jobs/{job}/events", headers={"last-event-id": last} if last else {}
-    ) as answer:
-        for line in answer.iter_lines():
-            name, _, value = line.partition(": ")
-            if not line and "data" in event:
-                found.append((int(event["id"]), event["event"], json.loads(event["data"])))
-                event = {}
-            event[name] = value
-    return found
 
 
 def test_pictures_are_those_of_the_package(server: Server, embedded: sdcpp_py.StableDiffusion) -> None:
@@ -114,7 +99,7 @@ def test_loras_upscalers_and_models_are_called_by_name(server: Server) -> None:
 
 def test_events_tell_of_a_job_from_its_begin_to_its_end(server: Server) -> None:
     job = server.submit(steps=40, preview="proj", preview_interval=10)
-    events = events_of(server, job["id"])
+    events = server.events(job["id"])
     kinds = [kind for _, kind, _ in events]
     assert kinds[0] == "queued"
     assert "running" in kinds
@@ -126,7 +111,7 @@ def test_events_tell_of_a_job_from_its_begin_to_its_end(server: Server) -> None:
     assert 3 <= len(shown) <= 4
     assert shown[0].startswith("data:image/jpeg;base64,")
     assert server.http.get(f"/api/jobs/{job['id']}/preview").headers["content-type"] == "image/jpeg"
-    assert events_of(server, job["id"], str(events[-2][0])) == events[-1:]
+    assert server.events(job["id"], str(events[-2][0])) == events[-1:]
 
 
 def test_a_job_is_cancelled_at_any_moment(server: Server) -> None:

@@ -38,6 +38,7 @@ class FakeWorker:
         self.name = name
         self.loaded: Mapping[str, int] = {}
         self.resident = 0
+        self.on_lost: Callable[[], object] | None = None
         self.deaths = deaths
         self.starts = 0
         self.drawn: list[str] = []
@@ -136,7 +137,12 @@ def test_a_job_survives_what_becomes_of_its_worker(tmp_path: Path) -> None:
             kinds = [event.kind async for event in job.events.after()]
             assert kinds.count("retried") == 1
             assert kinds[-1] == "done"
-            assert scheduler.submit(asked("fail")) is not job
+            assert once.on_lost is not None
+            once.on_lost()  # while it has no job
+            job = await scheduler.finished(scheduler.submit(asked()))
+            assert (job.state, job.attempts, once.starts) == ("done", 1, 3)
+            (slot,) = scheduler.workers
+            assert slot.restarts == 2
         async with scheduling(tmp_path / "2", [twice]) as scheduler:
             job = await scheduler.finished(scheduler.submit(asked()))
             assert (job.state, job.error["type"]) == ("failed", "WorkerLostError")  # type: ignore[index]

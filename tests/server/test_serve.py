@@ -26,7 +26,8 @@ TOKEN = "0123456789abcdef"
 def test_the_front_and_the_workers_may_be_killed(tmp_path: Path) -> None:
     """Every job that was taken ends done: a worker is killed, and then the front, which ends its workers with it."""
     with serving(tmp_path / "store", "--workers", "2") as server:
-        jobs = [server.submit(steps=30, seed=seed) for seed in range(4)]
+        os.kill(server.worker_pids()[0], signal.SIGKILL)  # one that has nothing to do
+        jobs = [server.submit(steps=15, seed=seed) for seed in range(3)]
         server.wait(jobs[0]["id"], "running", "done")
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         workers = server.worker_pids()
@@ -45,6 +46,7 @@ def test_the_front_and_the_workers_may_be_killed(tmp_path: Path) -> None:
 def test_sigterm_drains(tmp_path: Path) -> None:
     """Who waits for a picture under way gets it; who waits for another is told; nothing is lost."""
     answers: dict[str, httpx.Response] = {}
+    seen: list[tuple[int, str, dict[str, Any]]] = []
     with serving(tmp_path / "store", token=TOKEN) as server:
         assert httpx.get(f"{server.url}/api/ready").status_code == 401
         server.wait(server.submit()["id"])
@@ -60,12 +62,16 @@ def test_sigterm_drains(tmp_path: Path) -> None:
             state = {"running": "running", "waiting": "queued"}[name]
             while not server.http.get("/api/jobs", params={"state": state}).json()["jobs"]:
                 time.sleep(0.01)
+        (under_way,) = server.http.get("/api/jobs", params={"state": "running"}).json()["jobs"]
+        threads.append(threading.Thread(target=lambda: seen.extend(server.events(under_way["id"]))))
+        threads[-1].start()
         alone = server.submit(steps=1)
         assert server.end(signal.SIGTERM) == 0
         for thread in threads:
             thread.join()
     assert answers["running"].json()["state"] == "done"
     assert answers["waiting"].status_code == 503
+    assert seen[-1][1] == "done"  # who follows it is not cut off
     assert TOKEN not in (tmp_path / "store.log").read_text()
     with serving(tmp_path / "store", token=TOKEN) as server:
         (job,) = server.http.get("/api/jobs", params={"search": "waiting"}).json()["jobs"]

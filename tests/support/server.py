@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -52,6 +53,19 @@ class Server:
         while (found := self.job(job))["state"] not in states:
             assert time.monotonic() < end, found
             time.sleep(0.02)
+        return found
+
+    def events(self, job: str, last: str = "") -> list[tuple[int, str, dict[str, Any]]]:
+        """Return number, kind and data of each event of a job, from after the one of a number to its end."""
+        found, event = [], dict[str, str]()
+        headers = {"last-event-id": last} if last else {}
+        with self.http.stream("GET", f"/api/jobs/{job}/events", headers=headers) as answer:
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if not line and "data" in event:
+                    found.append((int(event["id"]), event["event"], json.loads(event["data"])))
+                    event = {}
+                event[name] = value
         return found
 
     def worker_pids(self) -> list[int]:
