@@ -31,7 +31,13 @@ Told = Callable[[dict[str, Any], bytes | None], None]
 
 
 class WorkerLostError(Exception):
-    """A worker died, hung, or was killed; the message says why."""
+    """A worker died, hung, or was killed; the message says why.
+
+    Attributes:
+        begun: whether it may have begun with the job.
+    """
+
+    begun = True
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,11 @@ class LocalWorker:
         self._moved = self._heard = time.monotonic()
         self._cancelled = 0.0
         try:
-            await self._send({"type": "job", "id": job, "request": dict(request)}, pictures)
+            try:
+                await self._send({"type": "job", "id": job, "request": dict(request)}, pictures)
+            except WorkerLostError as error:
+                error.begun = False
+                raise
             while True:
                 done, _ = await asyncio.wait([self._outcome], timeout=1.0)
                 if done:

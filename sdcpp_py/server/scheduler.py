@@ -396,6 +396,7 @@ class Scheduler:
         log.warning("job %s: %s", job.id, error)
         slot.job, slot.is_ready = None, False
         slot.losses += 1
+        job.attempts -= not error.begun
         if slot.cancelling is not None:
             self._end_early(job, slot.cancelling)
         elif job.attempts < ATTEMPTS:
