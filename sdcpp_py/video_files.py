@@ -77,14 +77,26 @@ def check_video_file(path: StrPath, kind: str | None = None) -> Path:
     Raises:
         OutputError: no such directory, not writable, a directory itself, an unknown suffix, or no encoder.
     """
-    kind = kind or format_of(path, None)
-    if kind in _ENCODERS:
-        _encoder(kind, show_path(path))
-    elif kind == "webp" and not features.check("webp"):
-        raise OutputError(f"{show_path(path)}: this Pillow does not write WebP; use .png or .gif")
+    check_encoder(kind or format_of(path, None), show_path(path))
     file = Path(os.fsdecode(path))
     check_writable(file, show_path(path))
     return file
+
+
+def check_encoder(kind: str, shown: str) -> None:
+    """Make sure that videos of a format can be written.
+
+    Args:
+        kind: the format.
+        shown: the file, for messages.
+
+    Raises:
+        OutputError: there is no encoder.
+    """
+    if kind in _ENCODERS:
+        _encoder(kind, shown)
+    elif kind == "webp" and not features.check("webp"):
+        raise OutputError(f"{shown}: this Pillow does not write WebP; use .png or .gif")
 
 
 def is_film(start: bytes) -> bool:

@@ -10,8 +10,6 @@ import pytest
 import sdcpp_py
 from support.server import Server, serving
 
-pytest.importorskip("fastapi")
-
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, parts: Path) -> Iterator[Server]:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import local_worker
 from sdcpp_py.server.local_worker import LocalWorker, Outcome, WorkerLostError
 from sdcpp_py.server.model_list import ServedModel
+from support.checkpoints import write_checkpoint
 from support.server import DRAWN
 
 SERVED = [
@@ -30,7 +32,7 @@ def request(model: str = "first", **options: Any) -> dict[str, Any]:
 
 def with_worker(work: Callable[[LocalWorker], Coroutine[Any, Any, None]], **more: Any) -> None:
     async def whole() -> None:
-        worker = LocalWorker("worker", SERVED, **more)
+        worker = LocalWorker("worker", **{"models": SERVED, **more})
         await worker.start()
         try:
             await work(worker)
@@ -99,6 +101,22 @@ def test_a_job_is_cancelled_soon_and_the_worker_draws_on() -> None:
         assert phases[0] == "loading"
 
     with_worker(work)
+
+
+def test_videos_come_as_files(tmp_path: Path) -> None:
+    write_checkpoint("wan_t2v", tmp_path / "wan.safetensors", tiny=True)
+    film = {"prompt": "x", "width": 32, "height": 32, "steps": 1, "frames": 5}
+
+    async def work(worker: LocalWorker) -> None:
+        for kind, start in ((None, b"RIFF"), ("mp4", b"\0\0\0"), ("gif", b"GIF")):
+            asked = {"mode": "txt2vid", "model": "wan", "options": film, "output": {"format": kind}}
+            outcome = await worker.run("job", asked, [], lambda event, preview: None)
+            assert outcome.error is None
+            assert outcome.files[0].startswith(start)
+            assert outcome.result is not None
+            assert (outcome.result["frames"], outcome.result["size"]) == (5, [32, 32])
+
+    with_worker(work, models=[ServedModel("wan", loading={"model": str(tmp_path / "wan.safetensors")})])
 
 
 def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from ...pipeline import StableDiffusion
 from ...progress import ProgressEvent
 from ...upscaler import Upscaler
 from ...video import Video
+from ...video_files import check_encoder
 from ..model_list import ServedModel, named_file
 from .models import Models
 
@@ -107,6 +108,8 @@ def draw_job(
     Raises:
         SdcppError: as of the methods of the package.
     """
+    output = request.get("output") or {}
+    _check_output(MODES[request["mode"]], output)
     model = models.get(request["model"], loading)
     served = models.served[request["model"]]
     mode = _mode_for(request, model, served)
@@ -129,7 +132,6 @@ def draw_job(
         warned += [f"{name} has no effect in {mode.name}" for name in idle]
         drawn = getattr(model, mode.name)(**options)
     models.touch(request["model"])
-    output = request.get("output") or {}
     result: dict[str, Any] = {
         "mode": mode.name,
         "warnings": warned,
@@ -139,6 +141,14 @@ def draw_job(
     }
     told = _told(drawn)  # before the files, which may be without their text
     return Drawn({**result, **told}, _files(drawn, output))
+
+
+def _check_output(mode: Mode, output: Mapping[str, Any]) -> None:
+    """Raise OutputError, before anything is drawn, for files that cannot be written here."""
+    if mode in FILMING:
+        check_encoder(output.get("format") or "webp", "output.format")
+    else:
+        encoded(Image.new("RGB", (8, 8)), output.get("format") or "png", output.get("compression"))
 
 
 def _told(drawn: Images | Video | GeneratedImage) -> dict[str, Any]:
