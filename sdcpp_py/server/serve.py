@@ -131,9 +131,19 @@ def _listen(host: str, port: int) -> socket.socket:
     Raises:
         OutputError: there is no such address here, or it is taken.
     """
+    # With the protocol named: asyncio sends at once (TCP_NODELAY) on such sockets alone.
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
+        try:
+            if os.name == "posix":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(2048)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else failure_reason(error)
         raise OutputError(f"{host}:{port} cannot be listened on ({reason}); choose another --host or --port") from None
