@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -18,7 +17,6 @@ import uvicorn
 from ..errors import ArgumentError, OutputError
 from ..host_memory import host_memory
 from ..images import failure_reason
-from ..model_files import show_path
 from ..options.declare import declared
 from ..options.serving import ServingOptions
 from ..reports import GIB
@@ -31,8 +29,6 @@ from .model_list import ServedModel, folder_upscalers, one_model, read_models
 from .scheduler import Limits, Scheduler
 from .security import Security, make_security, read_tokens
 from .store import Store
-
-log = logging.getLogger("sdcpp_py.server")
 
 _CLOSING_SECONDS = 3  # for answers after what is under way had its time
 SERVING = declared(ServingOptions)
@@ -207,7 +203,6 @@ async def _serve(
             address = listening.getsockname()
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             ready(f"http://{host}:{address[1]}")
-            log.info("serving %s", show_path(values["host"]))
             await server.serve([listening])
     finally:
         await scheduler.stop()

@@ -132,7 +132,7 @@ class Store:
                     folder = self._inputs / job.id
                     folder.mkdir()
                     for index, picture in enumerate(pictures):
-                        self._write(folder / str(index), picture)
+                        self._write(folder / str(index), picture, lasting=False)
                 self._put(job)
                 self._waiting[job.id] = size
         except StoreError:
@@ -227,14 +227,15 @@ class Store:
     # --- pictures -----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _write(file: Path, data: bytes) -> None:
-        """Write a file beside its place, and move it there."""
+    def _write(file: Path, data: bytes, lasting: bool = True) -> None:
+        """Write a file beside its place, and move it there; where it is to last, only when the disk has it."""
         part = file.with_name(f".{file.name}.part")
         try:
             with part.open("wb") as written:
                 written.write(data)
                 written.flush()
-                os.fsync(written.fileno())
+                if lasting:
+                    os.fsync(written.fileno())
             part.replace(file)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -254,7 +254,7 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
             assert kept == [False, False, True, True]
             assert scheduler.store.bytes == 14
 
-            def full(*_: object) -> None:
+            def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
             monkeypatch.setattr(Store, "_write", full)
