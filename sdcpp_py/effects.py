@@ -11,8 +11,7 @@ from .errors import ArgumentError
 Values = Mapping[str, Any]
 Traits = Mapping[str, Any]
 
-NOISY_SAMPLERS = ("euler_a", "dpm++2s_a", "res_multistep", "res_2s", "er_sde", "ddim_trailing", "tcd")
-"""Samplers that add noise, which eta is about."""
+_NOISY_SAMPLERS = ("euler_a", "dpm++2s_a", "res_multistep", "res_2s", "er_sde", "ddim_trailing", "tcd")
 _OF_UNETS = ("ucache",)
 _OF_TRANSFORMERS = ("easycache", "dbcache", "taylorseer", "cache_dit")
 _FLOW_PREDICTIONS = ("sd3_flow", "flux_flow", "flux2_flow", "flow")
@@ -59,13 +58,13 @@ GENERATION = {
     "shifted_timestep": Effect(_on, lambda traits, _: traits["sdxl"], "an SDXL model"),
     "eta": Effect(
         _on,
-        lambda _, values: values["sampler"] in NOISY_SAMPLERS,
-        f"a sampler that adds noise: {', '.join(NOISY_SAMPLERS)}",
+        lambda _, values: values["sampler"] in _NOISY_SAMPLERS,
+        f"a sampler that adds noise: {', '.join(_NOISY_SAMPLERS)}",
     ),
     "high_noise_eta": Effect(
         _on,
-        lambda _, values: values["high_noise_sampler"] in NOISY_SAMPLERS,
-        f"a high_noise_sampler that adds noise: {', '.join(NOISY_SAMPLERS)}",
+        lambda _, values: values["high_noise_sampler"] in _NOISY_SAMPLERS,
+        f"a high_noise_sampler that adds noise: {', '.join(_NOISY_SAMPLERS)}",
     ),
     "skip_layer_guidance": Effect(
         _set, lambda traits, _: traits["skippable_layers"] > 0, "a model whose layers can be skipped: SD 3 or Flux"

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...effects import NOISY_SAMPLERS
+from ...effects import adds_noise
 from ...errors import ArgumentError
 from ...modes import IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import fold, show
@@ -157,11 +157,12 @@ def _sampling(body: Drawing, wanted: Wanted, names: Mapping[str, list[str]]) -> 
     if scheduler is not None:
         options["scheduler"] = scheduler
     # Clients send eta whatever the sampler; 1 and 0 are what samplers take anyway.
-    if body.eta not in (None, 0.0, 1.0) or (body.eta is not None and options.get("sampler") in NOISY_SAMPLERS):
-        if options.get("sampler", "euler_a") in NOISY_SAMPLERS:
+    sampler = options.get("sampler")
+    if body.eta is not None and (sampler is not None or body.eta not in (0.0, 1.0)):
+        if adds_noise(sampler or "euler_a"):
             options["eta"] = body.eta
-        else:
-            wanted.notes.append(f"eta has no effect with sampler {options['sampler']}")
+        elif body.eta not in (0.0, 1.0):
+            wanted.notes.append(f"eta has no effect with sampler {sampler}")
 
 
 def _settings(body: Drawing, wanted: Wanted) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...effects import GENERATION, NOISY_SAMPLERS
+from ...effects import GENERATION, adds_noise
 from ...errors import ArgumentError
 from ...modes import EDIT, IMG2IMG, IMG2VID, INPAINT, TXT2IMG, TXT2VID, Mode
 from ...options import Cache
@@ -173,7 +173,7 @@ def _tidy(options: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     for name in GENERATION:
         if name in options and options[name] in (defaults.get(name), 0):
             del options[name]
-    if options.get("eta") == 1.0 and options.get("sampler", NOISY_SAMPLERS[0]) not in NOISY_SAMPLERS:
+    if options.get("eta") == 1.0 and not adds_noise(options.get("sampler", "euler_a")):
         del options["eta"]
     guidance = options.get("skip_layer_guidance")
     if guidance is not None and not (guidance.get("scale") and guidance.get("layers")):
