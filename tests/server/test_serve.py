@@ -109,10 +109,10 @@ def test_too_many_jobs_are_refused_with_a_time(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines, which needs a token"),
-        (["--port", "99999"], "port must be from 0 to 65535"),
+        (["--port", "99999"], "--port must be from 0 to 65535"),
         (["--models", "none.toml"], "models file none.toml: cannot be read"),
         (["-m", "none.safetensors", "--models", "x"], "model and --models are given"),
-        (["--upscaler-dir", "none"], "upscaler_dir none is no folder"),
+        (["--upscaler-dir", "none"], "--upscaler-dir none is no folder"),
     ],
 )
 def test_wrong_options_are_said_in_a_line(
