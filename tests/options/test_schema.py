@@ -22,6 +22,7 @@ def test_schema_of_txt2img() -> None:
     assert properties["hires"]["properties"]["upscaler"]["enum"][0] == "Latent"
     assert [kind["type"] for kind in properties["cache"]["anyOf"]] == ["string", "object"]
     assert [kind["type"] for kind in properties["vae_tiling"]["anyOf"]] == ["boolean", "object"]
+    assert [kind["type"] for kind in properties["loras"]["items"]["anyOf"]] == ["string", "object"]
     assert "progress" not in properties
     assert (schema["required"], schema["additionalProperties"]) == (["prompt"], False)
 
