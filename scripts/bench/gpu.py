@@ -4,6 +4,7 @@
     scripts/bench/gpu.py --json out.json --plot out.png        # everything, in the order of importance
     scripts/bench/gpu.py --check                               # minutes less: is it right, and does it stream?
     scripts/bench/gpu.py --rows 'sdxl/*' --time-limit 300      # some jobs, and no longer than that
+    scripts/bench/gpu.py --kernels                             # our kernels, ggml's alone and PyTorch's, all resident
     scripts/bench/gpu.py --show a.json b.json --markdown       # tables of earlier runs
     scripts/bench/gpu.py --dry-run                             # tiny models on the loopback accelerator
 
@@ -22,12 +23,16 @@ pinned-in-turn      the same, page-locked
 pinned-overlapped   page-locked; the rest is copied while the device computes (``stream_layers``)
 pageable-overlapped that in plain memory, where copies hold up the host
 resident            on the device
-profile             the same; which kernels a picture's time goes into, as PyTorch's profiler sees them
+resident-engine     the same, with ggml's kernels alone (``kernels="engine"``)
+profile             on the device; which kernels a picture's time goes into, as PyTorch's profiler sees them
+profile-engine      the same with ggml's kernels alone
 peer                stable-diffusion-cpp-python 0.4.7 itself (``offload_params_to_cpu``, ``max_vram``), where it is
                     installed or built with ``--peer ARCHIVE``
 diffusers-leaf      diffusers' group offloading with streams, leaf by leaf; the denoiser alone, on random weights
 diffusers-block     likewise, block by block
 diffusers-resident  diffusers with everything on the device
+diffusers-graph     the same, each pass as one CUDA graph
+diffusers-decode    diffusers' autoencoder, decoding with f16 weights
 """
 
 from __future__ import annotations
@@ -47,7 +52,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from on_gpu.files import make_files
-from on_gpu.jobs import GIB, Job, all_jobs, check_jobs, tiny
+from on_gpu.jobs import GIB, Job, all_jobs, check_jobs, kernel_jobs, tiny
 from on_gpu.meaning import merged, verdicts
 from on_gpu.run import Bench, build, place_module
 from on_gpu.saying import say
@@ -63,6 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="a small model and the embedded one only")
     parser.add_argument("--quick", action="store_true", help="two runs of each row at most")
     parser.add_argument("--rows", nargs="+", metavar="GLOB", help="only these jobs: FAMILY/MODE/BUDGET; see --list")
+    parser.add_argument("--kernels", action="store_true", help="what compares kernels, everything on the device")
     parser.add_argument("--list", action="store_true", help="print the jobs, the most important first")
     parser.add_argument("--time-limit", type=float, default=570.0, metavar="SECONDS", help="end in time (default: 570)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, after every row")
@@ -81,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen_jobs(options: argparse.Namespace) -> list[Job]:
     """Return the jobs that the options ask for."""
-    jobs = check_jobs() if options.check else all_jobs()
+    jobs = check_jobs() if options.check else kernel_jobs() if options.kernels else all_jobs()
     if options.rows:
         jobs = [job for job in jobs if any(fnmatch.fnmatch(job.name, pattern) for pattern in options.rows)]
     if not options.peer and importlib.util.find_spec("stable_diffusion_cpp") is None:
@@ -117,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(report, options)
         return 0
     if options.list:
-        print("\n".join(f"{job.name}  {', '.join(shot.name for shot in job.shots)}" for job in all_jobs()))
+        print(
+            "\n".join(f"{job.name}  {', '.join(shot.name for shot in job.shots)}" for job in all_jobs() + kernel_jobs())
+        )
         return 0
     folder = options.work or default_work(options.dry_run)
     folder.mkdir(parents=True, exist_ok=True)

@@ -188,8 +188,8 @@ class Computing(Threading, total=False):
 
     kernels: Annotated[
         str | None,
-        _engine("what computes on the CPU: fast (kernels of this package where it has them) or engine (ggml's own "
-                "alone, whose pixels are the unpatched engine's)", field="kernels", flags="--kernels",
+        _engine("what computes on the CPU and on CUDA: fast (kernels of this package where it has them) or engine "
+                "(ggml's own alone, whose pixels are the unpatched engine's)", field="kernels", flags="--kernels",
                 choices="kernels", engine_default="fast", png="Kernels"),
     ]  # fmt: skip
 

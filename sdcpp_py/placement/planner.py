@@ -61,7 +61,8 @@ class Plan:
             ``max_vram`` was asked for.
         encoder_bytes: what the VAE takes besides as soon as a picture goes in, when its encoder is loaded; 0 where the
             files hold none, or it is loaded at once.
-        kernels: what computes on the CPU: ``fast`` (kernels of this package where it has them) or ``engine``.
+        kernels: what computes on the CPU and on CUDA: ``fast`` (kernels of this package where it has them) or
+            ``engine``.
     """
 
     modules: tuple[ModulePlan, ...]
@@ -113,7 +114,7 @@ class Plan:
             lines.append(f"not in these files: {absent}")
         if self.encoder_bytes:
             lines.append(f"when a picture goes in: {show_bytes(self.encoder_bytes)} more for the encoder of vae")
-        lines.append(f"kernels on the CPU: {self.kernels}")
+        lines.append(f"kernels: {self.kernels}")
         lines += ["", str(self.budget)]
         if self.device_budgets:
             budgets = [(budget.device, show_bytes(budget.bytes), budget.detail) for budget in self.device_budgets]

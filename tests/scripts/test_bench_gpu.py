@@ -75,11 +75,12 @@ def test_lora_is_for_the_attention_of_the_denoiser(family, layers):
 
 
 def test_every_job_is_named_once_and_known():
-    every = jobs.all_jobs()
-    names = [job.name for job in every]
-    assert len(set(names)) == len(names)
-    others = {"peer", "diffusers-leaf", "diffusers-block", "diffusers-resident", "profile"}
-    assert {job.mode for job in every} == {*jobs.MODES, *others}
+    for listed in (jobs.all_jobs(), jobs.kernel_jobs()):
+        names = [job.name for job in listed]
+        assert len(set(names)) == len(names)
+    every = jobs.all_jobs() + jobs.kernel_jobs()
+    peers = {"peer", *(f"diffusers-{way}" for way in ("leaf", "block", "resident", "graph", "decode"))}
+    assert {job.mode for job in every} == {*jobs.MODES, *peers, "profile", "profile-engine"}
     assert {job.family for job in every} == set(jobs.DTYPES)
     assert Job("zimage", "pinned-in-turn", None, ()).name == "zimage/pinned-in-turn/all"
     assert Job("sdxl", "pinned-in-turn", 4, (), mmap=True).name == "sdxl/pinned-in-turn/4/mmap"
@@ -252,3 +253,16 @@ def test_packed_module_is_placed_beside_the_package(tmp_path, monkeypatch):
     (tmp_path / "m.so.xz").write_bytes(lzma.compress(b"module"))
     run.place_module(tmp_path / "m.so.xz")
     assert (tmp_path / "sdcpp_py" / "libggml-cuda.so").read_bytes() == b"module"
+
+
+def test_kernels_are_compared_with_pytorchs_and_ggmls():
+    rows = [
+        row("resident", 8 * 0.06, budget=None),
+        row("resident-engine", 8 * 0.12, budget=None, pixels=["bb"]),
+        row("diffusers-graph", 8 * 0.05, budget=None),
+    ]
+    rows[0]["runs"] = [{**run, "decoding": 0.1} for run in rows[0]["runs"]]
+    rows.append({**row("diffusers-decode", 1.0, budget=None), "runs": [{"decoding": 0.2}]})
+    # Pixels are the same within a policy; each of PyTorch's ways is compared with what it does.
+    assert not found("pixels", *rows)
+    assert [each.good for each in found("over diffusers", *rows)] == [False, True]

@@ -1,31 +1,151 @@
 #include "sdcpp/kernels/graph.h"
 
+#include <algorithm>
+
+#include "ggml-impl.h"
+#include "sdcpp/kernels/conv_2d_params.h"
+
 namespace sdcpp {
 
+namespace {
+
+// Whether the graphs that this thread builds are for kernels that norm and double what they convolve.
+thread_local bool convolves_more = false;
+
+bool is_cuda(ggml_backend_t backend) {
+    const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+    return ggml_backend_reg_get_proc_address(reg, "sdcpp_kernels_cuda") != nullptr;
+}
+
+// Returns a source of an operation of a kind; NULL where it is another.
+ggml_tensor* source_of(const ggml_tensor* node, ggml_op op, int which = 0) {
+    return node != nullptr && node->op == op ? node->src[which] : nullptr;
+}
+
+bool is_for_channels(const ggml_tensor* numbers, const ggml_tensor* picture) {
+    return numbers->type == GGML_TYPE_F32 && ggml_is_contiguous(numbers) && numbers->ne[2] == picture->ne[2] &&
+           ggml_nelements(numbers) == picture->ne[2];
+}
+
+}  // namespace
+
 bool kernels_at(ggml_backend_t backend) {
+    convolves_more = false;
     const ggml_backend_dev_t device = backend != nullptr ? ggml_backend_get_device(backend) : nullptr;
     if (!sdcpp_kernels_fast() || device == nullptr) {
         return false;
     }
     // A device that lets the CPU compute says so.
+    convolves_more = is_cuda(backend);
     const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device);
     return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ||
            ggml_backend_reg_get_proc_address(reg, "sdcpp_kernels") != nullptr;
 }
 
+ggml_tensor* convolution(ggml_tensor* node) {
+    const ggml_tensor* const filters = node->src[0];
+    if (!convolves_more || ggml_is_quantized(filters->type) || !ggml_is_contiguous(filters) ||
+        filters->ne[0] * filters->ne[1] > conv_2d_taps) {
+        return node;
+    }
+    ggml_tensor* const picture = node->src[1];
+    const bool silu = picture->op == GGML_OP_UNARY && ggml_get_unary_op(picture) == GGML_UNARY_OP_SILU;
+    const ggml_tensor* const sum = silu ? picture->src[0] : nullptr;
+    const ggml_tensor* const product = source_of(sum, GGML_OP_ADD);
+    const ggml_tensor* const norm = source_of(product, GGML_OP_MUL);
+    ggml_tensor* const normed = source_of(norm, GGML_OP_GROUP_NORM);
+    ggml_tensor* const doubled = source_of(picture, GGML_OP_UPSCALE);
+    if (normed != nullptr && normed->type == GGML_TYPE_F32 && ggml_is_contiguous(normed) &&
+        normed->ne[2] % ggml_get_op_params_i32(norm, 0) == 0 && is_for_channels(product->src[1], normed) &&
+        is_for_channels(sum->src[1], normed)) {
+        node->src[1] = normed;
+        node->src[2] = product->src[1];
+        node->src[3] = sum->src[1];
+        node->op_params[conv_2d_groups] = norm->op_params[0];
+        node->op_params[conv_2d_eps] = norm->op_params[1];
+    } else if (doubled != nullptr && ggml_get_op_params_i32(picture, 0) == GGML_SCALE_MODE_NEAREST &&
+               picture->ne[0] == 2 * doubled->ne[0] && picture->ne[1] == 2 * doubled->ne[1] &&
+               picture->ne[2] == doubled->ne[2] && picture->ne[3] == doubled->ne[3]) {
+        node->src[1] = doubled;
+        node->op_params[conv_2d_doublings] = 1;
+    }
+    return node;
+}
+
+namespace {
+
+// Returns keys or values as halves, scaled, and with zeros up to a depth.
+ggml_tensor* halves(ggml_context* ctx, ggml_tensor* values, int64_t depth, float scale) {
+    if (scale != 1.0f || depth != values->ne[0]) {
+        values = ggml_is_contiguous(values) ? values : ggml_cont(ctx, values);
+    }
+    if (depth != values->ne[0]) {
+        values = ggml_pad(ctx, values, static_cast<int>(depth - values->ne[0]), 0, 0, 0);
+    }
+    return ggml_cast(ctx, scale != 1.0f ? ggml_scale(ctx, values, scale) : values, GGML_TYPE_F16);
+}
+
+// The same with halves. There is no mask for keys that there are not, as there are none.
+ggml_tensor* attention_in_halves(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k,
+                                 ggml_tensor* v, float scale, float kv_scale) {
+    // The depths that there are kernels for; zeros add nothing.
+    const int64_t depth = q->ne[0];
+    const int64_t wide = depth <= 64 ? 64 : 128;
+    if (depth > wide) {
+        return nullptr;
+    }
+    k = halves(ctx, k, wide, kv_scale);
+    v = halves(ctx, v, wide, kv_scale);
+    if (wide != depth) {
+        q = ggml_pad(ctx, ggml_is_contiguous(q) ? q : ggml_cont(ctx, q), static_cast<int>(wide - depth), 0, 0, 0);
+    }
+    ggml_tensor* out = ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale / kv_scale, 0.0f, 0.0f);
+    ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
+    if (!ggml_backend_supports_op(backend, out)) {
+        return nullptr;
+    }
+    out = kv_scale != 1.0f ? ggml_scale(ctx, out, 1.0f / kv_scale) : out;
+    return ggml_view_4d(ctx, out, depth, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2], out->nb[3], 0);
+}
+
+}  // namespace
+
 ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                       const ggml_tensor* mask, float scale) {
+                       const ggml_tensor* mask, float scale, float kv_scale) {
     const int64_t n = v->ne[3];
     const bool plain = q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F32 && v->type == GGML_TYPE_F32 &&
                        q->nb[0] == sizeof(float) && k->nb[0] == sizeof(float) && v->nb[0] == sizeof(float);
-    if (!kernels_at(backend) || mask != nullptr || !plain || (n > 1 && !(ggml_is_contiguous(q) && ggml_is_contiguous(k)))) {
+    if (!kernels_at(backend) || mask != nullptr || !plain ||
+        (n > 1 && !(ggml_is_contiguous(q) && ggml_is_contiguous(k)))) {
         return nullptr;
     }
     if (n > 1) {
         q = ggml_reshape_4d(ctx, q, q->ne[0], q->ne[1], q->ne[2] / n, n);
         k = ggml_reshape_4d(ctx, k, k->ne[0], k->ne[1], k->ne[2] / n, n);
     }
-    return ggml_flash_attn_ext(ctx, q, k, ggml_permute(ctx, v, 0, 2, 1, 3), nullptr, scale, 0.0f, 0.0f);
+    v = ggml_permute(ctx, v, 0, 2, 1, 3);
+    return is_cuda(backend) ? attention_in_halves(ctx, backend, q, k, v, scale, kv_scale)
+                            : ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);
+}
+
+uint64_t kernel_pool_bytes(const ggml_tensor* node) {
+    if (!sdcpp_kernels_fast() || node->op != GGML_OP_CONV_2D) {
+        // Heads that are rotated may have to be laid aside first.
+        return sdcpp_kernels_fast() && node->op == GGML_OP_REPEAT ? ggml_nbytes(node) : 0;
+    }
+    const ggml_tensor* const filters = node->src[0];
+    const ggml_tensor* const picture = node->src[1];
+    const auto channels = static_cast<uint64_t>(GGML_PAD(filters->ne[2], conv_2d_channels));
+    const auto row = static_cast<uint64_t>(picture->ne[0]) * channels * sizeof(ggml_fp16_t);
+    const auto rows = std::min(static_cast<uint64_t>(picture->ne[1]), conv_2d_staged_bytes / row + filters->ne[1] + 2);
+    return rows * row +
+           static_cast<uint64_t>(filters->ne[0] * filters->ne[1] * filters->ne[3]) * channels * sizeof(ggml_fp16_t) +
+           conv_2d_sum_bytes;
+}
+
+uint64_t kernel_kept_bytes(const ggml_tensor* node) {
+    const bool keeps = sdcpp_kernels_fast() && node->op == GGML_OP_MUL_MAT && !ggml_is_quantized(node->src[0]->type);
+    return keeps ? static_cast<uint64_t>(ggml_nelements(node->src[1])) * sizeof(ggml_fp16_t) : 0;
 }
 
 }  // namespace sdcpp

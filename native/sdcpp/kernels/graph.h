@@ -1,6 +1,8 @@
-// What the engine asks while it builds a graph: whether our kernels will compute it, and for nodes that only they compute
-// well.
+// What the engine asks while it builds a graph: whether our kernels will compute it, and for nodes that only they
+// compute well.
 #pragma once
+
+#include <cstdint>
 
 #include "ggml-backend.h"
 #include "sdcpp/kernels/policy.h"
@@ -11,10 +13,21 @@ namespace sdcpp {
 // buffer of all windows.
 bool kernels_at(ggml_backend_t backend);
 
-// Returns softmax(scale * q k^T) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of all scores;
-// NULL where our kernels do not compute that, and where there is a mask.
+// Returns a convolution that does itself what is done to its picture alone before: a group norm and SiLU, or doubling
+// its width and height, so that there is no buffer for that; the same where the kernels of this thread's last device do
+// not.
+ggml_tensor* convolution(ggml_tensor* node);
+
+// Returns softmax(scale * q k^T) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of all
+// scores; NULL where our kernels do not compute that, and where there is a mask. `kv_scale`: what keys and values are
+// scaled by where they are halves, which hold no more than 65504.
 //   q: [d, queries, heads * n]; k: [d, keys, kv_heads * n]; v: [d, kv_heads, keys, n]
 ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                       const ggml_tensor* mask, float scale);
+                       const ggml_tensor* mask, float scale, float kv_scale);
+
+// What our kernels for CUDA take of the device's pool while they compute a node, and what they keep of its input for
+// the nodes that follow, in bytes; 0 under the policy `engine`.
+uint64_t kernel_pool_bytes(const ggml_tensor* node);
+uint64_t kernel_kept_bytes(const ggml_tensor* node);
 
 }  // namespace sdcpp

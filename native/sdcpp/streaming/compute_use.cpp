@@ -9,6 +9,7 @@
 #include "ggml-alloc.h"
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
+#include "sdcpp/kernels/graph.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/test_hooks.h"
@@ -46,9 +47,11 @@ uint64_t shape_hash(ggml_cgraph* graph) {
 }
 
 // What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
-// in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32.
+// in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32; and what
+// our kernels take, and keep from one operation to the next.
 uint64_t pool_bytes(ggml_cgraph* graph) {
     uint64_t most = 0;
+    uint64_t kept = 0;
     for (int i = 0; i < graph->n_nodes; ++i) {
         const ggml_tensor* node = graph->nodes[i];
         uint64_t bytes = 0;
@@ -60,9 +63,10 @@ uint64_t pool_bytes(ggml_cgraph* graph) {
             bytes = 2 * static_cast<uint64_t>(ggml_nelements(node->src[1]) + ggml_nelements(node->src[2])) +
                     4 * static_cast<uint64_t>(ggml_nelements(node));
         }
-        most = std::max(most, bytes);
+        most = std::max({most, bytes, kernel_pool_bytes(node)});
+        kept = std::max(kept, kernel_kept_bytes(node));
     }
-    return most;
+    return most + kept;
 }
 
 // A buffer type that gives addresses but no memory, else like the device's, so that a graph can be laid out before
@@ -186,8 +190,8 @@ std::shared_ptr<const ComputeUse> compute_use(Placement& placement, ggml_cgraph*
         std::rotate(uses.begin(), known, known + 1);
         return uses.front().second;
     }
-    auto use = std::make_shared<ComputeUse>(
-        lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend)));
+    auto use =
+        std::make_shared<ComputeUse>(lay_out(graph, ggml_backend_get_default_buffer_type(placement.runtime_backend)));
     use->pool = pool_bytes(graph);
     uses.resize(std::min(uses.size(), most_compute_uses - 1));
     uses.emplace(uses.begin(), shape, std::move(use));

@@ -24,6 +24,7 @@ class Shot:
         cfg_scale: guidance; more than 1 computes the denoiser twice a step.
         lora: whether a LoRA is merged.
         tiled: whether the latents are decoded in tiles, which small budgets need for large pictures.
+        whole: whether it is named as one that is decoded without tiles.
         repeats: how often.
     """
 
@@ -32,13 +33,14 @@ class Shot:
     cfg_scale: float = 1.0
     lora: bool = False
     tiled: bool = False
+    whole: bool = False
     repeats: int = 5
 
     @property
     def name(self) -> str:
         """Return what tells it from a model's other pictures."""
         guided = f" cfg {self.cfg_scale:g}" if self.cfg_scale != 1 else ""
-        return f"{self.size}x{self.size}{guided}{' LoRA' if self.lora else ''}"
+        return f"{self.size}x{self.size}{guided}{' LoRA' if self.lora else ''}{' whole' if self.whole else ''}"
 
     @property
     def passes(self) -> int:
@@ -77,6 +79,7 @@ MODES: dict[str, dict[str, Any]] = {
     "pinned-overlapped": {"params_backend": "cpu", "pin_params": "require", "stream_layers": True},
     "pageable-overlapped": {"params_backend": "cpu", "pin_params": "never", "stream_layers": True},
     "resident": {},
+    "resident-engine": {"kernels": "engine"},
 }
 DTYPES = {"sd1": "f16", "sdxl": "f16", "zimage": "bf16"}
 SMALL = Shot(512, tiled=True)
@@ -94,6 +97,20 @@ def check_jobs() -> list[Job]:
 def mmap_jobs(family: str) -> list[Job]:
     """Return what measures loading through a memory map; every other job measures loading without."""
     return [Job(family, mode, 4, (), mmap=True) for mode in ("pageable-in-turn", "pinned-in-turn")]
+
+
+def kernel_jobs() -> list[Job]:
+    """Return what compares kernels, everything on the device: ours, ggml's alone, and PyTorch's, for --kernels."""
+    shots = {
+        "sd1": Shot(512, cfg_scale=7.0, whole=True),
+        "sdxl": Shot(1024, cfg_scale=7.0, whole=True),
+        "zimage": Shot(1024, whole=True),
+    }
+    resident = ("resident", "resident-engine", "diffusers-resident", "diffusers-graph", "diffusers-decode")
+    jobs = [Job(family, mode, None, (shot,)) for family, shot in shots.items() for mode in resident]
+    return jobs + [
+        Job(family, mode, None, (shot,)) for family, shot in shots.items() for mode in ("profile", "profile-engine")
+    ]
 
 
 def all_jobs() -> list[Job]:

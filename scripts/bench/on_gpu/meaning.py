@@ -71,7 +71,7 @@ def bound(row: Row, report: Row) -> float | None:
     resident = next((r for r in report["rows"] if r["mode"] == "resident" and same(r, row) and r.get("runs")), None)
     rate = bandwidth(report["copies"], row["mode"].startswith("pinned"))
     compute = resident and pass_seconds(resident)
-    if row["mode"] not in MODES or row["mode"] == "resident" or not compute or not rate:
+    if row["mode"] not in MODES or row["mode"].startswith("resident") or not compute or not rate:
         return None
     stream = denoiser_stream(row)
     copying = stream["streamed_bytes"] / rate if stream else 0.0
@@ -128,6 +128,7 @@ def verdicts(report: Row) -> list[Verdict]:
     out += peer_verdicts(rows)
     for family, shot in dict.fromkeys((row["family"], row["shot"]) for row in rows):
         ours = [r for r in rows if (r["family"], r["shot"]) == (family, shot) and r["mode"] in MODES]
+        ours = [r for r in ours if not r["mode"].endswith("engine")]  # whose kernels draw others
         pixels = {each for row in ours for each in row["pixels"]}
         if len(ours) > 1:
             count = sum(len(row["runs"]) for row in ours)
@@ -185,8 +186,8 @@ def peer_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     for peer in rows:
         if peer["mode"] != "peer" and not peer["mode"].startswith("diffusers"):
             continue
-        at_home = ("resident",) if peer["mode"].endswith("resident") else ("pinned-overlapped",)
-        part = "total" if peer["mode"] == "peer" else "sampling"
+        at_home = ("resident",) if peer["mode"].endswith(("resident", "graph", "decode")) else ("pinned-overlapped",)
+        part = "total" if peer["mode"] == "peer" else "decoding" if peer["mode"].endswith("decode") else "sampling"
         ours = [r for r in rows if r["mode"] in at_home and same(r, peer) and peer["budget"] in (None, r["budget"])]
         for row in ours:
             ratio, what = over(row, peer, part), f"{row['family']} {row['shot']} at {show_budget(row)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import resource
 import time
@@ -66,10 +67,12 @@ def diffuse(worker: Worker) -> None:
 
     device = torch.device("cpu" if worker.dry else "cuda")
     start = time.perf_counter()
-    network, inputs = DENOISERS[worker.job.family](device, worker.dry)
-    network = network.eval().requires_grad_(False)
     offload = worker.job.mode.removeprefix("diffusers-")
-    if offload != "resident" and not worker.dry:
+    network, inputs = (
+        _decoder(worker, device) if offload == "decode" else DENOISERS[worker.job.family](device, worker.dry)
+    )
+    network = network.eval().requires_grad_(False)
+    if offload in ("leaf", "block") and not worker.dry:
         network = network.to("cpu")
         torch.cuda.empty_cache()
         options: Row = {"leaf": {"offload_type": "leaf_level"}}.get(
@@ -77,27 +80,90 @@ def diffuse(worker: Worker) -> None:
         )
         network.enable_group_offload(device, torch.device("cpu"), use_stream=True, record_stream=True, **options)
     loaded = {"load_seconds": time.perf_counter() - start}
+    passes = "decoding" if offload == "decode" else "sampling"
     for shot in worker.job.shots:
         row = worker.row(shot, **loaded)
-        given = inputs(shot, device)
-
-        def run(steps: int = shot.steps, given: Row = given) -> Row:
-            start = time.perf_counter()
-            for _ in range(steps):
-                network(**given)
-            if not worker.dry:
-                torch.cuda.synchronize()
-            return {"sampling": time.perf_counter() - start}
-
+        once = functools.partial(network, **inputs(shot, device))
         with torch.no_grad():
             if not worker.dry:
                 torch.cuda.reset_peak_memory_stats()
-            row["warm_up_seconds"] = run(2)["sampling"]
+            if offload == "graph" and not worker.dry:
+                once = _as_graph(once)
+            steps = 1 if offload == "decode" else shot.steps
+
+            def run(steps: int = steps, once: Callable[[], Any] = once) -> Row:
+                start = time.perf_counter()
+                for _ in range(steps):
+                    once()
+                if not worker.dry:
+                    torch.cuda.synchronize()
+                return {passes: time.perf_counter() - start}
+
+            row["warm_up_seconds"] = run(2)[passes]
             row["runs"] = worker.repeat(shot, run)
         # Torch counts what it uses; what its cache holds beyond that is not the method's.
         row["device_peak_bytes"] = None if worker.dry else torch.cuda.max_memory_allocated()
         row["host_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         worker.emit(row)
+
+
+def _as_graph(once: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what computes the same as one CUDA graph."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            once()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        once()
+    return graph.replay  # type: ignore[no-any-return]
+
+
+def _decoder(worker: Worker, device: Any) -> tuple[Any, Callable[..., Row]]:
+    """Return diffusers' autoencoder as a family has it, as what decodes, and its inputs for a shot."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    widths = (32, 64) if worker.dry else (128, 256, 512, 512)
+    dtype = torch.float32 if worker.dry else torch.float16
+    channels = 16 if worker.job.family == "zimage" else 4
+
+    def make() -> Any:
+        return AutoencoderKL(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=2,
+            latent_channels=channels,
+        )
+
+    def inputs(shot: Shot, device: Any) -> Row:
+        return {"sample": torch.randn(1, channels, shot.size // 8, shot.size // 8, device=device, dtype=dtype)}
+
+    return _random(make, device, dtype).decoder, inputs
+
+
+def _sd1(device: Any, small: bool) -> tuple[Any, Callable[..., Row]]:
+    """Return diffusers' SD 1.5 UNet with random weights, and its inputs for a shot."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    dtype = torch.float32 if small else torch.float16
+    options: Row = {"block_out_channels": (32, 64, 64, 64)} if small else {}
+
+    def inputs(shot: Shot, device: Any) -> Row:
+        kind, batch = {"device": device, "dtype": dtype}, shot.passes // shot.steps
+        return {
+            "sample": torch.randn(batch, 4, shot.size // 8, shot.size // 8, **kind),
+            "timestep": torch.tensor(500, device=device),
+            "encoder_hidden_states": torch.randn(batch, 77, 768, **kind),
+            "return_dict": False,
+        }
+
+    return _random(lambda: UNet2DConditionModel(cross_attention_dim=768, **options), device, dtype), inputs
 
 
 def _zimage(device: Any, small: bool) -> tuple[Any, Callable[..., Row]]:
@@ -170,4 +236,4 @@ def _random(make: Callable[[], Any], device: Any, dtype: Any) -> Any:
     return network
 
 
-DENOISERS = {"zimage": _zimage, "sdxl": _sdxl}
+DENOISERS = {"sd1": _sd1, "zimage": _zimage, "sdxl": _sdxl}

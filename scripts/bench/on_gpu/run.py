@@ -105,7 +105,7 @@ class Bench:
         given = {"job": asdict(job), "folder": str(self.folder), "dry": self.options.dry_run, "seconds": left - 3}
         command = [sys.executable, "-X", "faulthandler", self.script, "--worker", json.dumps(given)]
         # PyTorch brings its own libraries and must find those.
-        torch = job.mode in ("copies", "profile") or job.mode.startswith("diffusers")
+        torch = job.mode == "copies" or job.mode.startswith(("profile", "diffusers"))
         environment = {**os.environ} if torch else {**os.environ, "LD_LIBRARY_PATH": self.libraries}
         if job.mode == "peer":
             # Where its compiler had no shared libstdc++, its library shows a copy that gets mixed up with the real one.

@@ -73,7 +73,7 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
             if (row["family"], row["shot"]) != (family, shot):
                 continue
             if "error" in row:
-                cells.append((row["mode"], show_budget(row), row["error"][:60], *["-"] * 9))
+                cells.append((row["mode"], show_budget(row), row["error"][:60], *["-"] * 10))
                 continue
             stream, step, least = denoiser_stream(row), pass_seconds(row), bound(row, report)
             rate = row["copied_bytes"] / row["copy_seconds"] / 1e9 if row.get("copy_seconds") else None
@@ -83,6 +83,7 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
                     show_budget(row),
                     show_times(row, "total"),
                     show_times(row, "sampling"),
+                    show_times(row, "decoding"),
                     show_seconds(step, 4),
                     show_seconds(least, 4),
                     f"{step / least:.2f}" if step and least else "-",
@@ -93,8 +94,8 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
                     str(len(row["runs"])),
                 )
             )
-        header = ("weights", "budget", "picture s", "sampling s", "pass s", "bound s", "pass/bound", "streamed GiB",
-                  "tensor GB/s", "peak GiB", "device GiB", "runs")  # fmt: skip
+        header = ("weights", "budget", "picture s", "sampling s", "decoding s", "pass s", "bound s", "pass/bound",
+                  "streamed GiB", "tensor GB/s", "peak GiB", "device GiB", "runs")  # fmt: skip
         out.append((f"{family} {shot}", header, cells))
     for row in report["rows"]:
         if row.get("kernels"):

@@ -11,12 +11,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .copies import copy_cuda, copy_host, gpu
 from .jobs import LORA_SCALE, MODES, PROMPT, SLOW, Job, Row, Shot
 from .memory import DeviceMemory, cuda_memory, memory_available
 from .peers import diffuse, draw_peer
+
+if TYPE_CHECKING:
+    from sdcpp_py import ProgressEvent
 
 
 class Worker:
@@ -54,6 +57,11 @@ class Worker:
                 break
         return runs
 
+    def note(self, event: ProgressEvent) -> None:
+        """Note when a step of sampling ended."""
+        if event.phase == "sampling":
+            self.tick(event.step, event.steps, event.seconds)
+
     def tick(self, step: int, steps: int, _: float) -> None:
         """Note when a step ended."""
         self.ticks.append((step, steps, time.perf_counter()))
@@ -87,8 +95,8 @@ class Worker:
             model.txt2img("a red circle on a white background", steps=1, seed=1)
         memory = DeviceMemory(used)
         job, available = self.job, memory_available()
-        options = {**MODES[job.mode], "mmap": job.mmap, "diffusion_flash_attention": True, "progress": self.tick}
-        if job.mode != "resident":
+        options = {**MODES[job.mode], "mmap": job.mmap, "diffusion_flash_attention": True, "progress": self.note}
+        if not job.mode.startswith("resident"):
             options["max_vram"] = job.budget
         start = time.perf_counter()
         path = self.folder / f"{job.family}.safetensors"
@@ -160,6 +168,7 @@ class Worker:
         import sdcpp_py
 
         options = {"diffusion_flash_attention": True, "progress": False}
+        options["kernels"] = "engine" if self.job.mode.endswith("engine") else "fast"
         path = self.folder / f"{self.job.family}.safetensors"
         with sdcpp_py.StableDiffusion(path, runtime_backend="cuda0", **options) as model:
             for shot in self.job.shots:
@@ -202,6 +211,7 @@ class Worker:
             "embedded": self.compare_devices,
             "peer": lambda: draw_peer(self),
             "profile": self.profile,
+            "profile-engine": self.profile,
         }
         if mode.startswith("diffusers"):
             diffuse(self)

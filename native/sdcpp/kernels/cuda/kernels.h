@@ -1,0 +1,33 @@
+// What ggml's CUDA backend asks before it computes a node of a graph.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "sdcpp/kernels/policy.h"
+
+struct ggml_backend_cuda_context;
+struct ggml_cgraph;
+
+namespace sdcpp::cuda {
+
+struct Kept;
+
+// What our kernels keep between the nodes of a graph. Part of ggml's context of a device, which ends it before its
+// pools.
+using KeptPtr = std::shared_ptr<Kept>;
+
+// Computes nodes of a graph from one on, under the policy `fast` alone. Returns how many: 0, ggml computes this one.
+int compute(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first);
+
+// Forgets CUDA graphs before there are too many: each is known by where its first node lies, which changes from model
+// to model, and few are computed again and again.
+template <typename Graphs>
+void limit(Graphs& graphs) {
+    constexpr size_t most = 256;
+    if (graphs.size() >= most) {
+        graphs.clear();
+    }
+}
+
+}  // namespace sdcpp::cuda
