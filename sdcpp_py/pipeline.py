@@ -21,7 +21,8 @@ from .images import GeneratedImage, Images
 from .load_failures import explained
 from .metadata import notes
 from .model_files import check_embeddings, check_folder, files_by_name, show_path
-from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Mode
+from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Abilities, Mode
+from .modes.able import modes_of
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
 from .options.signature import describe
@@ -141,6 +142,16 @@ class StableDiffusion(ModelHandle):
         """
         self._open_context()
         return bool(self._loaded.context.abilities()["reads_references"])
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the modes that it draws in: those of the methods that take it, such as ``txt2img``.
+
+        Raises:
+            ClosedError: the object is closed.
+        """
+        self._open_context()
+        return modes_of(Abilities(**self._loaded.context.abilities()))
 
     # --- generation ---------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "sdcpp_py/models/embedded.gguf"
+PAGE = "sdcpp_py/server/page/index.html"
 CORE_LIMIT = 25 << 20
 SYSTEM = re.compile(r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)\.so\.\d+|ld-linux[\w-]*\.so\.\d")
 CUDA_NEEDS = {"libggml-base.so", "libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13"}
@@ -97,8 +98,9 @@ def check_core(name: str, files: dict[str, bytes], size: int, compressed_model: 
     """Yield what is wrong with the core wheel."""
     if "-cp310-abi3-" not in name:
         yield "its tag is not cp310-abi3"
-    if MODEL not in files:
-        yield f"{MODEL} is missing"
+    for wanted in (MODEL, PAGE):
+        if wanted not in files:
+            yield f"{wanted} is missing"
     if size - compressed_model > CORE_LIMIT:
         yield f"{(size - compressed_model) / 1e6:.1f} MB without the model, the limit is {CORE_LIMIT / 1e6:.1f}"
     variants = sorted(path for path in files if re.search(r"ggml-cpu-\w[\w.]*\.(so|dll)$", path))
@@ -146,7 +148,7 @@ def check_sdist(names: list[str]) -> Iterator[str]:
     inside = {name.split("/", 1)[1] for name in names if "/" in name}
     for wanted in ("vendor/stable-diffusion.cpp/.sdcpp-stamp", "vendor/stable-diffusion.cpp/ggml/src/ggml.c",
                    "native/sdcpp/api/sdcpp.h", "vendor/cuda13.txt", "scripts/build/vendor.py", "cmake/cuda.cmake",
-                   MODEL):  # fmt: skip
+                   MODEL, PAGE):  # fmt: skip
         if wanted not in inside:
             yield f"{wanted} is missing"
     for name in sorted(inside):

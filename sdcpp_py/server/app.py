@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from .._version import __version__
 from ..errors import SdcppError
 from .api import a1111, native, openai, own
+from .api.page import add_page
 from .front import Front, Problem, problem
 from .schemas import errors
 from .security import Guard
@@ -60,6 +61,7 @@ def make_app(front: Front) -> ASGIApp:
     )
     for each in (own, openai, a1111, native):
         app.include_router(each.router(front))
+    add_page(app)
 
     @app.exception_handler(SdcppError)
     async def failed(request: Request, error: Exception) -> Response:

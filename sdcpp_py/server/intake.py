@@ -14,13 +14,13 @@ import PIL.Image
 
 from ..errors import ArgumentError
 from ..lora_folder import take_tags
-from ..modes import FILMING, UPSCALE
+from ..modes import UPSCALE
 from ..options.checks import show
 from ..options.declare import REQUIRED
 from ..options.json_values import built, holds_pictures, replaced
 from .jobs import RefusedError, Request
 from .model_list import ServedModel, named_file
-from .schemas import MODES, PICTURE_FORMATS, VIDEO_FORMATS
+from .schemas import MODES, formats_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 """Of pictures that go in: those that browsers show, and no decoder besides."""
@@ -162,6 +162,6 @@ class Intake:
     @staticmethod
     def _check_output(mode: str, output: Mapping[str, Any]) -> None:
         """Raise ArgumentError for a format that the mode does not give."""
-        kinds = VIDEO_FORMATS if mode in {each.name for each in FILMING} else PICTURE_FORMATS
+        kinds = formats_of(mode)
         if output.get("format") not in (None, *kinds):
             raise ArgumentError(f"output.format {show(output['format'])} is unknown; {mode} gives {', '.join(kinds)}")

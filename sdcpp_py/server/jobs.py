@@ -234,6 +234,11 @@ class Events:
         """Whether there is none."""
         return not self._kept
 
+    @property
+    def last(self) -> int:
+        """The number of the last one, 0 for none."""
+        return self._next - 1
+
     def close(self) -> None:
         """Say that no event follows."""
         self._closed = True

@@ -61,12 +61,14 @@ class Worker(Protocol):
     Attributes:
         name: for people.
         loaded: the models that it holds, with the bytes of their weights.
+        modes: of the models that it has held until now, the modes that each has.
         resident: bytes of memory that it has; 0 where that is not known.
         on_lost: called when it is lost while it has no job; None for nobody.
     """
 
     name: str
     loaded: Mapping[str, int]
+    modes: Mapping[str, Sequence[str]]
     resident: int
     on_lost: Callable[[], object] | None
 
@@ -108,6 +110,7 @@ class LocalWorker:
     idle_unload: float = 0.0
     hang_seconds: float = 900.0
     loaded: Mapping[str, int] = field(default_factory=dict)
+    modes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     resident: int = 0
     on_lost: Callable[[], object] | None = None
     _process: asyncio.subprocess.Process | None = None
@@ -197,6 +200,7 @@ class LocalWorker:
         self._heard = time.monotonic()
         if kind == "beat":
             self.loaded, self.resident = message["loaded"], message["resident"]
+            self.modes = {**self.modes, **message["modes"]}
         elif kind == "event":
             self._moved = self._heard
             if self._told is not None:

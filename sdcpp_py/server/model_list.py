@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ArgumentError, ModelError
 from ..lora_folder import open_folder
 from ..models import EMBEDDED_DEFAULTS
-from ..modes import DRAWING, FILMING, LOADING, UPSCALER, Mode
+from ..modes import DRAWING, FILMING, IMG2IMG, INPAINT, LOADING, TXT2IMG, UPSCALE, UPSCALER, Mode
 from ..options.checks import show
 from ..options.kinds import Embeddings, File, Folder
 
@@ -54,6 +54,13 @@ class ServedModel:
         """What it is drawn with where a request says nothing, as far as that is not the engine's own default."""
         own = {} if self.file or self.kind == "upscaler" else EMBEDDED_DEFAULTS
         return {**own, **self.defaults}
+
+    @property
+    def modes(self) -> tuple[str, ...] | None:
+        """The modes that it has, as far as that is known before it is loaded."""
+        if self.kind == "upscaler":
+            return (UPSCALE.name,)
+        return None if self.file else (TXT2IMG.name, IMG2IMG.name, INPAINT.name)
 
     @property
     def file(self) -> str:

@@ -327,6 +327,12 @@ class Scheduler:
         """Return the workers that hold each model."""
         return self._pool.loaded(self.models)
 
+    def modes(self, model: str) -> list[str] | None:
+        """Return the modes that a model or an upscaler has, None where none of its kind was loaded yet."""
+        told = (slot.worker.modes.get(model) for slot in self._pool.slots)
+        known = next((each for each in told if each is not None), self.models[model].modes)
+        return None if known is None else list(known)
+
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:

@@ -18,6 +18,11 @@ PICTURE_FORMATS = ("png", "jpeg", "webp", "avif")
 VIDEO_FORMATS = ("webp", "gif", "png", "mp4", "webm")
 
 
+def formats_of(mode: str) -> tuple[str, ...]:
+    """Return the formats that a mode's files may have, its own default first."""
+    return VIDEO_FORMATS if mode in {each.name for each in FILMING} else PICTURE_FORMATS
+
+
 def field_schema(option: Option, names: Names | None) -> dict[str, Any]:
     """Return the JSON schema of an option as a field, which may be null where it may be None; with its panel."""
     made = option_schema(option, names)
@@ -194,6 +199,7 @@ class ModelAnswer(BaseModel):
     loaded: list[str] = Field(description="the workers that hold it")
     defaults: dict[str, Any] = Field(description="options that are taken where a request gives none")
     loras: bool = Field(description="whether it has a folder of LoRAs")
+    modes: list[str] | None = Field(description="the modes that it has; null until it was loaded once")
 
 
 class WorkerAnswer(BaseModel):

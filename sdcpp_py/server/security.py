@@ -21,14 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ArgumentError
 
-OPEN_PATHS = frozenset({"/api/health"})
-"""What may be asked without a token: whether the server lives."""
+OPEN_PATHS = frozenset({"/", "/api/health"})
+"""What may be asked without a token: the page, which asks for one, and whether the server lives."""
+_OPEN_FOLDER = "/page/"  # the files of the page
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 _SHORTEST_TOKEN = 16
 _SIGNED_SECONDS = 3600
 POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; object-src 'none'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'self'; script-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 """Of content: nothing from elsewhere, no script within a page."""
 
@@ -222,7 +223,8 @@ class Guard:
             return 413, self._too_large()
         path = scope["path"]
         # A browser asks whether it may ask, without a token.
-        if not security.tokens or path in OPEN_PATHS or scope["method"] == "OPTIONS":
+        is_open = path in OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+        if not security.tokens or is_open or scope["method"] == "OPTIONS":
             return None
         if scope["method"] == "GET" and security.is_signed(path, scope["query_string"].decode("latin-1")):
             return None

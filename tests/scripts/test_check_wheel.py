@@ -32,7 +32,14 @@ def core(library: bytes) -> dict[str, bytes]:
     info = "sdcpp_py-1.0.dist-info"
     variants = {f"sdcpp_py/libggml-cpu-v{n}.so": library + bytes([n]) for n in range(14)}
     licences = {f"{info}/{name}": b"MIT" for name in check_wheel.LICENCES}
-    return {"sdcpp_py/__init__.py": b"", check_wheel.MODEL: b"GGUF", f"{info}/METADATA": b"", **variants, **licences}
+    return {
+        "sdcpp_py/__init__.py": b"",
+        check_wheel.MODEL: b"GGUF",
+        check_wheel.PAGE: b"",
+        f"{info}/METADATA": b"",
+        **variants,
+        **licences,
+    }
 
 
 def problems(folder: Path, files: dict[str, bytes], capsys: pytest.CaptureFixture[str], name: str = CORE) -> list[str]:

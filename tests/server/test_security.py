@@ -27,7 +27,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse(f"{scope['state']['client']} {len(body)}")(scope, receive, send)
 
 
-def ask(security: Security, path: str = "/", method: str = "GET", **more: Any) -> httpx.Response:
+def ask(security: Security, path: str = "/api/jobs", method: str = "GET", **more: Any) -> httpx.Response:
     async def work() -> httpx.Response:
         transport = httpx.ASGITransport(app=Guard(echo, security))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
@@ -57,7 +57,8 @@ def test_other_machines_need_a_token() -> None:
         answer = ask(security, headers={key: value.encode() for key, value in headers.items()})
         assert answer.status_code == status, headers
         assert answer.text == "me 0" or "a token is needed" in answer.text
-    assert ask(security, "/api/health").status_code == 200
+    opened = {path: ask(security, path).status_code for path in ("/api/health", "/", "/page/main.js", "/pages")}
+    assert [path for path, status in opened.items() if status == 200] == ["/api/health", "/", "/page/main.js"]
 
 
 def test_pictures_have_signed_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from ..schemas import (
     Report,
     WorkerAnswer,
     errors,
+    formats_of,
     job_models,
     names_from,
 )
@@ -43,6 +44,11 @@ def router(front: Front) -> APIRouter:
     models = job_models(names_from(scheduler.facts))
     one_of = Annotated[Union[tuple(models)], Field(discriminator="mode")]  # type: ignore[valid-type]  # noqa: UP007
 
+    forms = {}
+    for (name, mode), model in zip(MODES.items(), models, strict=True):
+        options = model.model_fields["options"].annotation.model_json_schema()  # type: ignore[union-attr]
+        forms[name] = {"title": mode.title, "options": options, "formats": formats_of(name)}
+
     def answer(job: Job) -> dict[str, Any]:
         return {**job.to_dict(), "position": scheduler.position(job)}
 
@@ -57,6 +63,7 @@ def router(front: Front) -> APIRouter:
             "loaded": scheduler.loaded()[name],
             "defaults": served.drawn_with,
             "loras": served.lora_folder is not None,
+            "modes": scheduler.modes(name),
         }
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -122,8 +129,9 @@ def router(front: Front) -> APIRouter:
 
     @api.get("/events", response_class=EventSourceResponse, tags=["jobs"], responses=_SSE)
     async def all_events(http: Request, after: int = 0) -> Response:
-        """Stream what happens to all jobs, progress left out."""
+        """Stream what happens to all jobs, progress left out; after -1 what happens from now on."""
         last = http.headers.get("last-event-id", "")
+        after = scheduler.events.last if after < 0 else after
         return _stream(scheduler.events.after(int(last) if last.isdecimal() else after))
 
     @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
@@ -175,12 +183,11 @@ def router(front: Front) -> APIRouter:
 
     @api.get("/modes", tags=["models"])
     async def modes() -> dict[str, Any]:
-        """Return the JSON schema of each mode's options, for forms; ``x-panel`` says which belong together."""
-        schemas = {}
-        for (name, mode), model in zip(MODES.items(), models, strict=True):
-            made = model.model_fields["options"].annotation
-            schemas[name] = {"title": mode.title, "options": made.model_json_schema()}  # type: ignore[union-attr]
-        return schemas
+        """Return the JSON schema of each mode's options, for forms, and the formats that it writes.
+
+        ``x-panel`` says which options belong together, ``x-default`` what is taken where none is given.
+        """
+        return forms
 
     @api.get("/devices", tags=["server"])
     async def devices() -> list[dict[str, Any]]:

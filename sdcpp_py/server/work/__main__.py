@@ -101,7 +101,8 @@ class Worker:
     def _say_state(self) -> None:
         """Say what the process holds."""
         loaded = {} if self._models is None else self._models.listed()
-        self._say({"type": "beat", "loaded": loaded, "resident": _resident_bytes()})
+        modes = {} if self._models is None else self._models.modes()
+        self._say({"type": "beat", "loaded": loaded, "modes": modes, "resident": _resident_bytes()})
 
     def run(self) -> None:
         """Work until the front is gone."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import DeviceMemoryError, ModelError
+from ...modes import UPSCALE
 from ...pipeline import StableDiffusion
 from ...progress import ProgressEvent
 from ...upscaler import Upscaler
@@ -25,6 +26,7 @@ class Held:
     Attributes:
         model: it.
         bytes: what its weights take.
+        modes: the modes that it has.
         used: when it was used last, by the monotonic clock.
         busy: whether a job uses it.
     """
@@ -32,6 +34,7 @@ class Held:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.bytes = sum(row.bytes for row in model.memory_report().modules)
+        self.modes = model.modes if isinstance(model, StableDiffusion) else (UPSCALE.name,)
         self.used = time.monotonic()
 
 
@@ -133,3 +136,7 @@ class Models:
     def listed(self) -> dict[str, int]:
         """Return the bytes of each model that is loaded."""
         return {name: held.bytes for name, held in list(self._held.items())}
+
+    def modes(self) -> dict[str, list[str]]:
+        """Return the modes of each model that is loaded."""
+        return {name: list(held.modes) for name, held in list(self._held.items())}
