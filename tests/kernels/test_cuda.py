@@ -118,7 +118,7 @@ ATTENTIONS = [
 def test_parts_err_no_more_than_ggmls() -> None:
     for part in CONVOLUTIONS + BLOCKS + TRANSFORMERS + ATTENTIONS:
         ours, ggml = errors(part)
-        # ggml's attention rounds to TF32, which has as many bits as f16, but for shapes that cuBLAS has no such kernel for.
+        # ggml's attention rounds to TF32, with as many bits as f16, where cuBLAS has such a kernel for the shape.
         least = 4.2e-4 if part.kind == "attention" else 4e-7
         assert ours <= max(1.1 * ggml, least), (part, ours, ggml)
 
