@@ -7,6 +7,7 @@
 
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/kernels/policy.h"
+#include "sdcpp/lanes/meeting.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/long_graphs.h"
 #include "sdcpp/streaming/no_room.h"
@@ -32,7 +33,7 @@ std::atomic<void*> process_log_data{nullptr};
 void log_route(sd_log_level_t level, const char* text, void*) {
     const Run* run = sdcpp::run_current();
     if (run != nullptr && run->callbacks.log != nullptr) {
-        run->callbacks.log(level, text, run->callbacks.data);
+        sdcpp::on_caller([&] { run->callbacks.log(level, text, run->callbacks.data); });
     } else if (const sd_log_cb_t log = process_log) {
         log(level, text, process_log_data);
     }
@@ -50,7 +51,7 @@ void ggml_log_route(ggml_log_level level, const char* text, void*) {
 
 void progress_route(int step, int steps, float seconds, void*) {
     if (const Run* run = sdcpp::run_current()) {
-        run->progressed(step, steps, seconds);
+        sdcpp::on_caller([&] { run->progressed(step, steps, seconds); });
     }
 }
 
@@ -67,11 +68,16 @@ void check_route(const char* message) {
     std::fprintf(stderr, "%s\n", message);
 }
 
-// The engine asks for previews on the thread that makes the call.
+void preview_hear(int step, int count, sd_image_t* frames, bool noisy, void* data) {
+    const Run* run = sdcpp::run_current();
+    sdcpp::on_caller([&] { run->callbacks.preview(step, count, frames, noisy, data); });
+}
+
+// The engine asks for previews on the thread that draws the picture.
 void preview_route(const Run* run, bool due = true) {
     const bool wanted = run != nullptr && run->callbacks.preview != nullptr;
     sd_set_preview_callback(
-        wanted ? run->callbacks.preview : nullptr, wanted ? run->callbacks.preview_mode : PREVIEW_NONE,
+        wanted ? preview_hear : nullptr, wanted ? run->callbacks.preview_mode : PREVIEW_NONE,
         wanted ? run->callbacks.preview_interval : 1, due, false, wanted ? run->callbacks.data : nullptr);
 }
 
@@ -101,7 +107,14 @@ bool cancel_requested(void* run) {
     return run != nullptr && static_cast<Run*>(run)->poll_cancelled();
 }
 
-// Hands a graph's output, which is its last node, to the tap.
+// Returns what a graph gives: its last node, or the last one of each of its lanes.
+std::vector<ggml_tensor*> outputs_of(const sdcpp::Placement& placement, ggml_cgraph* graph) {
+    const auto* const lanes = placement.lanes.get();
+    return lanes != nullptr && lanes->graph() == graph ? lanes->results()
+                                                       : std::vector<ggml_tensor*>{ggml_graph_node(graph, -1)};
+}
+
+// Hands an output of a graph to the tap.
 void tap_output(const Run& run, const ggml_tensor* output) {
     if (output->type != GGML_TYPE_F32 || !ggml_is_contiguous(output)) {
         return;
@@ -203,7 +216,7 @@ void sdcpp_run::progressed(int done, int of, double seconds) const {
     sdcpp_progress_t progress{phases.empty() ? "loading" : phases.back().name, done, of, 0, pictures, bytes_read, seconds};
     const std::string phase = progress.phase;
     if (phase == "sampling") {
-        progress.picture = sampled + 1;
+        progress.picture = sampling.picture + 1;
     } else if (phase == "decoding") {
         progress.picture = decoded + 1;
     }
@@ -250,7 +263,9 @@ RunScope::~RunScope() {
     preview_route(outer);
 }
 
-ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgraph* graph) {
+namespace {
+
+ggml_status compute_here(Placement& placement, ggml_backend_t backend, ggml_cgraph* graph) {
     Run* run = run_current();
     if (run != nullptr && run->poll_cancelled()) {
         return GGML_STATUS_ABORTED;
@@ -273,8 +288,18 @@ ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgr
     }
     if (run != nullptr && run->callbacks.tap != nullptr && status == GGML_STATUS_SUCCESS &&
         ggml_graph_n_nodes(graph) > 0) {
-        tap_output(*run, ggml_graph_node(graph, -1));
+        for (const ggml_tensor* output : outputs_of(placement, graph)) {
+            tap_output(*run, output);
+        }
     }
+    return status;
+}
+
+}  // namespace
+
+ggml_status graph_compute(Placement& placement, ggml_backend_t backend, ggml_cgraph* graph) {
+    ggml_status status = GGML_STATUS_FAILED;
+    on_caller([&] { status = compute_here(placement, backend, graph); });
     return status;
 }
 
@@ -304,8 +329,8 @@ void sampling_step_begin(int step, int steps) {
     if (run == nullptr) {
         return;
     }
-    run->step = std::abs(step);
-    run->steps = steps;
+    run->sampling.step = std::abs(step);
+    run->sampling.steps = steps;
     if (run->callbacks.preview != nullptr) {
         // The engine asks at each evaluation; the first ones of a step that takes several have a negative number.
         preview_route(run, step == -steps || (step > 0 && (step % run->callbacks.preview_interval == 0 || step == steps)));

@@ -24,6 +24,13 @@ struct CheckFailed : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// What is being sampled.
+struct Sampling {
+    int picture = 0;  // how many pictures come before it, those of a first pass counted again
+    int step = 0;     // the step that is under way, counted from 1
+    int steps = 0;    // how many there are; 0 between two pictures
+};
+
 struct Images {
     sd_image_t* images = nullptr;
     int count = 0;
@@ -65,10 +72,8 @@ struct sdcpp_run {
     bool half_changed = false;  // weights were left half changed
     int pictures = 0;           // of a generation: how many are wanted
     int passes = 1;             // how often each is sampled
-    int sampled = 0;            // how many are sampled, those of a second pass counted again
+    sdcpp::Sampling sampling;
     int decoded = 0;            // how many are decoded
-    int step = 0;               // the sampling step that is under way, counted from 1
-    int steps = 0;              // how many there are; 0 between two pictures
     uint64_t bytes_read = 0;    // of a model's files
     std::vector<sdcpp_phase_t> phases;
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for

@@ -114,10 +114,15 @@ typedef struct {
     uint64_t slot_bytes;       /* memory of the slots for streamed segments, which share it; borrowed ones have none */
     int slots;                 /* number of slots, one for each streamed segment */
     int borrowed_slots;        /* those of them that lie in the compute buffer, where that is free meanwhile */
-    uint64_t passes;           /* graphs computed since the last generation began */
-    double pass_seconds;       /* mean time of one, without the first after loading */
+    uint64_t passes;           /* computations of the network since the last generation began */
+    uint64_t graphs;           /* graphs that these were computed as; lanes of one share what it copies */
+    int lanes;                 /* the most passes in one of them */
+    const char* lanes_reason;  /* why passes that could have been lanes were not, or "" */
+    uint64_t copied_bytes;     /* streamed weights that were copied for all of them */
+    uint64_t saved_bytes;      /* that would have been copied, too, for each pass by itself */
+    double pass_seconds;       /* mean time of a graph, without the first after loading */
     double copy_seconds;       /* what copying the streamed part takes, measured on a part of it; negative: not measured */
-    double stall_seconds;      /* what one pass waited for copies, measured in one pass; negative: not measured */
+    double stall_seconds;      /* what a graph waited for copies, measured in one; negative: not measured */
     const char* resident;      /* names of the resident segments, separated by ", " */
     const char* streamed;      /* names of the streamed segments, separated by ", " */
 } sdcpp_stream_t;

@@ -86,8 +86,11 @@ bool encodes_mean() {
     return encodings > 0;
 }
 
-FillingScope::FillingScope(const sd_img_gen_params_t& params) {
-    fills = params.mask_image.data != nullptr && params.init_image.data != nullptr && params.strength >= 1.0f;
+FillingScope::FillingScope(const sd_img_gen_params_t& params)
+    : FillingScope(params.mask_image.data != nullptr && params.init_image.data != nullptr && params.strength >= 1.0f) {}
+
+FillingScope::FillingScope(bool value) {
+    fills = value;
 }
 
 FillingScope::~FillingScope() {

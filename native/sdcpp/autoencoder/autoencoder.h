@@ -56,6 +56,7 @@ bool encodes_mean();
 class FillingScope {
 public:
     explicit FillingScope(const sd_img_gen_params_t& params);
+    explicit FillingScope(bool fills);
     ~FillingScope();
     FillingScope(const FillingScope&) = delete;
     FillingScope& operator=(const FillingScope&) = delete;

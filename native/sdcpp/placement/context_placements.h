@@ -89,5 +89,7 @@ private:
 
 // Returns the placements of the context that this thread makes; NULL without one.
 Placements* placements_current();
+// The same, to be kept.
+std::shared_ptr<Placements> placements_shared();
 
 }  // namespace sdcpp

@@ -62,6 +62,10 @@ sdcpp::Placements* sdcpp::placements_current() {
     return current.get();
 }
 
+std::shared_ptr<sdcpp::Placements> sdcpp::placements_shared() {
+    return current;
+}
+
 namespace sdcpp {
 
 // --- contexts --------------------------------------------------------------------------------------------------------

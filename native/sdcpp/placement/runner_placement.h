@@ -15,6 +15,8 @@
 
 namespace sdcpp {
 
+class LaneGroup;
+
 struct Placement {
     std::shared_ptr<Placements> placements;  // NULL before the runner is placed, and for one without a scope
     std::shared_ptr<Device> runtime;
@@ -30,6 +32,7 @@ struct Placement {
     std::unique_ptr<char[]> graph_memory;
     size_t graph_memory_bytes = 0;
     ComputeUses compute_uses;
+    std::shared_ptr<LaneGroup> lanes;  // whose graph is built or computed; NULL between two graphs
     bool weights_checked = false;  // for values that are not finite
     uint64_t compute_bytes = 0;    // its compute buffer, when it is not streamed but others are
 };

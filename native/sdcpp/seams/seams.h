@@ -12,6 +12,7 @@
 #include "sdcpp/architecture/architecture.h"
 #include "sdcpp/autoencoder/autoencoder.h"
 #include "sdcpp/kernels/graph.h"
+#include "sdcpp/lanes/lanes.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/placement/weights_copy.h"
 #include "sdcpp/prompt/chunks.h"

@@ -28,24 +28,6 @@ uint64_t mix(uint64_t hash, uint64_t value) {
     return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
 }
 
-uint64_t shape_hash(ggml_cgraph* graph) {
-    uint64_t hash = 14695981039346656037u;
-    each_tensor(graph, [&](const ggml_tensor* tensor) {
-        hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
-        hash = mix(hash, static_cast<uint64_t>(tensor->flags));
-        for (int64_t size : tensor->ne) {
-            hash = mix(hash, static_cast<uint64_t>(size));
-        }
-        for (const ggml_tensor* source : tensor->src) {
-            // A graph's tensors follow one another in its memory, so that their distance tells which one is read.
-            if (source != nullptr && source->op != GGML_OP_NONE) {
-                hash = mix(hash, reinterpret_cast<uintptr_t>(tensor) - reinterpret_cast<uintptr_t>(source));
-            }
-        }
-    });
-    return hash;
-}
-
 // What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
 // in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32; and what
 // our kernels take, and keep from one operation to the next.
@@ -134,6 +116,24 @@ void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& vi
     std::for_each(graph->nodes, graph->nodes + graph->n_nodes, visit);
 }
 
+uint64_t shape_of(ggml_cgraph* graph) {
+    uint64_t hash = 14695981039346656037u;
+    each_tensor(graph, [&](const ggml_tensor* tensor) {
+        hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
+        hash = mix(hash, static_cast<uint64_t>(tensor->flags));
+        for (int64_t size : tensor->ne) {
+            hash = mix(hash, static_cast<uint64_t>(size));
+        }
+        for (const ggml_tensor* source : tensor->src) {
+            // A graph's tensors follow one another in its memory, so that their distance tells which one is read.
+            if (source != nullptr && source->op != GGML_OP_NONE) {
+                hash = mix(hash, reinterpret_cast<uintptr_t>(tensor) - reinterpret_cast<uintptr_t>(source));
+            }
+        }
+    });
+    return hash;
+}
+
 void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_buffer_t buffer, ComputeUse& use) {
     struct Life {
         int first;
@@ -183,7 +183,7 @@ void note_use(ggml_cgraph* graph, ggml_backend_buffer_type_t type, ggml_backend_
 }
 
 std::shared_ptr<const ComputeUse> compute_use(Placement& placement, ggml_cgraph* graph) {
-    const uint64_t shape = shape_hash(graph);
+    const uint64_t shape = shape_of(graph);
     ComputeUses& uses = placement.compute_uses;
     const auto known = std::find_if(uses.begin(), uses.end(), [&](const auto& use) { return use.first == shape; });
     if (known != uses.end()) {

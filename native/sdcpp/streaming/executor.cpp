@@ -68,13 +68,31 @@ void Executor::note_gap() {
 }
 
 ggml_status Executor::compute(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts,
-                              bool (*cancelled)()) {
-    return queue_.overlaps() ? compute_overlapped(graph, launches, parts, cancelled)
+                              size_t lanes, bool (*cancelled)()) {
+    return queue_.overlaps() ? compute_overlapped(graph, launches, parts, lanes, cancelled)
                              : compute_in_turn(graph, launches, cancelled);
 }
 
+// Gives the device a launch, and a mark behind it when a slot is free from there on: once its last lane has been computed.
+ggml_status Executor::give(ggml_cgraph* graph, const Launch& launch, size_t lanes, uint64_t filling) {
+    ggml_cgraph nodes = nodes_of(graph, launch);
+    if (!keeps("last lane") && launch.streamed && lanes > 1) {
+        const int first = launch.begin + (launch.end - launch.begin) / static_cast<int>(lanes);
+        ggml_cgraph one = ggml_graph_view(graph, launch.begin, first);
+        ggml_backend_graph_compute_async(compute_, &one);
+        queue_.mark_behind(filling);
+        nodes = ggml_graph_view(graph, first, launch.end);
+        return ggml_backend_graph_compute_async(compute_, &nodes);
+    }
+    const ggml_status status = ggml_backend_graph_compute_async(compute_, &nodes);
+    if (status == GGML_STATUS_SUCCESS && launch.streamed) {
+        queue_.mark_behind(filling);
+    }
+    return status;
+}
+
 ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts,
-                                         bool (*cancelled)()) {
+                                         size_t lanes, bool (*cancelled)()) {
     const size_t ahead = std::max<size_t>(launches.size() / parts, 1);
     const auto count = static_cast<uint64_t>(plan_.slots.size());
     const bool loading =
@@ -121,14 +139,11 @@ ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<L
             }
             queue_.wait_for(launched);
         }
-        ggml_cgraph nodes = nodes_of(graph, launch);
-        const ggml_status status = ggml_backend_graph_compute_async(compute_, &nodes);
+        const ggml_status status = give(graph, launch, lanes, launched);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
         }
-        if (launch.streamed) {
-            queue_.mark_behind(launched++);
-        }
+        launched += launch.streamed ? 1 : 0;
         if (i + 1 < launches.size() && launches[i + 1].streamed) {
             look_ahead();
         }

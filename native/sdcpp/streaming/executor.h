@@ -30,9 +30,10 @@ public:
     Executor(ggml_backend_t compute, CopyQueue& queue, const StreamPlan& plan)
         : compute_(compute), queue_(queue), plan_(plan) {}
 
-    // Computes a graph of some parts; `cancelled` is asked between two launches, of which the host gives the device no more
-    // than a part's ahead.
-    ggml_status compute(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts, bool (*cancelled)());
+    // Computes a graph of some parts and lanes; `cancelled` is asked between two launches, of which the host gives the
+    // device no more than a part's ahead.
+    ggml_status compute(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts, size_t lanes,
+                        bool (*cancelled)());
 
     // Says that the host has built the next graph, for which it took a while.
     void note_gap();
@@ -45,7 +46,8 @@ public:
 
 private:
     ggml_status compute_overlapped(ggml_cgraph* graph, const std::vector<Launch>& launches, size_t parts,
-                                   bool (*cancelled)());
+                                   size_t lanes, bool (*cancelled)());
+    ggml_status give(ggml_cgraph* graph, const Launch& launch, size_t lanes, uint64_t filling);
     ggml_status compute_in_turn(ggml_cgraph* graph, const std::vector<Launch>& launches, bool (*cancelled)());
 
     ggml_backend_t const compute_;

@@ -73,6 +73,14 @@ uint64_t MemoryBudget::held(ggml_backend_dev_t dev, const Streamer* but) const {
     return bytes;
 }
 
+uint64_t MemoryBudget::held_by_active(ggml_backend_dev_t dev, const Streamer* but) const {
+    uint64_t bytes = fixed(dev);
+    for (const Streamer* streamer : streamers_) {
+        bytes += streamer != but && streamer->dev() == dev && streamer->active() ? streamer->held() : 0;
+    }
+    return bytes;
+}
+
 uint64_t MemoryBudget::left(ggml_backend_dev_t dev) const {
     return saturating_sub(bytes(dev), held(dev));
 }

@@ -42,6 +42,8 @@ public:
     uint64_t fixed(ggml_backend_dev_t dev) const;
     // Returns what the context holds on a device but for one streamer: weights that live there, and runners' memory.
     uint64_t held(ggml_backend_dev_t dev, const Streamer* but = nullptr) const;
+    // The same, but for what idle streamers hold, who can make room.
+    uint64_t held_by_active(ggml_backend_dev_t dev, const Streamer* but) const;
     // Returns what of the budget is left.
     uint64_t left(ggml_backend_dev_t dev) const;
 

@@ -8,12 +8,22 @@ void Report::begin_generation(bool reason_stays) {
     if (!reason_stays) {
         reason_.clear();
     }
-    peak_ = passes_ = 0;
+    lanes_reason_.clear();
+    peak_ = passes_ = graphs_ = copied_ = saved_ = 0;
+    lanes_ = 1;
     forget_seconds();
 }
 
 void Report::note_held(uint64_t bytes) {
     peak_ = std::max(peak_, bytes);
+}
+
+void Report::add_passes(size_t lanes, uint64_t streamed_bytes) {
+    ++graphs_;
+    passes_ += lanes;
+    lanes_ = std::max(lanes_, lanes);
+    copied_ += streamed_bytes;
+    saved_ += (lanes - 1) * streamed_bytes;
 }
 
 void Report::add_seconds(double seconds) {
@@ -44,6 +54,11 @@ void Report::describe(const Scan& scan, const StreamPlan& plan, sdcpp_stream_t* 
     row->borrowed_slots = static_cast<int>(
         std::count_if(plan.slots.begin(), plan.slots.end(), [](const Slot& slot) { return slot.borrows; }));
     row->passes = passes_;
+    row->graphs = graphs_;
+    row->lanes = static_cast<int>(lanes_);
+    row->lanes_reason = lanes_reason_.c_str();
+    row->copied_bytes = copied_;
+    row->saved_bytes = saved_;
     row->pass_seconds = timed_passes_ > 0 ? seconds_ / static_cast<double>(timed_passes_) : 0.0;
     row->resident = resident.c_str();
     row->streamed = streamed.c_str();

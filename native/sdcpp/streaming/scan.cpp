@@ -18,6 +18,23 @@ constexpr uint64_t small_most = 64 * 1024;  // ... when it is also smaller than 
 constexpr uint64_t segment_share = 2048;    // segments are this part of all weights, or one weight
 constexpr double lendable_share = 0.95;     // of the compute buffer: the next one may be a little smaller
 
+// Notes how a graph uses its compute buffer.
+void note_use(Scan& scan, std::shared_ptr<const ComputeUse> use) {
+    scan.use = std::move(use);
+    if (!scan.use->heights.empty()) {
+        scan.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(scan.use->buffer));
+    }
+}
+
+// Notes where the compute buffer is free while a node of a segment is computed.
+void note_height(Scan& scan, size_t segment, size_t node) {
+    if (!scan.use->heights.empty()) {
+        uint64_t& height = scan.segments[segment].height;
+        const bool first = static_cast<size_t>(scan.begin[segment]) == node;
+        height = first ? scan.use->heights[node] : std::max(height, scan.use->heights[node]);
+    }
+}
+
 // The part of a cut's name that says which layer ended there.
 std::string cut_name(const ggml_tensor* node) {
     std::string name = node->name + std::strlen(sd::ggml_graph_cut::GGML_RUNNER_CUT_PREFIX);
@@ -29,10 +46,7 @@ public:
     Scanner(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
             std::shared_ptr<const ComputeUse> use)
         : params_(params), graph_(graph), type_(type), layer_names_{runner} {
-        found_.use = std::move(use);
-        if (!found_.use->heights.empty()) {
-            found_.lendable = static_cast<uint64_t>(lendable_share * static_cast<double>(found_.use->buffer));
-        }
+        note_use(found_, std::move(use));
     }
 
     Scan scan() {
@@ -143,11 +157,7 @@ private:
         if (computes(graph_->nodes[node])) {
             segment.cost += cost_of(graph_->nodes[node]);
         }
-        if (!found_.use->heights.empty()) {
-            const uint64_t height = found_.use->heights[node];
-            const bool first = static_cast<size_t>(found_.begin.back()) == node;
-            segment.height = first ? height : std::max(segment.height, height);
-        }
+        note_height(found_, found_.segments.size() - 1, node);
     }
 
     // Names each segment after its layer, with a number where there are several.
@@ -208,6 +218,23 @@ std::pair<uint64_t, uint64_t> Scan::values(size_t segment) const {
 
 uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor) {
     return GGML_PAD(ggml_backend_buft_get_alloc_size(type, tensor), ggml_backend_buft_get_alignment(type));
+}
+
+Scan scan_lanes(const std::vector<Scan>& lanes, const ggml_cgraph* merged, std::shared_ptr<const ComputeUse> use) {
+    Scan all = lanes.front();
+    note_use(all, std::move(use));
+    for (size_t lane = 1; lane < lanes.size(); ++lane) {
+        for (size_t i = 0; i < all.segments.size(); ++i) {
+            all.begin[i] += lanes[lane].begin[i];
+            all.segments[i].cost += lanes[lane].segments[i].cost;
+        }
+    }
+    const auto nodes = static_cast<size_t>(merged->n_nodes);
+    for (size_t node = 0, segment = 0; node < nodes; ++node) {
+        segment += segment + 1 < all.begin.size() && static_cast<size_t>(all.begin[segment + 1]) == node ? 1 : 0;
+        note_height(all, segment, node);
+    }
+    return all;
 }
 
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,

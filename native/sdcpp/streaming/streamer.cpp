@@ -4,6 +4,8 @@
 #include <chrono>
 #include <utility>
 
+#include "sdcpp/lanes/meeting.h"
+#include "sdcpp/lanes/merge.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
@@ -93,7 +95,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     get_to_know(runner, params);
     const auto use = compute_use(owner_, graph);
     const uint64_t bytes = compute_bytes(owner_, *use);
-    Scan next = scan_graph(runner_, params_, graph, arena_.type(), use);
+    Scan next = scan_of(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
     // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
     const bool outdated =
@@ -102,6 +104,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         next.lend_no_more_than(scan_);
     }
     scan_ = std::move(next);
+    lanes_ = owner_.lanes != nullptr ? owner_.lanes->scans().size() : 1;
     reload_changed_weights();
     if (!active_) {
         budget_ = budget().bytes(dev());
@@ -112,6 +115,13 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     }
     largest_compute_ = std::max(largest_compute_, bytes);
     return holds;
+}
+
+Scan Streamer::scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use) const {
+    const LaneGroup* const lanes = owner_.lanes.get();
+    return lanes != nullptr && lanes->graph() == graph && lanes->scans().size() > 1
+               ? scan_lanes(lanes->scans(), graph, use)
+               : scan_graph(runner_, params_, graph, arena_.type(), use);
 }
 
 void Streamer::reload_changed_weights() {
@@ -220,6 +230,87 @@ void Streamer::plan(uint64_t room) {
     if (planned_) {
         arena_.assign(scan_);
     }
+}
+
+// --- lanes -----------------------------------------------------------------------------------------------------------
+
+Scan Streamer::scan_pass(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    get_to_know(runner, params);
+    return scan_graph(runner_, params_, graph, arena_.type(), std::make_shared<ComputeUse>());
+}
+
+// Returns what the network may hold once others that are idle are evicted.
+uint64_t Streamer::room_for_lanes() const {
+    const uint64_t allowed = active_ ? budget_ : budget().bytes(dev());
+    return std::min(ceiling_, saturating_sub(allowed, budget().held_by_active(dev(), this)));
+}
+
+LaneChoice Streamer::known_lanes(ggml_cgraph* graph, size_t passes) {
+    LaneChoice one;
+    one.lanes = 1;
+    if (passes == 1) {
+        return one;
+    }
+    const uint64_t shape = shape_of(graph);
+    const uint64_t room = room_for_lanes();
+    for (const LaneChoice& choice : choices_) {
+        const bool as_much = static_cast<double>(std::max(choice.room, room)) <=
+                             budget_worth_a_plan * static_cast<double>(std::min(choice.room, room));
+        const bool fits = active_ ? choice.minimum_budget <= room : as_much;
+        if (choice.shape == shape && fits && (active_ || choice.passes == passes)) {
+            LaneChoice known = choice;
+            known.lanes = std::min(known.lanes, passes);
+            return known;
+        }
+    }
+    return {};
+}
+
+LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,
+                                  size_t passes, const std::vector<size_t>& counts, ggml_context* tensors) {
+    const uint64_t room = room_for_lanes();
+    LaneChoice choice;
+    choice.lanes = 1;
+    choice.passes = passes;
+    choice.shape = shape_of(graphs.front());
+    choice.room = room;
+    std::vector<LaneCandidate> candidates;
+    for (size_t count : counts) {
+        if (count > graphs.size()) {
+            break;
+        }
+        const auto some = static_cast<std::ptrdiff_t>(count);
+        const std::vector<Scan> lanes(scans.begin(), scans.begin() + some);
+        ggml_cgraph* const graph =
+            count > 1 ? merge_graphs(tensors, {graphs.begin(), graphs.begin() + some}, lanes) : graphs.front();
+        if (graph == nullptr) {
+            break;
+        }
+        const auto use = compute_use(owner_, graph);
+        LaneCandidate each;
+        each.lanes = count;
+        each.graphs = (passes + count - 1) / count;
+        each.input = input(scan_lanes(lanes, graph, use), compute_bytes(owner_, *use), room);
+        each.plan = stream_plan(each.input);
+        if (!each.plan.feasible) {
+            break;
+        }
+        candidates.push_back(std::move(each));
+        if (candidates.front().plan.slots.empty()) {
+            break;  // everything stays: there is nothing to copy less often
+        }
+    }
+    if (!candidates.empty()) {
+        const LaneCandidate& best = candidates[best_lanes(candidates)];
+        choice.lanes = best.lanes;
+        choice.minimum_budget = best.plan.minimum_budget;
+        if (best.lanes < counts.back() && !best.plan.slots.empty()) {
+            say_of_lanes("more of the passes at once would leave weights too little of the budget");
+        }
+    }
+    choices_.insert(choices_.begin(), choice);
+    choices_.resize(std::min(choices_.size(), most_compute_uses));
+    return choice;
 }
 
 // --- device memory ---------------------------------------------------------------------------------------------------
@@ -366,13 +457,13 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     const auto start = std::chrono::steady_clock::now();
     const size_t parts = parts_of(*owner_.runtime, graph);
     const ggml_status status =
-        executor_.compute(graph, launches(scan_, plan_, arena_.weights(), graph, parts), parts, cancelled);
+        executor_.compute(graph, launches(scan_, plan_, arena_.weights(), graph, parts), parts, lanes_, cancelled);
     if (status != GGML_STATUS_SUCCESS) {
         return status;
     }
     undo.dismiss();
     arena_.end_borrowing();
-    report_.add_pass();
+    report_.add_passes(lanes_, plan_.streamed_bytes);
     if (!loads) {
         note_seconds(*owner_.runtime, graph,
                      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

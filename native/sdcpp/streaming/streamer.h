@@ -36,6 +36,7 @@
 #include "sdcpp/streaming/compute_use.h"
 #include "sdcpp/streaming/copy_queue.h"
 #include "sdcpp/streaming/executor.h"
+#include "sdcpp/streaming/lane_choice.h"
 #include "sdcpp/streaming/report.h"
 #include "sdcpp/streaming/scan.h"
 #include "sdcpp/streaming/stream_plan.h"
@@ -58,6 +59,19 @@ public:
     void check(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
     // Plans for a graph, and frees what the plan has no room for; false when the plan is new. Throws NoRoom.
     bool prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+    // --- passes that could be lanes of one graph
+
+    // Returns how a graph of one pass reads the weights.
+    Scan scan_pass(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+    // Returns how many of some passes, one of which has this graph, are computed as lanes of one; if that is known.
+    LaneChoice known_lanes(ggml_cgraph* graph, size_t passes);
+    // Plans for `passes` passes that read the same weights, of which the first ones have these graphs, in some numbers of
+    // lanes, and chooses the fastest. Graphs that are tried are made in `tensors`.
+    LaneChoice choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,
+                            size_t passes, const std::vector<size_t>& counts, ggml_context* tensors);
+    // Says why passes were not lanes.
+    void say_of_lanes(const std::string& reason) { report_.set_lanes_reason(reason); }
+
     // Allocates the arena and binds the weights; throws NoRoom.
     void bind(uint64_t compute_bytes);
     ggml_status compute(ggml_cgraph* graph, bool (*cancelled)());
@@ -92,6 +106,8 @@ private:
     void replan(uint64_t compute_bytes, bool same);
     uint64_t expected_compute(uint64_t compute_bytes) const;
     StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
+    Scan scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use) const;
+    uint64_t room_for_lanes() const;
     void plan(uint64_t room);
     uint64_t room_beside(uint64_t others) const;
     uint64_t wanted_bytes() const;
@@ -120,6 +136,9 @@ private:
     uint64_t largest_compute_ = 0;     // that a graph of this generation takes
     uint64_t largest_before_ = 0;      // ... of the one before, whose graphs are expected again
     uint64_t held_compute_bytes_ = 0;  // until the engine frees it
+    size_t lanes_ = 1;                 // of the graph that is computed
+    size_t lanes_before_ = 1;          // of the largest one of the generation before
+    std::vector<LaneChoice> choices_;
     bool may_borrow_ = true;
     bool bound_ = false;
     bool active_ = false;

@@ -42,11 +42,11 @@ std::string picture_text(const Run& run, int done) {
 // Returns what was being done, as the beginning of a message.
 std::string sampling_text() {
     const Run* run = run_current();
-    if (run == nullptr || run->steps == 0) {
+    if (run == nullptr || run->sampling.steps == 0) {
         return "sampling";
     }
-    return "sampling step " + std::to_string(run->step) + " of " + std::to_string(run->steps) +
-           picture_text(*run, run->sampled);
+    return "sampling step " + std::to_string(run->sampling.step) + " of " +
+           std::to_string(run->sampling.steps) + picture_text(*run, run->sampling.picture);
 }
 
 std::string decoding_text() {
@@ -183,8 +183,8 @@ void sampling_end(const sd::Tensor<float>& latents) {
         fail(sampling_text(), advice("diffusion"));
     }
     if (Run* run = run_current()) {
-        run->steps = 0;
-        if (++run->sampled > run->pictures * (run->passes - 1) && run->pictures > 1) {
+        run->sampling.steps = 0;
+        if (++run->sampling.picture > run->pictures * (run->passes - 1) && run->pictures > 1) {
             run->finished.latents.push_back(latents);
         }
     }

@@ -1,0 +1,37 @@
+// How many passes are computed as lanes of one graph: arithmetic only, no ggml.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sdcpp/streaming/stream_plan.h"
+
+namespace sdcpp {
+
+// One way of computing some passes: in so many graphs, each of so many lanes, for which this was planned.
+struct LaneCandidate {
+    size_t lanes = 1;
+    size_t graphs = 1;
+    StreamInput input;
+    StreamPlan plan;  // feasible
+
+    uint64_t copied() const { return graphs * plan.streamed_bytes; }
+};
+
+// Returns the index of the candidate that takes least, over a range of ratios between copying and computing: the one
+// whose worst time, over the best one that any has at that ratio, is least; of those that take the same the one that
+// copies least, with the fewest lanes.
+size_t best_lanes(const std::vector<LaneCandidate>& candidates);
+
+// What was chosen for some passes.
+struct LaneChoice {
+    size_t lanes = 0;             // 0: not known
+    size_t passes = 0;            // that it was chosen for
+    uint64_t shape = 0;           // of their graphs
+    uint64_t room = 0;            // that it was planned with
+    uint64_t minimum_budget = 0;  // that its lanes need
+};
+
+}  // namespace sdcpp
