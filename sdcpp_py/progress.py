@@ -87,6 +87,7 @@ class Watch:
         self._begin = time.perf_counter() if part.begin is None else part.begin
         self._fraction = 0.0
         self._pass = self._last = 0
+        self._sampled: dict[int, float] = {}
         whole = sum(SHARES.get(phase, 1.0) for phase in phases)
         self._parts: dict[str, tuple[float, float]] = {}
         before = 0.0
@@ -105,8 +106,11 @@ class Watch:
         before, share = self._parts.get(step.phase, (self._fraction, 0.0))
         done = step.step / step.steps if step.steps > 0 else 0.0
         if step.picture and step.pictures:
-            times = self._passes if step.phase == "sampling" else 1
-            done = (step.picture - 1 + done) / (step.pictures * times)
+            if step.phase == "sampling":  # several may be sampled side by side
+                self._sampled[step.picture] = max(self._sampled.get(step.picture, 0.0), done)
+                done = sum(self._sampled.values()) / (step.pictures * self._passes)
+            else:
+                done = (step.picture - 1 + done) / step.pictures
         elif step.phase == "sampling":  # of a video, once or by two models
             self._pass += step.step < self._last
             self._last = step.step

@@ -172,7 +172,8 @@ def show_max_vram(size: float) -> str:
 class NetworkStream:
     """How one network of a module was kept on or streamed to its device in the last generation.
 
-    A pass is one computation of the network: a sampling step has one, or two with guidance.
+    A pass is one computation of the network: a sampling step has one, or two with guidance. Passes that read the same
+    weights may be lanes of one graph, for which these are copied once.
 
     Attributes:
         module: ``diffusion``, ``te``, ``vae``, ...
@@ -187,15 +188,20 @@ class NetworkStream:
         compute_bytes: its compute buffer.
         weight_bytes: its weights as the device stores them.
         resident_bytes: the part that stays on the device.
-        streamed_bytes: the part that is copied in each pass.
+        streamed_bytes: the part that is copied for each graph.
         slot_bytes: memory of the slots for streamed segments, which share it.
         slots: number of slots, one for each streamed segment.
         borrowed_slots: those of them that lie in the compute buffer, where that is free meanwhile.
         passes: passes in the last generation.
-        pass_seconds: mean time of a pass, without those that loaded residents; None when there was no other.
+        graphs: graphs that these were computed as.
+        lanes: the most passes in one graph.
+        lanes_reason: why passes that could have been lanes were not; empty when nothing.
+        copied_bytes: streamed weights that were copied for all passes.
+        saved_bytes: what would have been copied, too, for each pass by itself.
+        pass_seconds: mean time of a graph, without those that loaded residents; None when there was no other.
         copy_seconds: what copying the streamed part takes, measured on a few segments; None when nothing is or it was
             not measured.
-        stall_seconds: what one pass waited for copies; None when not measured, as with pageable weights, where the
+        stall_seconds: what one graph waited for copies; None when not measured, as with pageable weights, where the
             waiting is inside the copying.
         resident: names of the resident segments.
         streamed: names of the streamed segments.
@@ -217,6 +223,11 @@ class NetworkStream:
     slots: int
     borrowed_slots: int
     passes: int
+    graphs: int
+    lanes: int
+    lanes_reason: str
+    copied_bytes: int
+    saved_bytes: int
     pass_seconds: float | None
     copy_seconds: float | None
     stall_seconds: float | None
@@ -250,7 +261,7 @@ class NetworkStream:
 
     @property
     def compute_seconds(self) -> float | None:
-        """What a pass takes without waiting for copies; None when not measured."""
+        """What a graph takes without waiting for copies; None when not measured."""
         if self.pass_seconds is None or (self.stall_seconds is None and self.streamed_bytes):
             return None
         return max(0.0, self.pass_seconds - (self.stall_seconds or 0.0))
@@ -273,7 +284,8 @@ class NetworkStream:
         copy, stall, compute = self.copy_seconds, self.stall_seconds, self.compute_seconds
         if copy is None or stall is None or compute is None:
             return "not measured: it was computed too few times"
-        figures = f"copying takes {copy:.3f} s a pass, computing {compute:.3f} s"
+        each = "a pass" if self.lanes == 1 else f"for {self.lanes} passes"
+        figures = f"copying takes {copy:.3f} s {each}, computing {compute:.3f} s"
         if stall <= WORTH_WAITING * (compute + stall):
             return f"compute-bound: {figures}, and copies hide behind it; a larger budget gains little"
         if copy <= compute:
@@ -310,7 +322,7 @@ def _show_slots(row: NetworkStream) -> str:
 def _streams_text(streams: Sequence[NetworkStream]) -> str:
     """Return a table of what was streamed, one of the segments, and the advice."""
     names = [f"{row.module} {row.runner}" for row in streams]
-    header = ("network", "device", "mode", "passes", "seconds", "copied", "copying", "waiting", "hidden")
+    header = ("network", "device", "mode", "passes", "lanes", "seconds", "copied", "copying", "waiting", "hidden")
     memory = ("slots", "peak", "budget", "reason")
     rows = [
         (
@@ -318,6 +330,7 @@ def _streams_text(streams: Sequence[NetworkStream]) -> str:
             row.device,
             row.mode,
             str(row.passes),
+            str(row.lanes),
             _show_seconds(row.pass_seconds),
             show_bytes(row.streamed_bytes),
             _show_seconds(row.copy_seconds),
@@ -326,7 +339,7 @@ def _streams_text(streams: Sequence[NetworkStream]) -> str:
             _show_slots(row),
             show_bytes(row.peak_bytes),
             show_bytes(row.budget_bytes),
-            row.reason,
+            "; ".join(filter(None, (row.reason, row.lanes_reason))),
         )
         for name, row in zip(names, streams, strict=True)
     ]
@@ -336,7 +349,7 @@ def _streams_text(streams: Sequence[NetworkStream]) -> str:
     ]
     return (
         f"{table((*header, *memory), rows, (*header[3:], *memory[:3]))}\n"
-        "seconds, copied, copying and waiting are those of one pass\n\n"
+        "seconds, copied, copying and waiting are those of one graph: of so many lanes\n\n"
         f"{table(('network', 'resident', 'streamed', 'advice'), segments)}"
     )
 

@@ -117,6 +117,11 @@ STREAM: dict[str, Any] = {
     "slots": 24,
     "borrowed_slots": 0,
     "passes": 8,
+    "graphs": 8,
+    "lanes": 1,
+    "lanes_reason": "",
+    "copied_bytes": 48 * GIB,
+    "saved_bytes": 0,
     "pass_seconds": 0.5,
     "copy_seconds": 0.3,
     "stall_seconds": 0.015,
@@ -135,6 +140,7 @@ def stream(*, pinned: bool = True, **values: object) -> NetworkStream:
 
 def test_stream_of_a_row() -> None:
     made = stream()
+    assert stream(lanes=4).advice.startswith("compute-bound: copying takes 0.300 s for 4 passes, ")
     assert made.resident == tuple(f"layers.{number}" for number in range(15))
     assert len(made.streamed) == 15
     assert made.hidden == pytest.approx(0.95)
@@ -229,12 +235,12 @@ def test_streams_in_the_report() -> None:
     assert lines[:4] == str(TransferReport.from_rows(TRANSFER)).splitlines()
     assert lines[4:8] == [
         "",
-        "network            device  mode        passes  seconds    copied  copying  waiting  hidden           slots"
-        "      peak    budget  reason",
-        "te llm             CUDA0   resident         8    0.500   0.0 MiB        -        -       -               -"
-        "  5.00 GiB  8.00 GiB",
-        "diffusion z_image  CUDA0   overlapped       8    0.500  6.00 GiB    0.300    0.015     95%  24 in 1.00 GiB"
-        "  8.00 GiB  8.00 GiB",
+        "network            device  mode        passes  lanes  seconds    copied  copying  waiting  hidden           "
+        "slots      peak    budget  reason",
+        "te llm             CUDA0   resident         8      1    0.500   0.0 MiB        -        -       -           "
+        "    -  5.00 GiB  8.00 GiB",
+        "diffusion z_image  CUDA0   overlapped       8      1    0.500  6.00 GiB    0.300    0.015     95%  24 in 1.0"
+        "0 GiB  8.00 GiB  8.00 GiB",
     ]
     assert lines[-2:] == [
         f"te llm             a, b                         -                             {report.streams[0].advice}",

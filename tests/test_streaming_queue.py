@@ -48,9 +48,9 @@ def test_what_is_missing_degrades(checkpoint: Path) -> None:
         assert_empty(loopback)
 
 
-# What is left out: a wait, or that values in the compute buffer are in the way of slots
+# What is left out: a wait, that values in the compute buffer are in the way of slots, or that other lanes read one, too
 # -> LOOPBACK_READ_BEFORE_ARRIVAL, ...
-LEFT_OUT = {"arrival": 1, "reader": 2, "load": 1, "height": 2}
+LEFT_OUT = {"arrival": 1, "reader": 2, "load": 1, "height": 2, "last lane": 2}
 
 
 @pytest.mark.parametrize("precaution", LEFT_OUT)
@@ -59,7 +59,7 @@ def test_broken_order_is_found(precaution: str, checkpoint: Path) -> None:
     """A build for tests can leave out a precaution: the accelerator sees it, whatever the pixels say."""
     os.environ["SDCPP_LEAVE_OUT"] = precaution
     loopback = Loopback(dry=1)  # what it would compute could be no number, at which a debug build of ggml stops
-    with Model(checkpoint, DIFFUSION, max_vram=0.008) as model:
+    with Model(checkpoint, DIFFUSION, max_vram=0.0075) as model:
         model.draw(**steps(3))
     found = {kind: loopback.lib.loopback_violation_count(kind) for kind in range(1, 8)}
     assert found[LEFT_OUT[precaution]] > 0, found
@@ -106,9 +106,10 @@ def schedules(count: int, seed: int) -> None:
             for _ in range(2):
                 budget = int(choose.choice((choose.uniform(0.12, 1.8), choose.uniform(0.12, 0.4))) * GIB)
                 probe.begin(budget)
+                passes = choose.choice((1, 1, 2, 3))
                 sizes = [(64 * choose.randint(1, 6), 64 * choose.randint(1, 6)) for _ in range(choose.randint(1, 2))]
                 for width, height in [choose.choice(sizes) for _ in range(choose.randint(1, 4))]:
-                    assert lib.sdcpp_probe_step(probe.handle, width, height, 77), (number, budget)
+                    assert lib.sdcpp_probe_step(probe.handle, width, height, 77, passes), (number, budget)
                 books = loopback.books()
                 assert books["violations"] == 0, (number, budget)
                 assert books["device_bytes_peak"] <= budget_bytes(budget / GIB), (number, budget)

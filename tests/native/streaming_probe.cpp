@@ -1,5 +1,6 @@
 // Computes a diffusion model of full size without weights: its graphs and tensors have the shapes that a checkpoint's
 // header gives, on a device that keeps books but computes nothing. Part of the engine library in test builds only.
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "diffusion_model.hpp"
 #include "sdcpp/api/run.h"
+#include "sdcpp/lanes/lanes.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
@@ -114,8 +116,9 @@ SD_API void sdcpp_probe_begin(void* handle, double max_vram) {
     });
 }
 
-// Computes the model once for a picture of a size, and a prompt of a number of tokens where the model takes any.
-SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens) {
+// Computes a step of so many passes, for a picture of a size, and a prompt of a number of tokens where the model takes
+// any.
+SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens, int passes) {
     auto* probe = static_cast<Probe*>(handle);
     return run([&] {
         sdcpp::PlacementScope scope(probe->placements);
@@ -140,7 +143,15 @@ SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens) {
             params.y = &y;
             params.guidance = &guidance;
         }
-        return !probe->model->compute(1, params).empty();
+        bool computed = true;
+        const auto compute = [&] { computed = !probe->model->compute(1, params).empty() && computed; };
+        const std::vector<std::function<void()>> others(static_cast<size_t>(passes - 1), compute);
+        sdcpp::Beside beside(true, others);
+        compute();
+        for (size_t i = 0; i < others.size(); ++i) {
+            beside.run(i);
+        }
+        return computed;
     });
 }
 

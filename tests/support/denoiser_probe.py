@@ -52,11 +52,12 @@ class Probe:
         self.lib.sdcpp_probe_begin(self.handle, budget / GIB)
         self.loopback.reset()
 
-    def step(self, count: int = 1) -> float:
-        """Compute the denoiser and return the mean virtual seconds."""
+    def step(self, count: int = 1, passes: int = 1) -> float:
+        """Compute the denoiser's passes of some steps and return the mean virtual seconds of a step."""
         before = self.loopback.clock()["host_seconds"]
         for _ in range(count):
-            if not self.lib.sdcpp_probe_step(self.handle, self.model.width, self.model.height, self.model.tokens):
+            model = self.model
+            if not self.lib.sdcpp_probe_step(self.handle, model.width, model.height, model.tokens, passes):
                 raise RuntimeError(self.ffi.string(self.lib.sdcpp_probe_error()).decode() or "the engine gave up")
         return (self.loopback.clock()["host_seconds"] - before) / count
 
@@ -91,7 +92,7 @@ const char* sdcpp_probe_error(void);
 void sdcpp_probe_clock(double (*now)(void));
 void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
 void sdcpp_probe_begin(void* probe, double max_vram);
-bool sdcpp_probe_step(void* probe, int width, int height, int tokens);
+bool sdcpp_probe_step(void* probe, int width, int height, int tokens, int passes);
 bool sdcpp_probe_segment(void* probe, int index, uint64_t* bytes, double* cost, uint64_t* least,
                        uint64_t* most);
 bool sdcpp_probe_stream(void* probe, sdcpp_stream_t* stream);

@@ -88,7 +88,8 @@ class NativePlacement:
              "reason": "", "budget_bytes": 1 << 30, "peak_bytes": 50 << 20, "compute_bytes": 10 << 20,
              "weight_bytes": 40 << 20, "resident_bytes": 40 << 20, "streamed_bytes": 0, "slot_bytes": 0, "slots": 0,
              "borrowed_slots": 0,
-             "passes": 2, "pass_seconds": 0.5, "copy_seconds": -1.0, "stall_seconds": -1.0, "resident": "a, b",
+             "passes": 2, "graphs": 2, "lanes": 1, "lanes_reason": "", "copied_bytes": 0, "saved_bytes": 0,
+             "pass_seconds": 0.5, "copy_seconds": -1.0, "stall_seconds": -1.0, "resident": "a, b",
              "streamed": ""}
             for row in self.placements if row["stream"] and self.weights.get(row["module"])
         ]  # fmt: skip

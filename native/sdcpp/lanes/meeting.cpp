@@ -153,13 +153,13 @@ std::vector<Pass*> LaneGroup::waiting() const {
 
 // Asks the planner how many passes are lanes of one graph, when it does not know yet with graphs of all of them: those of
 // pictures that have not begun are like the leader's own.
-size_t LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures) {
+LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures) {
     Streamer& streamer = *placement_.streamer;
     const size_t own = wait.size() + 1;
     const size_t wanted = own * pictures;
     const LaneChoice known = streamer.known_lanes(all.front().graph, wanted);
     if (known.lanes > 0) {
-        return known.lanes;
+        return known;
     }
     std::vector<ggml_cgraph*> graphs{all.front().graph};
     std::vector<Scan> scans{all.front().scan};
@@ -171,7 +171,7 @@ size_t LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass*>& 
         }
         all.push_back(std::move(next));
     }
-    return streamer.choose_lanes(graphs, scans, wanted, lane_counts(own, pictures), maker_.tensors).lanes;
+    return streamer.choose_lanes(graphs, scans, wanted, lane_counts(own, pictures), maker_.tensors);
 }
 
 ggml_cgraph* LaneGroup::build() {
@@ -181,7 +181,8 @@ ggml_cgraph* LaneGroup::build() {
     const size_t own = wait.size() + 1;
     std::vector<Built> all;
     all.push_back(built(leader_));
-    const size_t lanes = affordable(all, wait, pending + 1);
+    const LaneChoice choice = affordable(all, wait, pending + 1);
+    const size_t lanes = choice.lanes;
     if (lanes > own && pending > 0) {
         lane.pictures->start(lanes / own - 1);
         wait = waiting();
@@ -211,16 +212,18 @@ ggml_cgraph* LaneGroup::build() {
     for (ggml_cgraph* graph : graphs) {
         results_.push_back(ggml_graph_node(graph, -1));
     }
-    say_why(lane, graphs.size() == 1 && !wait.empty() && lanes > 1);
+    say_why(lane, graphs.size() == 1 && !wait.empty() && lanes > 1, choice.reason);
     return graph_;
 }
 
-// Says why passes take turns that could have been lanes, where it is not the planner's choice.
-void LaneGroup::say_why(const Lane& lane, bool differ) const {
+// Says why passes take turns that could have been lanes.
+void LaneGroup::say_why(const Lane& lane, bool differ, const std::string& reason) const {
     if (lane.beside != nullptr && !lane.beside->independent()) {
         placement_.streamer->say_of_lanes("the cache mode compares the passes of a step, which take turns");
     } else if (differ) {
         placement_.streamer->say_of_lanes("passes that read different weights take turns");
+    } else if (!reason.empty()) {
+        placement_.streamer->say_of_lanes(reason);
     }
 }
 

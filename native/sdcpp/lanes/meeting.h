@@ -8,6 +8,7 @@
 #include "ggml.h"
 #include "sdcpp/api/run.h"
 #include "sdcpp/lanes/lanes.h"
+#include "sdcpp/streaming/lane_choice.h"
 #include "sdcpp/streaming/scan.h"
 
 namespace sdcpp {
@@ -59,8 +60,8 @@ private:
     bool can_build() const;
     void keep_inputs();
     std::vector<Pass*> waiting() const;
-    size_t affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures);
-    void say_why(const Lane& lane, bool differ) const;
+    LaneChoice affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures);
+    void say_why(const Lane& lane, bool differ, const std::string& reason) const;
 
     Placement& placement_;
     const GraphMaker maker_;

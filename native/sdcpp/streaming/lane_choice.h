@@ -32,6 +32,7 @@ struct LaneChoice {
     uint64_t shape = 0;           // of their graphs
     uint64_t room = 0;            // that it was planned with
     uint64_t minimum_budget = 0;  // that its lanes need
+    std::string reason;           // why there are not more; empty: there need not be
 };
 
 }  // namespace sdcpp

@@ -24,6 +24,7 @@ constexpr double launch_seconds = 10e-6;      // what a launch takes besides com
 constexpr uint64_t seldom_share = 32;         // what a network that is computed seldom takes others' memory for
 constexpr double arena_shrink = 0.85;         // after a refusal
 constexpr double budget_worth_a_plan = 1.05;  // growth for which a plan is made anew
+constexpr size_t most_choices = 16;           // of lanes, that are remembered
 
 }  // namespace
 
@@ -114,6 +115,7 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         replan(bytes, same);
     }
     largest_compute_ = std::max(largest_compute_, bytes);
+    largest_lanes_ = std::max(largest_lanes_, lanes_);
     return holds;
 }
 
@@ -134,7 +136,7 @@ void Streamer::reload_changed_weights() {
 
 // Returns what a graph that will be computed in this generation is expected to take.
 uint64_t Streamer::expected_compute(uint64_t compute_bytes) const {
-    return std::max({compute_bytes, largest_compute_, largest_before_});
+    return std::max({compute_bytes, largest_compute_, lanes_ >= lanes_before_ ? largest_before_ : 0});
 }
 
 // Returns what the network may hold when others hold some bytes.
@@ -253,17 +255,23 @@ LaneChoice Streamer::known_lanes(ggml_cgraph* graph, size_t passes) {
     }
     const uint64_t shape = shape_of(graph);
     const uint64_t room = room_for_lanes();
-    for (const LaneChoice& choice : choices_) {
+    const auto holds = [&](const LaneChoice& choice) {
         const bool as_much = static_cast<double>(std::max(choice.room, room)) <=
                              budget_worth_a_plan * static_cast<double>(std::min(choice.room, room));
-        const bool fits = active_ ? choice.minimum_budget <= room : as_much;
-        if (choice.shape == shape && fits && (active_ || choice.passes == passes)) {
-            LaneChoice known = choice;
-            known.lanes = std::min(known.lanes, passes);
-            return known;
-        }
+        return choice.shape == shape && (active_ ? choice.minimum_budget <= room : as_much);
+    };
+    auto known = std::find_if(choices_.begin(), choices_.end(),
+                              [&](const LaneChoice& choice) { return choice.passes == passes && holds(choice); });
+    if (known == choices_.end() && active_ && !choices_.empty() && holds(choices_.front())) {
+        known = choices_.begin();  // those that are left of a step, or of its pictures
     }
-    return {};
+    if (known == choices_.end()) {
+        return {};
+    }
+    std::rotate(choices_.begin(), known, known + 1);
+    LaneChoice choice = choices_.front();
+    choice.lanes = std::min(choice.lanes, passes);
+    return choice;
 }
 
 LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,
@@ -304,12 +312,12 @@ LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const
         const LaneCandidate& best = candidates[best_lanes(candidates)];
         choice.lanes = best.lanes;
         choice.minimum_budget = best.plan.minimum_budget;
-        if (best.lanes < counts.back() && !best.plan.slots.empty()) {
-            say_of_lanes("more of the passes at once would leave weights too little of the budget");
-        }
+    }
+    if (choice.lanes < counts.back() && (candidates.empty() || !candidates.front().plan.slots.empty())) {
+        choice.reason = "more lanes would leave too little of the budget for weights";
     }
     choices_.insert(choices_.begin(), choice);
-    choices_.resize(std::min(choices_.size(), most_compute_uses));
+    choices_.resize(std::min(choices_.size(), most_choices));
     return choice;
 }
 
@@ -479,6 +487,7 @@ void Streamer::begin_generation() {
     unbind();
     active_ = false;
     largest_before_ = std::exchange(largest_compute_, 0);
+    lanes_before_ = std::exchange(largest_lanes_, 1);
     ceiling_ = UINT64_MAX;
     may_borrow_ = true;
     executor_.end_gap();

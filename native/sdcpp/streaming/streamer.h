@@ -137,7 +137,8 @@ private:
     uint64_t largest_before_ = 0;      // ... of the one before, whose graphs are expected again
     uint64_t held_compute_bytes_ = 0;  // until the engine frees it
     size_t lanes_ = 1;                 // of the graph that is computed
-    size_t lanes_before_ = 1;          // of the largest one of the generation before
+    size_t largest_lanes_ = 1;         // of any in this generation
+    size_t lanes_before_ = 1;          // ... in the one before
     std::vector<LaneChoice> choices_;
     bool may_borrow_ = true;
     bool bound_ = false;
