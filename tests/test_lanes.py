@@ -185,22 +185,20 @@ def test_callbacks_and_cancelling(checkpoint: Path) -> None:
     assert len(os.listdir("/proc/self/task")) == threads
 
 
-# Copied a step and seconds a step, on the virtual clock: what copying bounds, and both balanced.
-@pytest.mark.parametrize("name", ["SD 1.5", "Z-Image"])
 @in_child
-def test_a_guided_step_copies_what_one_pass_does(name: str) -> None:
-    near = {"SD 1.5": 1.35, "Z-Image": 1.05}[name]  # no schedule reaches the bound of a UNet
+def test_a_guided_step_takes_what_one_pass_does() -> None:
+    """On the virtual clock, where copying takes four times as long as computing one pass."""
     loopback = Loopback(dry=1, check_uninitialised=0, memory_total=1 << 42)
     ffi, lib = probe_library()
     now = ffi.callback("double(void)", lambda: loopback.clock()["host_seconds"])
     lib.sdcpp_probe_clock(now)
-    with header_only(MODELS[name]) as path:
-        device = Probe(loopback, lib, ffi, path, MODELS[name], "device", True)
+    with header_only(MODELS["Z-Image"]) as path:
+        device = Probe(loopback, lib, ffi, path, MODELS["Z-Image"], "device", True)
         device.begin(1 << 42)
         device.step()
         compute = device.step()
         device.close()
-        probe = Probe(loopback, lib, ffi, path, MODELS[name], "overlapped", True)
+        probe = Probe(loopback, lib, ffi, path, MODELS["Z-Image"], "overlapped", True)
         probe.begin(1 << 42)
         probe.step()
         whole = probe.stream()
@@ -220,7 +218,7 @@ def test_a_guided_step_copies_what_one_pass_does(name: str) -> None:
             assert books["violations"] == 0
             # The bound: what the lanes' compute buffer leaves no room for is copied.
             must = whole["weight_bytes"] + row["compute_bytes"] - budget
-            assert seconds[passes] <= near * max(passes * compute, must / rate)
+            assert seconds[passes] <= 1.05 * max(passes * compute, must / rate)
         assert copied[2] <= 1.10 * copied[1]
         assert seconds[2] <= 1.10 * seconds[1]
         assert seconds[4] <= 1.10 * max(seconds[1], 4 * compute)
