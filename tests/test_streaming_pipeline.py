@@ -67,7 +67,8 @@ def test_layers_are_streamed_within_the_budget() -> None:
         assert row.budget_bytes == pytest.approx(BUDGET * GIB, rel=1e-6)
     assert loopback.books()["device_bytes_peak"] <= unet.budget_bytes
     moved = {row.module: row.bytes for row in report.modules}
-    assert moved["diffusion"] >= 5 * unet.streamed_bytes + unet.resident_bytes * 0.9
+    assert (unet.lanes, unet.graphs, unet.copied_bytes) == (2, 3, 3 * unet.streamed_bytes)
+    assert moved["diffusion"] >= 2 * unet.streamed_bytes + unet.resident_bytes * 0.9
 
 
 @in_child

@@ -174,11 +174,23 @@ LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass
     return streamer.choose_lanes(graphs, scans, wanted, lane_counts(own, pictures), maker_.tensors);
 }
 
+// Makes a graph the group's, of the leader's pass only.
+ggml_cgraph* LaneGroup::alone(ggml_cgraph* graph, const Lane& lane) {
+    graph_ = graph;
+    scans_.resize(1);
+    results_ = {ggml_graph_node(graph, -1)};
+    say_why(lane, false, "");
+    return graph;
+}
+
 ggml_cgraph* LaneGroup::build() {
     const Lane& lane = *this_lane();
     const size_t pending = lane.pictures != nullptr ? lane.pictures->pending() : 0;
     std::vector<Pass*> wait = waiting();
     const size_t own = wait.size() + 1;
+    if (own + pending == 1) {
+        return alone(leader_(), lane);
+    }
     std::vector<Built> all;
     all.push_back(built(leader_));
     const LaneChoice choice = affordable(all, wait, pending + 1);

@@ -61,6 +61,7 @@ private:
     void keep_inputs();
     std::vector<Pass*> waiting() const;
     LaneChoice affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures);
+    ggml_cgraph* alone(ggml_cgraph* graph, const Lane& lane);
     void say_why(const Lane& lane, bool differ, const std::string& reason) const;
 
     Placement& placement_;
