@@ -18,6 +18,7 @@ import pytest
 
 import sdcpp_py
 from sdcpp_py.engine import Step
+from sdcpp_py.engine.runtime import tap
 from support.checkpoints import write_checkpoint
 from support.children import in_child
 from support.denoiser_probe import MODELS, Probe, header_only, probe_library
@@ -28,11 +29,13 @@ from support.streaming import DIFFUSION, PLENTY, PROMPTS, budget_bytes, picture,
 HINT = np.full((64, 64, 3), 200, np.uint8)
 
 
-def drawn(model: Model, *loras: tuple[Path, float], progress: Any = None, **given: Any) -> list[str]:
+def drawn(
+    model: Model, *loras: tuple[Path, float], progress: Any = None, preview: Any = None, **given: Any
+) -> list[str]:
     """Return the hash of each picture's pixels."""
     options = {"width": 64, "height": 64, "seed": 1, **PROMPTS, **given}
     options["loras"] = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
-    pixels, _ = model.context.image_generate(options, progress=progress)
+    pixels, _ = model.context.image_generate(options, progress=progress, preview=preview)
     return [hashlib.sha256(data).hexdigest() for _, _, data in pixels]
 
 
@@ -57,7 +60,7 @@ def noisy(count: int, cfg: float = 7.0, **more: object) -> dict[str, Any]:
 # Options of the context, of the pictures, LoRAs by strength, what is streamed, budgets, and the lanes of four pictures
 # within each.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[float, ...], list[Any], dict[float, int]]] = {
-    "noise of each step": ({}, noisy(3), (), DIFFUSION, {0.002: 4, 0.004: 8, PLENTY: 1}),
+    "noise of each step": ({}, noisy(2), (), DIFFUSION, {0.002: 4, 0.004: 8, PLENTY: 1}),
     "without guidance": ({"rng_type": 0, "sampler_rng_type": 2}, noisy(2, 1.0), (), DIFFUSION, {0.004: 4}),
     "LoRA and ControlNet": (
         {"control_net_path": b"control.safetensors", "lora_apply_mode": "at_runtime"},
@@ -160,7 +163,11 @@ def test_callbacks_and_cancelling(checkpoint: Path) -> None:
         return stop
 
     with Model(checkpoint, DIFFUSION, max_vram=0.012) as model:
-        assert drawn(model, **given, progress=hear) == expected
+        outputs: list[tuple[str, tuple[int, ...]]] = []
+        with tap(lambda phase, shape, _: outputs.append((phase, shape))):
+            assert drawn(model, **given, progress=hear, preview=("proj", 1)) == expected
+        assert outputs.count(("sampling", (1, 4, 8, 8))) == 3 * 2 * 4
+        assert all(step.frames for step in heard if step.phase == "sampling" and step.step)
         assert only_row(model)["lanes"] == 8
         at = [(step.picture, step.step) for step in heard if step.phase == "sampling" and step.steps]
         assert sorted(at) == [(picture, step) for picture in range(1, 5) for step in range(4)]

@@ -12,6 +12,8 @@ namespace {
 // Seconds of copying what the first candidate streams for one second of computing.
 constexpr double ratios[] = {0.25, 0.5, 1.0, 2.0, 4.0};
 constexpr double same_time = 1.005;  // up to this factor
+constexpr double same_room = 1.05;   // likewise
+constexpr size_t most_choices = 16;  // that are remembered
 
 }  // namespace
 
@@ -45,6 +47,40 @@ size_t best_lanes(const std::vector<LaneCandidate>& candidates) {
         }
     }
     return chosen;
+}
+
+LaneChoice LaneChoices::known(uint64_t shape, size_t passes, uint64_t room, bool active) {
+    const auto holds = [&](const LaneChoice& choice) {
+        const bool as_much = static_cast<double>(std::max(choice.room, room)) <=
+                             same_room * static_cast<double>(std::min(choice.room, room));
+        return choice.shape == shape && (active ? choice.minimum_budget <= room : as_much);
+    };
+    auto known = std::find_if(choices_.begin(), choices_.end(),
+                              [&](const LaneChoice& choice) { return choice.passes == passes && holds(choice); });
+    if (known == choices_.end() && active && !choices_.empty() && holds(choices_.front())) {
+        known = choices_.begin();
+    }
+    if (known == choices_.end()) {
+        return {};
+    }
+    std::rotate(choices_.begin(), known, known + 1);
+    LaneChoice choice = choices_.front();
+    choice.lanes = std::min(choice.lanes, passes);
+    return choice;
+}
+
+void LaneChoices::choose(const std::vector<LaneCandidate>& candidates, size_t most, LaneChoice& choice) {
+    choice.lanes = 1;
+    if (!candidates.empty()) {
+        const LaneCandidate& best = candidates[best_lanes(candidates)];
+        choice.lanes = best.lanes;
+        choice.minimum_budget = best.plan.minimum_budget;
+    }
+    if (choice.lanes < most && (candidates.empty() || !candidates.front().plan.slots.empty())) {
+        choice.reason = "more lanes would leave too little of the budget for weights";
+    }
+    choices_.insert(choices_.begin(), choice);
+    choices_.resize(std::min(choices_.size(), most_choices));
 }
 
 }  // namespace sdcpp

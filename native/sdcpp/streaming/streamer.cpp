@@ -24,7 +24,6 @@ constexpr double launch_seconds = 10e-6;      // what a launch takes besides com
 constexpr uint64_t seldom_share = 32;         // what a network that is computed seldom takes others' memory for
 constexpr double arena_shrink = 0.85;         // after a refusal
 constexpr double budget_worth_a_plan = 1.05;  // growth for which a plan is made anew
-constexpr size_t most_choices = 16;           // of lanes, that are remembered
 
 }  // namespace
 
@@ -248,37 +247,13 @@ uint64_t Streamer::room_for_lanes() const {
 }
 
 LaneChoice Streamer::known_lanes(ggml_cgraph* graph, size_t passes) {
-    LaneChoice one;
-    one.lanes = 1;
-    if (passes == 1) {
-        return one;
-    }
-    const uint64_t shape = shape_of(graph);
-    const uint64_t room = room_for_lanes();
-    const auto holds = [&](const LaneChoice& choice) {
-        const bool as_much = static_cast<double>(std::max(choice.room, room)) <=
-                             budget_worth_a_plan * static_cast<double>(std::min(choice.room, room));
-        return choice.shape == shape && (active_ ? choice.minimum_budget <= room : as_much);
-    };
-    auto known = std::find_if(choices_.begin(), choices_.end(),
-                              [&](const LaneChoice& choice) { return choice.passes == passes && holds(choice); });
-    if (known == choices_.end() && active_ && !choices_.empty() && holds(choices_.front())) {
-        known = choices_.begin();  // those that are left of a step, or of its pictures
-    }
-    if (known == choices_.end()) {
-        return {};
-    }
-    std::rotate(choices_.begin(), known, known + 1);
-    LaneChoice choice = choices_.front();
-    choice.lanes = std::min(choice.lanes, passes);
-    return choice;
+    return choices_.known(shape_of(graph), passes, room_for_lanes(), active_);
 }
 
 LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,
                                   size_t passes, const std::vector<size_t>& counts, ggml_context* tensors) {
     const uint64_t room = room_for_lanes();
     LaneChoice choice;
-    choice.lanes = 1;
     choice.passes = passes;
     choice.shape = shape_of(graphs.front());
     choice.room = room;
@@ -308,16 +283,7 @@ LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const
             break;  // everything stays: there is nothing to copy less often
         }
     }
-    if (!candidates.empty()) {
-        const LaneCandidate& best = candidates[best_lanes(candidates)];
-        choice.lanes = best.lanes;
-        choice.minimum_budget = best.plan.minimum_budget;
-    }
-    if (choice.lanes < counts.back() && (candidates.empty() || !candidates.front().plan.slots.empty())) {
-        choice.reason = "more lanes would leave too little of the budget for weights";
-    }
-    choices_.insert(choices_.begin(), choice);
-    choices_.resize(std::min(choices_.size(), most_choices));
+    choices_.choose(candidates, std::min(counts.back(), graphs.size()), choice);
     return choice;
 }
 

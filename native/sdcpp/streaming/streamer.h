@@ -139,7 +139,7 @@ private:
     size_t lanes_ = 1;                 // of the graph that is computed
     size_t largest_lanes_ = 1;         // of any in this generation
     size_t lanes_before_ = 1;          // ... in the one before
-    std::vector<LaneChoice> choices_;
+    LaneChoices choices_;
     bool may_borrow_ = true;
     bool bound_ = false;
     bool active_ = false;
