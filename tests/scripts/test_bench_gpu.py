@@ -109,6 +109,7 @@ def test_guidance_computes_twice_a_step():
     assert Shot(1024, steps=8, cfg_scale=7.0).passes == 16
     assert Shot(1024, steps=8, cfg_scale=7.0).name == "1024x1024 cfg 7"
     assert Shot(512, lora=True).name == "512x512 LoRA"
+    assert (Shot(512, pictures=4).name, Shot(512, pictures=4).passes) == ("512x512 batch of 4", 32)
 
 
 def test_bandwidth_is_that_of_the_largest_copies():
@@ -178,6 +179,16 @@ def test_every_kind_of_answer_is_kept_and_said(capsys):
     said = capsys.readouterr().err
     for part in ("512x512: total 1.500 sampling 0.500", "512x512: 1 kernels", "load: 4.30", "load: no room"):
         assert part in said
+
+
+def test_passes_side_by_side_take_what_one_does_or_what_they_compute():
+    rows = good_rows()
+    guided = {"shot": f"{SHOT} cfg 7", "passes": 16}
+    resident = row("resident", 16 * 0.06, budget=None, **guided)
+    for seconds, good in ((1.0, True), (1.3, False)):
+        (each,) = found("^lanes", *rows, resident, row("pinned-overlapped", seconds, streamed=4e9, **guided))
+        assert each.good is good, each.got
+    assert not found("^lanes", *rows)
 
 
 def test_good_rows_pass():

@@ -26,6 +26,7 @@ class Shot:
         tiled: whether the latents are decoded in tiles, which small budgets need for large pictures.
         whole: whether it is named as one that is decoded without tiles.
         repeats: how often.
+        pictures: of a batch.
     """
 
     size: int
@@ -35,17 +36,20 @@ class Shot:
     tiled: bool = False
     whole: bool = False
     repeats: int = 5
+    pictures: int = 1
 
     @property
     def name(self) -> str:
         """Return what tells it from a model's other pictures."""
         guided = f" cfg {self.cfg_scale:g}" if self.cfg_scale != 1 else ""
-        return f"{self.size}x{self.size}{guided}{' LoRA' if self.lora else ''}{' whole' if self.whole else ''}"
+        whole = " whole" if self.whole else ""
+        batch = f" batch of {self.pictures}" if self.pictures > 1 else ""
+        return f"{self.size}x{self.size}{guided}{' LoRA' if self.lora else ''}{whole}{batch}"
 
     @property
     def passes(self) -> int:
         """How often the denoiser is computed."""
-        return self.steps * (2 if self.cfg_scale != 1 else 1)
+        return self.steps * self.pictures * (2 if self.cfg_scale != 1 else 1)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ SMALL = Shot(512, tiled=True)
 LARGE = Shot(1024, tiled=True)
 LORA = replace(SMALL, lora=True)
 GUIDED = Shot(1024, cfg_scale=7.0, tiled=True)
+LANES = (replace(SMALL, cfg_scale=7.0), replace(SMALL, pictures=4))
 
 
 def check_jobs() -> list[Job]:
@@ -122,7 +127,7 @@ def all_jobs() -> list[Job]:
         Job("zimage", "pinned-overlapped", 8, (SMALL, LARGE, LORA)),
         Job("zimage", "pinned-in-turn", 8, (SMALL, LARGE, LORA)),
         Job("zimage", "pageable-in-turn", 8, (SMALL, LORA)),
-        Job("zimage", "resident", None, (SMALL, LARGE, LORA)),
+        Job("zimage", "resident", None, (SMALL, *LANES, LARGE, LORA)),
         Job("zimage", "diffusers-leaf", None, (SMALL, LARGE)),
         Job("sdxl", "pinned-overlapped", 4, (LARGE, GUIDED, replace(LARGE, lora=True))),
         Job("sdxl", "pinned-in-turn", 4, (LARGE, replace(LARGE, lora=True))),
@@ -130,7 +135,7 @@ def all_jobs() -> list[Job]:
         Job("sdxl", "resident", None, (LARGE, GUIDED, replace(LARGE, lora=True))),
         Job("sdxl", "diffusers-leaf", None, (LARGE, GUIDED)),
         Job("zimage", "profile", None, (SMALL, LARGE)),
-        Job("zimage", "pinned-overlapped", 4, (SMALL, LARGE)),
+        Job("zimage", "pinned-overlapped", 4, (SMALL, *LANES, LARGE)),
         Job("zimage", "pinned-overlapped", 2, (SMALL,)),
         Job("zimage", "pinned-overlapped", None, (SMALL,)),
         Job("zimage", "pinned-in-turn", 4, (SMALL,)),

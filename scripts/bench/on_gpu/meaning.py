@@ -74,7 +74,7 @@ def bound(row: Row, report: Row) -> float | None:
     if row["mode"] not in MODES or row["mode"].startswith("resident") or not compute or not rate:
         return None
     stream = denoiser_stream(row)
-    copying = stream["streamed_bytes"] / rate if stream else 0.0
+    copying = stream["streamed_bytes"] / rate / stream.get("lanes", 1) if stream else 0.0
     return compute + copying if row["mode"].endswith("in-turn") else max(compute, copying)
 
 
@@ -125,7 +125,7 @@ def verdicts(report: Row) -> list[Verdict]:
                 out.append(Verdict(what, ">= 1.57", f"{ratio:.2f}", ratio >= 1.57, True))
         if row["mode"] in ("pinned-overlapped", "pageable-overlapped"):
             out += overlap_verdicts(row, find(row, row["mode"].replace("overlapped", "in-turn")), report, where)
-    out += peer_verdicts(rows)
+    out += [*lane_verdicts(rows), *peer_verdicts(rows)]
     for family, shot in dict.fromkeys((row["family"], row["shot"]) for row in rows):
         ours = [r for r in rows if (r["family"], r["shot"]) == (family, shot) and r["mode"] in MODES]
         ours = [r for r in ours if not r["mode"].endswith("engine")]  # whose kernels draw others
@@ -177,6 +177,28 @@ def overlap_verdicts(row: Row, in_turn: Row | None, report: Row, where: str) -> 
         for who, peak in peaks.items():
             text = f"{peak / GIB:.2f} of {row['budget']:g} GiB"
             out.append(Verdict(f"peak within budget, {who}, {where}", "<= budget", text, peak <= budget))
+    return out
+
+
+def lane_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Return each picture whose passes may be lanes against the one of one pass, streamed within the same budget.
+
+    It takes as long as copying the weights once, or as computing all its passes, which the resident row tells.
+    """
+    out = []
+    for row in rows:
+        size = row["shot"].partition(" ")[0]
+        alike = [r for r in rows if (r["family"], r["shot"], r["passes"]) == (row["family"], size, row["steps"])]
+        one = next((r for r in alike if (r["mode"], r["budget"]) == (row["mode"], row["budget"])), None)
+        resident = next((r for r in rows if r["mode"] == "resident" and same(r, row)), None)
+        if row["mode"] != "pinned-overlapped" or not row["budget"] or not one or not resident or one is row:
+            continue
+        if "LoRA" in row["shot"]:
+            continue
+        least = max(middle(one, "sampling") or 0.0, middle(resident, "sampling") or 0.0)
+        ratio = (middle(row, "sampling") or math.inf) / least if least else math.inf
+        what = f"{row['family']} {row['shot']} at {show_budget(row)} over {size} or computing"
+        out.append(Verdict(f"lanes, sampling, {what}", "<= 1.10", f"{ratio:.2f}", ratio <= 1.10, True))
     return out
 
 

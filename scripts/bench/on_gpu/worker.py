@@ -117,6 +117,7 @@ class Worker:
             "width": shot.size,
             "height": shot.size,
             "cfg_scale": shot.cfg_scale,
+            "batch_count": shot.pictures,
             "seed": 42,
             "sampler": "euler",
             "vae_tiling": shot.tiled,
@@ -135,7 +136,7 @@ class Worker:
         def run() -> Row:
             self.ticks.clear()
             images = model.txt2img(PROMPT, steps=shot.steps, **asked)
-            pictures.append(np.asarray(images[0]))
+            pictures.append(np.stack([np.asarray(image) for image in images]))
             return {**images.timings.to_dict(), **self.step(shot)}
 
         try:
