@@ -9,8 +9,6 @@
 // the engine's code keeps the meaning that it has on one thread (each_picture).
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -65,15 +63,13 @@ private:
 };
 
 // Calls `draw` with the number of each picture: one after another, or side by side on threads of their own, as far as
-// that lets streamed weights be copied less often. Returns false when one of the calls did, of which the others are
-// given up then.
-bool each_picture(int count, const std::function<bool(int)>& draw);
+// that lets streamed weights be copied less often. Each finds generators of its own, to be seeded, of the same kinds and
+// shared as before; its sampler keeps them. Returns false when one of the calls did; the others are given up then.
+bool each_picture(int count, std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& sampler,
+                  const std::function<bool(int)>& draw);
 
 // Runs a function on the thread that makes the engine's call, where this is a picture's own thread: the caller's threads
 // for computing and its callbacks belong there.
 void on_caller(const std::function<void()>& function);
-
-// Gives a picture generators of its own, seeded, of the same kinds and shared as before: the samplers keep theirs.
-void seed_anew(std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& sampler, uint64_t seed);
 
 }  // namespace sdcpp

@@ -1,10 +1,10 @@
-// Generators of noise for pictures that are drawn at the same time.
+#include "sdcpp/lanes/own_rng.h"
+
 #include <array>  // which the engine's header leaves to others
 
 #include "rng.hpp"
 #include "rng_mt19937.hpp"
 #include "rng_philox.hpp"
-#include "sdcpp/lanes/lanes.h"
 
 namespace sdcpp {
 
@@ -22,12 +22,10 @@ std::shared_ptr<RNG> another(const RNG* rng) {
 
 }  // namespace
 
-void seed_anew(std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& sampler, uint64_t seed) {
+void renew(std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& sampler) {
     const bool shared = noise == sampler;
     noise = another(noise.get());
     sampler = shared ? noise : another(sampler.get());
-    noise->manual_seed(seed);
-    sampler->manual_seed(seed);
 }
 
 }  // namespace sdcpp

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "sdcpp/autoencoder/autoencoder.h"
+#include "sdcpp/lanes/own_rng.h"
 #include "sdcpp/placement/context_placements.h"
 #include "sdcpp/seams/seams.h"
 
@@ -201,9 +202,14 @@ void Pictures::ask_caller(Lane& lane, const std::function<void()>& function) {
 
 // --- what is called by others ----------------------------------------------------------------------------------------
 
-bool each_picture(int count, const std::function<bool(int)>& draw) {
+bool each_picture(int count, std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& sampler,
+                  const std::function<bool(int)>& draw) {
+    const std::function<bool(int)> draw_own = [&](int picture) {
+        renew(noise, sampler);
+        return draw(picture);
+    };
     for (int next = 0; next < count;) {
-        Pictures pictures(next, count, draw);
+        Pictures pictures(next, count, draw_own);
         if (!pictures.run()) {
             return false;
         }
