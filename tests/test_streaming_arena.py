@@ -32,24 +32,20 @@ def test_nothing_is_allocated_between_the_second_step_and_the_last(checkpoint: P
         (stream(["diffusion", "controlnet"], cpu=["te", "vae"]), control, steps(5, control=image)),
     ):
         for budget in (0.0075, 0.012):
-            counts: list[list[int]] = []
+            counts: dict[int, list[int]] = {}
 
-            def count(step: Step, counts: list[list[int]] = counts) -> None:
-                if step.phase != "sampling":
-                    return
-                books = loopback.books()
-                if step.step == 1:
-                    counts.append([])
-                if step.step >= 1:
-                    counts[-1].append(books["device_allocs"] + books["device_frees"])
+            def count(step: Step, counts: dict[int, list[int]] = counts) -> None:
+                if step.phase == "sampling" and step.step >= 1:
+                    books = loopback.books()
+                    counts.setdefault(step.picture, []).append(books["device_allocs"] + books["device_frees"])
 
             with Model(checkpoint, wanted, max_vram=budget, **options) as model:
                 model.draw(**given, progress=count)
                 assert any(row["streamed_bytes"] > 0 for row in streams(model).values())
             assert len(counts) == given.get("batch_count", 1)
-            for one in counts:
+            for one in counts.values():
                 assert len(one) == 5
-                assert len(set(one[1:])) == 1, counts
+                assert len(set(one[1:-1])) == 1, counts  # the last step of the first picture frees
 
 
 @pytest.mark.parametrize("as_planned", [True, False])
@@ -62,7 +58,7 @@ def test_slots_in_the_compute_buffer(as_planned: bool, checkpoint: Path) -> None
     if not as_planned:
         os.environ["SDCPP_LEAVE_OUT"] = "layout"
     loopback = Loopback()
-    pictures = [steps(2), steps(2, width=128), steps(2)]
+    pictures = [steps(2, 1.0), steps(2, 1.0, width=128), steps(2, 1.0)]
     with Model(checkpoint, place("CPU"), kernels="engine") as model:
         expected = [model.draw(**each) for each in pictures]
     for budget in (0.007, 0.01) if as_planned else (0.007,):
@@ -125,10 +121,10 @@ def test_every_refused_device_allocation(checkpoint: Path) -> None:
 
 @in_child
 def test_refusals_between_unequal_graphs(tmp_path: Path) -> None:
-    """The second prompt's graph takes more than the first one's, whose compute buffer is there already."""
+    """One prompt's graph takes more than that of the other one, which is computed first and has a compute buffer."""
     loopback = Loopback()
     checkpoint = write_checkpoint("zimage", tmp_path / "model.safetensors", tiny=True)["model"]
-    given = {**steps(2), **PROMPTS}
+    given = {**steps(2), "prompt": PROMPTS["negative_prompt"], "negative_prompt": PROMPTS["prompt"]}
     expected = draw_on_cpu(checkpoint, **given)
     refused = 0
     with Model(checkpoint, DIFFUSION, max_vram=PLENTY) as model:
@@ -156,7 +152,7 @@ def test_a_backend_that_throws(checkpoint: Path) -> None:
         assert model.draw(**given) == expected
         (row,) = streams(model).values()
         assert row["borrowed_slots"] > 0
-        for number in (1, 2, 30, 60, 100):
+        for number in (1, 2, 20, 40, 60):
             loopback.reset()
             loopback.set(throw_at_graph=number)
             with pytest.raises(sdcpp_py.SdcppError, match="told to throw"):
