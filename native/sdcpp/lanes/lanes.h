@@ -27,10 +27,10 @@ using BuildGraph = std::function<ggml_cgraph*()>;
 
 // What a runner builds its graphs with.
 struct GraphMaker {
-    std::string network;                            // the engine's name of it
-    ggml_context* params;                           // its weights
-    ggml_context*& tensors;                         // where the tensors of its graphs are made
-    std::map<ggml_tensor*, const void*>& inputs;    // what will be copied into some of them
+    std::string network;                          // the engine's name of it
+    ggml_context* params;                         // its weights
+    ggml_context*& tensors;                       // where the tensors of its graphs are made
+    std::map<ggml_tensor*, const void*>& inputs;  // what will be copied into some of them
 };
 
 // Lets a pass meet the others. Returns true when one of those has computed it and has given its result to `take`. Else
