@@ -1,12 +1,12 @@
-// Passes of a denoiser that are computed side by side, as lanes, so that a weight that is streamed is copied once for all
-// of them. Everything here is called by the engine's own lines; the words:
+// Passes of a denoiser that are computed side by side, as lanes, so that a weight that is streamed is copied once for
+// all of them. Everything here is called by the engine's own lines; the words:
 //   pass   one computation of the denoiser
 //   lane   one of several passes that are computed as one graph
 //   meet   what a pass does before its graph is built: it lets the others come as far as that
 //   lead   build and compute the graph of several passes that have met; the others follow
-// Passes of one step (its conditions) run on one thread: a body that ends in a pass is called from within the meeting of
-// the one before it (Beside). Pictures run on threads of their own, of which never more than one runs at a time, so that
-// the engine's code keeps the meaning that it has on one thread (each_picture).
+// Passes of one step (its conditions) run on one thread: a body that ends in a pass is called from within the meeting
+// of the one before it (Beside). Pictures run on threads of their own, of which never more than one runs at a time, so
+// that the engine's code keeps the meaning that it has on one thread (each_picture).
 #pragma once
 
 #include <functional>
@@ -63,13 +63,13 @@ private:
 };
 
 // Calls `draw` with the number of each picture: one after another, or side by side on threads of their own, as far as
-// that lets streamed weights be copied less often. Each finds generators of its own, to be seeded, of the same kinds and
-// shared as before; its sampler keeps them. Returns false when one of the calls did; the others are given up then.
+// that lets streamed weights be copied less often. Each finds generators of its own, to be seeded, of the same kinds
+// and shared as before; its sampler keeps them. Returns false when one of the calls did; the others are given up then.
 bool each_picture(int count, std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& sampler,
                   const std::function<bool(int)>& draw);
 
-// Runs a function on the thread that makes the engine's call, where this is a picture's own thread: the caller's threads
-// for computing and its callbacks belong there.
+// Runs a function on the thread that makes the engine's call, where this is a picture's own thread: the caller's
+// threads for computing and its callbacks belong there.
 void on_caller(const std::function<void()>& function);
 
 }  // namespace sdcpp

@@ -151,8 +151,8 @@ std::vector<Pass*> LaneGroup::waiting() const {
     return found;
 }
 
-// Asks the planner how many passes are lanes of one graph, when it does not know yet with graphs of all of them: those of
-// pictures that have not begun are like the leader's own.
+// Asks the planner how many passes are lanes of one graph, when it does not know yet with graphs of all of them: those
+// of pictures that have not begun are like the leader's own.
 LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures) {
     Streamer& streamer = *placement_.streamer;
     const size_t own = wait.size() + 1;

@@ -40,7 +40,8 @@ public:
     LaneGroup(Placement& placement, const GraphMaker& maker, BuildGraph leader)
         : placement_(placement), maker_(maker), leader_(std::move(leader)) {}
 
-    // Builds the graph of the leader and of as many of those that wait as the planner affords, which follow from then on.
+    // Builds the graph of the leader and of as many of those that wait as the planner affords, which follow from then
+    // on.
     ggml_cgraph* build();
     // Gives them their results.
     void take();

@@ -1,5 +1,6 @@
 // Pictures that are drawn at the same time, each on a thread of its own but the first one, which stays on the caller's.
-// The threads pass a baton: only the one that has it runs, until it waits for a pass, needs the caller's thread, or ends.
+// The threads pass a baton: only the one that has it runs, until it waits for a pass, needs the caller's thread, or
+// ends.
 #pragma once
 
 #include <condition_variable>

@@ -73,7 +73,8 @@ ggml_status Executor::compute(ggml_cgraph* graph, const std::vector<Launch>& lau
                              : compute_in_turn(graph, launches, cancelled);
 }
 
-// Gives the device a launch, and a mark behind it when a slot is free from there on: once its last lane has been computed.
+// Gives the device a launch, and a mark behind it when a slot is free from there on: once its last lane has been
+// computed.
 ggml_status Executor::give(ggml_cgraph* graph, const Launch& launch, size_t lanes, uint64_t filling) {
     ggml_cgraph nodes = nodes_of(graph, launch);
     if (!keeps("last lane") && launch.streamed && lanes > 1) {

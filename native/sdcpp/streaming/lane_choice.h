@@ -38,8 +38,8 @@ struct LaneChoice {
 // What was chosen for the last kinds of passes, the choice in use first.
 class LaneChoices {
 public:
-    // Returns what was chosen for passes whose graphs have a shape, where the network may hold `room` bytes. `active`: it
-    // is in use, so that passes are what is left of a step or of its pictures, and it changes only when it must.
+    // Returns what was chosen for passes whose graphs have a shape, where the network may hold `room` bytes. `active`:
+    // it is in use, so that passes are what is left of a step or of its pictures, and it changes only when it must.
     LaneChoice known(uint64_t shape, size_t passes, uint64_t room, bool active);
     // Completes a choice, of one lane so far, and remembers it. The candidates are those that are feasible, the one of
     // one lane first; `most` is how many lanes were wanted.

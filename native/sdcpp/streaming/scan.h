@@ -43,8 +43,8 @@ uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor)
 // Returns the scan of a graph that was merged of others with these scans, of which each segment is read by all of them.
 Scan scan_lanes(const std::vector<Scan>& lanes, const ggml_cgraph* merged, std::shared_ptr<const ComputeUse> use);
 
-// Scans a graph of the network `runner`, whose weights are `params` and would lie in buffers of a type, and which uses its
-// compute buffer as `use` says.
+// Scans a graph of the network `runner`, whose weights are `params` and would lie in buffers of a type, and which uses
+// its compute buffer as `use` says.
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
                 std::shared_ptr<const ComputeUse> use);
 

@@ -65,8 +65,8 @@ public:
     Scan scan_pass(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
     // Returns how many of some passes, one of which has this graph, are computed as lanes of one; if that is known.
     LaneChoice known_lanes(ggml_cgraph* graph, size_t passes);
-    // Plans for `passes` passes that read the same weights, of which the first ones have these graphs, in some numbers of
-    // lanes, and chooses the fastest. Graphs that are tried are made in `tensors`.
+    // Plans for `passes` passes that read the same weights, of which the first ones have these graphs, in some numbers
+    // of lanes, and chooses the fastest. Graphs that are tried are made in `tensors`.
     LaneChoice choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,
                             size_t passes, const std::vector<size_t>& counts, ggml_context* tensors);
     // Says why passes were not lanes.
