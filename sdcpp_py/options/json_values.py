@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from .checks import show
 from .declare import REQUIRED, Option, declared
 from .group import Grouped
-from .kinds import File, Folder, Picture, Pictures
+from .kinds import File, Folder, Picture, Pictures, check_count
 from .loras import Lora, Loras
 
 Options = Mapping[str, Option]
@@ -46,6 +46,8 @@ def _replaced(option: Option, name: str, value: Any, picture: Leaf, file: Leaf) 
     kind = option.kind
     if value is None:
         return None
+    if isinstance(value, (list, Mapping)):
+        check_count(name, value)  # before a file is looked for, or a picture opened, for each
     if isinstance(kind, Loras):
         items: Sequence[Any]
         if isinstance(value, Mapping):

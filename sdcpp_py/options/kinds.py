@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import typing
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import engine
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 MAX_PROMPT = 100_000
+MAX_ITEMS = 10_001
+"""Of any list: the noise levels of the most steps that there may be."""
 
 
 class UnreadableError(ValueError):
@@ -29,6 +32,12 @@ def number_text(value: float) -> str:
     """Return a number as short as it can be read back."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
+
+
+def check_count(name: str, items: Sized) -> None:
+    """Raise ArgumentError for a list that is longer than any may be."""
+    if len(items) > MAX_ITEMS:
+        raise ArgumentError(f"{name} must have at most {MAX_ITEMS} members")
 
 
 class Kind:
@@ -247,11 +256,12 @@ class Items(Kind):
         if isinstance(value, (str, bytes, Mapping)):
             raise ArgumentError(f"{name} must be several numbers, not {show(value)}")
         try:
-            items = list(value)
+            items = list(itertools.islice(value, MAX_ITEMS + 1))
         except (MemoryError, RecursionError):
             raise
         except Exception:  # TypeError, or whatever a foreign iterator raises
             raise ArgumentError(f"{name} must be several numbers, not {show(value)}") from None
+        check_count(name, items)
         return tuple(self.of.check(f"{name}[{index}]", item, option) for index, item in enumerate(items))
 
     def plain(self, value: Any) -> list[Any]:

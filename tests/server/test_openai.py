@@ -104,6 +104,7 @@ def test_models_and_errors_are_openais(client: openai.OpenAI) -> None:
         ({"size": "12"}, "size must be"),
         ({"n": 0}, "n: "),
         ({"extra_body": {"stepz": 1}}, "did you mean steps"),
+        ({"extra_body": {"prompt": ["x"]}}, "prompt must be a string"),
     ):
         with pytest.raises(openai.BadRequestError, match=said) as caught:
             client.images.generate(prompt="x", **wrong)

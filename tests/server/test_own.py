@@ -112,6 +112,7 @@ def test_events_tell_of_a_job_from_its_begin_to_its_end(server: Server) -> None:
     assert shown[0].startswith("data:image/jpeg;base64,")
     assert server.http.get(f"/api/jobs/{job['id']}/preview").headers["content-type"] == "image/jpeg"
     assert server.events(job["id"], str(events[-2][0])) == events[-1:]
+    assert server.events(job["id"], "9" * 5000) == events  # more digits than Python reads
 
 
 def test_a_job_is_cancelled_at_any_moment(server: Server) -> None:
@@ -168,6 +169,8 @@ def test_the_example_of_the_page_runs(server: Server) -> None:
         ({"prompt": "x", "loras": ["../../etc/passwd"]}, "loras[0].path leads out of lora_model_dir"),
         ({"prompt": "<lora:/etc/passwd:1>"}, "leads out of lora_model_dir"),
         ({"prompt": "x", "hires": {"model": "/etc/passwd"}}, "hires.model '/etc/passwd' is no upscaler here"),
+        ({"prompt": "x", "sigmas": [1] * 20_000}, "sigmas must have at most 10001 members"),
+        ({"prompt": "x", "loras": ["x"] * 20_000}, "loras must have at most 10001 members"),
         ({"prompt": "x", "hires": {"skale": 2}}, "hires has no 'skale'"),
         ({"prompt": "x", "photo_maker": {"id_images": [], "id_embed": "/etc/passwd"}}, "requests name no files"),
         ({"prompt": "x", "control_image": "/etc/passwd"}, "control_image must be a picture as base64"),

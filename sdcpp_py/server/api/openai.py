@@ -91,9 +91,9 @@ class Call:
 def _take(call: Call, defaults: Mapping[str, Any]) -> None:
     """Bring the shared fields of a call into its options."""
     given, options = call.given, call.options
-    prompt, extra = take_extra(str(options.get("prompt", "")))
-    if "prompt" in options:
-        options["prompt"] = prompt
+    extra = None
+    if isinstance(options.get("prompt"), str):  # what else it may be is refused where all options are checked
+        options["prompt"], extra = take_extra(options["prompt"])
     if extra:
         asked = from_fields(MODES[call.mode], extra, defaults)
         call.options = options = {**options, **asked.options}

@@ -124,15 +124,13 @@ def router(front: Front) -> APIRouter:
         With the header Last-Event-ID, or *after*, those that follow.
         """
         found = scheduler.find(job)
-        last = http.headers.get("last-event-id", "")
-        return _stream(front.events(found, int(last) if last.isdecimal() else after))
+        return _stream(front.events(found, _heard(http, after)))
 
     @api.get("/events", response_class=EventSourceResponse, tags=["jobs"], responses=_SSE)
     async def all_events(http: Request, after: int = 0) -> Response:
         """Stream what happens to all jobs, progress left out; after -1 what happens from now on."""
-        last = http.headers.get("last-event-id", "")
         after = scheduler.events.last if after < 0 else after
-        return _stream(scheduler.events.after(int(last) if last.isdecimal() else after))
+        return _stream(scheduler.events.after(_heard(http, after)))
 
     @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
     async def picture(job: str, index: int) -> Response:
@@ -236,6 +234,12 @@ def router(front: Front) -> APIRouter:
         return PlainTextResponse(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return api
+
+
+def _heard(http: Request, after: int) -> int:
+    """Return the number of the last event that a client has, by its header Last-Event-ID, else *after*."""
+    last = http.headers.get("last-event-id", "")
+    return int(last) if last.isdecimal() and len(last) < 20 else after
 
 
 def _stream(events: AsyncIterator[Event]) -> EventSourceResponse:
