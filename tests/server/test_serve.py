@@ -66,6 +66,8 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         threads.append(threading.Thread(target=lambda: seen.extend(server.events(under_way["id"]))))
         threads[-1].start()
         alone = server.submit(steps=1)
+        for pid in server.worker_pids():
+            os.kill(pid, signal.SIGTERM)  # as systemd does, which sends it to every process of a service
         assert server.end(signal.SIGTERM) == 0
         for thread in threads:
             thread.join()
@@ -146,6 +148,11 @@ def test_models_are_read_from_a_file(tmp_path: Path) -> None:
         ("[modles.x]", "modles is neither models nor upscalers"),
         ("[models.x]\nstepz = 1", "x: stepz is no option of loading"),
         ("[models.x.defaults]\nstepz = 1", "defaults.stepz is no option of drawing"),
+        ("[models.x.defaults]\nsteps = 0", "x: defaults.steps must be from 1"),
+        ("[models.x]\ndefaults = 5", "x: defaults must be a table"),
+        ("models = 5", "models must be tables, written as"),
+        ("[models.'a/b']", "models.'a/b' is no name"),
+        ("[models.'']", "models.'' is no name"),
         ("[models.x]\nthreads = 0", "x: threads must be from 1"),
     ):
         with pytest.raises(ArgumentError, match=said):
