@@ -14,6 +14,7 @@ from ..lora_folder import open_folder
 from ..models import EMBEDDED_DEFAULTS
 from ..modes import DRAWING, FILMING, IMG2IMG, INPAINT, LOADING, TXT2IMG, UPSCALE, UPSCALER, Mode
 from ..options.checks import show
+from ..options.json_values import built, holds_pictures
 from ..options.kinds import Embeddings, File, Folder
 
 if sys.version_info >= (3, 11):
@@ -24,7 +25,6 @@ else:
 EMBEDDED = "embedded"
 """The name of the model inside the package."""
 _DEFAULTS = "defaults"
-_DRAWN = {name for mode in (*DRAWING, *FILMING) for name in mode.declared}
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,31 @@ def _resolved(table: Mapping[str, Any], mode: Mode, folder: Path, where: str) ->
 
 def _tables(content: Mapping[str, Any], key: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the named tables of a table."""
-    for name, table in content.get(key, {}).items():
+    tables = content.get(key, {})
+    if not isinstance(tables, Mapping):
+        raise ArgumentError(f"{where}: {key} must be tables, written as [{key}.NAME]")
+    for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ArgumentError(f"{where}: {key}.{name} must be a table")
+        if not name.strip() or "/" in name or not name.isprintable():
+            raise ArgumentError(f"{where}: {key}.{show(name)} is no name that addresses can have; take another one")
         yield name, dict(table)
+
+
+def _drawn(defaults: Any, where: str) -> dict[str, Any]:
+    """Return a model's defaults of drawing, checked as far as that needs no model."""
+    if not isinstance(defaults, Mapping):
+        raise ArgumentError(f"{where}: {_DEFAULTS} must be a table")
+    for name, value in defaults.items():
+        modes = [mode for mode in (*DRAWING, *FILMING) if name in mode.declared]
+        if not modes or holds_pictures(modes[0].declared[name]):
+            raise ArgumentError(f"{where}: {_DEFAULTS}.{name} is no option of drawing")
+        try:
+            declared = modes[0].declared
+            declared[name].check(built(declared, {name: value})[name], f"{_DEFAULTS}.{name}")
+        except (ArgumentError, TypeError) as error:
+            raise ArgumentError(f"{where}: {error}") from None
+    return dict(defaults)
 
 
 def read_models(file: str | os.PathLike[str]) -> dict[str, ServedModel]:
@@ -119,9 +140,7 @@ def read_models(file: str | os.PathLike[str]) -> dict[str, ServedModel]:
     found: dict[str, ServedModel] = {}
     for name, table in _tables(content, "models", str(path)):
         where = f"models file {path}: {name}"
-        defaults = table.pop(_DEFAULTS, {})
-        if alien := defaults.keys() - _DRAWN:
-            raise ArgumentError(f"{where}: {_DEFAULTS}.{sorted(alien)[0]} is no option of drawing")
+        defaults = _drawn(table.pop(_DEFAULTS, {}), where)
         found[name] = ServedModel(name, "model", _resolved(table, LOADING, path.parent, where), defaults)
     for name, table in _tables(content, "upscalers", str(path)):
         where = f"models file {path}: upscaler {name}"

@@ -72,6 +72,7 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert answers["running"].json()["state"] == "done"
+    assert answers["running"].json()["attempts"] == 1
     assert answers["waiting"].status_code == 503
     assert seen[-1][1] == "done"  # who follows it is not cut off
     assert TOKEN not in (tmp_path / "store.log").read_text()
