@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -33,17 +34,25 @@ _FIELDS = (
     "id", "client", "priority", "created", "deadline", "started", "ended", "state", "attempts", "request", "inputs",
     "files", "bytes", "result", "error", "key", "digest", "source", "prompt",
 )  # fmt: skip
+_BASE = "jobs.sqlite"
+_JOB = re.compile("[0-9a-f]{32}")
+_PICTURE = re.compile(rf"\.?{_JOB.pattern}-\d+\.\w+(\.part)?")
 _MOST_JOBS = 100_000  # that are remembered without their pictures
 _UNFINISHED = ("queued", "loading", "running")
 
 
 @contextlib.contextmanager
-def _stored() -> Iterator[None]:
+def _stored(folder: Path) -> Iterator[None]:
     """Make one-line errors of what SQLite and the system raise."""
     try:
         yield
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise StoreError(f"store {folder} cannot be used ({failure_reason(error)}); see to its disk") from None
+        said = f"{folder / _BASE} is damaged ({failure_reason(error)}); move it away and start the server anew"
+        raise StoreError(said) from None
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"the store cannot be used ({failure_reason(error)}); see to its disk") from None
+        raise StoreError(f"store {folder} cannot be used ({failure_reason(error)}); see to its disk") from None
 
 
 def request_digest(request: dict[str, Any], pictures: Sequence[bytes]) -> str:
@@ -71,11 +80,12 @@ class Store:
         self._limit = limit
         self._waiting: dict[str, int] = {}  # bytes of the pictures that go into each job that has not ended
         self._room = threading.RLock()  # pictures are written in threads, one job at a time
-        with _stored():
+        with contextlib.ExitStack() as opened, _stored(self._folder):
             self._pictures.mkdir(parents=True, exist_ok=True)
             self._inputs.mkdir(exist_ok=True)
-            self._lock_file = self._lock()
-            self._base = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None, check_same_thread=False)
+            opened.enter_context(self._lock())
+            self._base = sqlite3.connect(folder / _BASE, isolation_level=None, check_same_thread=False)
+            opened.callback(self._base.close)
             self._base.row_factory = sqlite3.Row
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=NORMAL")
@@ -85,8 +95,10 @@ class Store:
             self._base.executescript(_SCHEMA)
             self._base.execute(f"PRAGMA user_version={_VERSION}")
             (size,) = self._base.execute("SELECT coalesce(sum(bytes), 0) FROM jobs").fetchone()
-        self.bytes: int = size
-        self._sweep()
+            self.bytes: int = size
+            if version:  # of a new one nobody knows whose that is which lies there
+                self._sweep()
+            self._opened = opened.pop_all()
 
     @property
     def _pictures(self) -> Path:
@@ -112,8 +124,7 @@ class Store:
 
     def close(self) -> None:
         """Close the files."""
-        self._base.close()
-        self._lock_file.close()
+        self._opened.close()
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -127,10 +138,12 @@ class Store:
         if size and sum(self._waiting.values()) + size > self._limit:
             raise StoreError("the pictures that go into waiting jobs fill the store; ask later, or raise --store-limit")
         try:
-            with _stored():
+            with _stored(self._folder):
+                if not (self._folder / _BASE).exists():  # what is written to it now is lost with this process
+                    raise StoreError(f"store {self._folder} was removed; start the server anew")
                 if pictures:
                     folder = self._inputs / job.id
-                    folder.mkdir()
+                    folder.mkdir(parents=True)
                     for index, picture in enumerate(pictures):
                         self._write(folder / str(index), picture, lasting=False)
                 self._put(job)
@@ -145,7 +158,7 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        with _stored():
+        with _stored(self._folder):
             self._put(job)
 
     def _put(self, job: Job) -> None:
@@ -171,19 +184,19 @@ class Store:
 
     def get(self, job: str) -> Job | None:
         """Return a job, None where there is none of this id."""
-        with _stored():
+        with _stored(self._folder):
             row = self._base.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
         return None if row is None else self._job(row)
 
     def by_key(self, client: str, key: str) -> Job | None:
         """Return the job of a client's idempotency key, None where it was not used."""
-        with _stored():
+        with _stored(self._folder):
             row = self._base.execute("SELECT * FROM jobs WHERE client = ? AND key = ?", (client, key)).fetchone()
         return None if row is None else self._job(row)
 
     def unfinished(self) -> list[Job]:
         """Return the jobs that have not ended, the oldest first."""
-        with _stored():
+        with _stored(self._folder):
             rows = self._base.execute(
                 "SELECT * FROM jobs WHERE state IN (?, ?, ?) ORDER BY created", _UNFINISHED
             ).fetchall()
@@ -213,13 +226,13 @@ class Store:
             where.append("created < ?")
             values.append(before)
         query = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY created DESC LIMIT ?"
-        with _stored():
+        with _stored(self._folder):
             rows = self._base.execute(query, (*values, limit)).fetchall()
         return [self._job(row) for row in rows]
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures."""
-        with _stored():
+        with _stored(self._folder):
             self._base.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
             self._discard(job.files)
         shutil.rmtree(self._inputs / job.id, ignore_errors=True)
@@ -254,7 +267,7 @@ class Store:
         Raises:
             StoreError: they are gone.
         """
-        with _stored():
+        with _stored(self._folder):
             return [(self._inputs / job.id / str(index)).read_bytes() for index in range(job.inputs)]
 
     def write_pictures(self, job: Job, files: Sequence[bytes], suffix: str) -> list[str]:
@@ -268,7 +281,8 @@ class Store:
         with self._room:
             self._make_room(sum(map(len, files)), job.id)
             try:
-                with _stored():
+                with _stored(self._folder):
+                    self._pictures.mkdir(exist_ok=True)  # people empty it by removing it
                     for name, data in zip(names, files, strict=True):
                         self._write(self._pictures / name, data)
                         written.append(name)
@@ -295,7 +309,7 @@ class Store:
     def _make_room(self, size: int, keep: str) -> None:
         """Remove the oldest pictures until so many bytes more fit."""
         while self.bytes + size > self._limit:
-            with _stored():
+            with _stored(self._folder):
                 row = self._base.execute(
                     "SELECT * FROM jobs WHERE bytes > 0 AND id != ? ORDER BY ended LIMIT 1", (keep,)
                 ).fetchone()
@@ -311,19 +325,19 @@ class Store:
             shutil.rmtree(self._inputs / job.id, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove what an end in the middle of writing left."""
-        with _stored():
+        """Remove what an end in the middle of writing left; never what has no name of ours."""
+        with _stored(self._folder):
             rows = self._base.execute("SELECT files FROM jobs WHERE files != '[]'").fetchall()
             known = {name for row in rows for name in json.loads(row["files"])}
             for file in self._pictures.iterdir():
-                if file.name not in known:
+                if file.name not in known and _PICTURE.fullmatch(file.name):
                     file.unlink(missing_ok=True)
             waiting = {job.id for job in self.unfinished()}
             for folder in self._inputs.iterdir():
-                if folder.name not in waiting:
-                    shutil.rmtree(folder, ignore_errors=True)
-                else:
+                if folder.name in waiting:
                     self._waiting[folder.name] = sum(file.stat().st_size for file in folder.iterdir())
+                elif _JOB.fullmatch(folder.name):
+                    shutil.rmtree(folder, ignore_errors=True)
             self._base.execute(
                 "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "
                 "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,36 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
             assert scheduler.waiting == 0
 
     run(work)
+
+
+def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    """And says what is wrong with it by its name."""
+    folder = tmp_path / "store"
+    mine, photo = folder / "inputs" / "letters" / "mine.txt", folder / "pictures" / "photo.jpg"
+    orphan = folder / "pictures" / f"{'0f' * 16}-0.png"
+    for file in (mine, photo, orphan):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    left = []
+    for _ in range(2):
+        Store(folder, 1e9).close()
+        left.append((mine.exists(), photo.exists(), orphan.exists()))
+    # What a new store finds may be of a damaged one that was moved away.
+    assert left == [(True, True, True), (True, True, False)]
+
+    async def work() -> None:
+        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
+            shutil.rmtree(folder / "pictures")
+            assert (await scheduler.finished(scheduler.submit(asked()))).state == "done"
+            shutil.rmtree(folder)
+            with pytest.raises(StoreError, match="store .*store was removed"):
+                scheduler.submit(asked())
+
+    run(work)
+    folder.mkdir(exist_ok=True)
+    (folder / "jobs.sqlite").write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(StoreError, match=r"jobs.sqlite is damaged .*move it away"):
+        Store(folder, 1e9)
 
 
 def test_slow_readers_hold_nobody_up() -> None:
