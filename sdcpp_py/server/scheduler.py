@@ -112,9 +112,11 @@ class Scheduler:
         """Take nothing new, and begin with nothing that waits; who waits for that is told so.
 
         Args:
-            seconds: that what is under way has left; then those who wait for it are told, too.
+            seconds: that what is under way has left; then those who wait for it are told, too. Asked for again, it
+                can only become less.
         """
         if self.draining:
+            self._drained = min(self._drained, time.monotonic() + seconds)
             return
         self.draining = True
         self._drained = time.monotonic() + seconds
@@ -128,11 +130,16 @@ class Scheduler:
         for job in self._active.values():
             job.events.close()
 
-    async def stop(self) -> None:
-        """End when the time is over that :meth:`drain` gave; what is not done waits in the store for the next start."""
-        self.drain()
+    async def drained(self) -> None:
+        """Return when nothing is under way any more, or the time is over that :meth:`drain` gave."""
         while (self._pool.jobs or self._settling) and time.monotonic() < self._drained:
             await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """End when the time is over that :meth:`drain` gave; what is not done waits in the store for the next start."""
+        if not self.draining:
+            self.drain()
+        await self.drained()
         for timer in self._timers.values():
             timer.cancel()
         left = self._pool.jobs

@@ -96,28 +96,48 @@ def make_workers(values: Mapping[str, Any], models: Mapping[str, ServedModel]) -
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, which tells the scheduler of the end before it closes anything."""
+    """Uvicorn's server, which answers on until what is under way has ended.
 
-    def __init__(self, config: uvicorn.Config, ending: Callable[[], object]) -> None:
+    Args:
+        config: uvicorn's.
+        scheduler: of the jobs.
+        seconds: that what is under way has left.
+    """
+
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, seconds: float) -> None:
         super().__init__(config)
-        self._ending = ending
+        self._scheduler = scheduler
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take the signals that end the server; those of before are back afterwards, and none is raised again."""
         names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         # Not uvicorn's own method: streams would be cut that tell of what is still under way.
-        before = {number: signal.signal(number, lambda *_: self._end()) for number in names}
+        before = {number: signal.signal(number, self._signalled) for number in names}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _signalled(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end)
+
     def _end(self) -> None:
         """End: nothing new is taken, what is under way has its time; a second signal ends at once."""
-        self._ending()
-        self.force_exit = self.should_exit
+        if self._draining is None:
+            self._scheduler.drain(self._seconds)
+            self._draining = self._loop.create_task(self._drain())
+        else:
+            self._scheduler.drain(0.0)
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        """Close when nothing is under way any more: until then clients may ask how their jobs are."""
+        await self._scheduler.drained()
         self.should_exit = True
 
 
@@ -195,10 +215,9 @@ async def _serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(values["drain_seconds"]) + _CLOSING_SECONDS,
+            timeout_graceful_shutdown=_CLOSING_SECONDS,
         )
-        loop = asyncio.get_running_loop()
-        server = _Server(config, lambda: loop.call_soon_threadsafe(scheduler.drain, values["drain_seconds"]))
+        server = _Server(config, scheduler, values["drain_seconds"])
         with _listen(values["host"], values["port"]) as listening:
             address = listening.getsockname()
             host = f"[{address[0]}]" if ":" in address[0] else address[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -56,7 +57,7 @@ def test_sigterm_drains(tmp_path: Path) -> None:
             answers[name] = server.http.post("/api/jobs?wait=60", json=body)
 
         threads = []
-        for name, steps in (("running", 40), ("waiting", 1)):
+        for name, steps in (("running", 200), ("waiting", 1)):
             threads.append(threading.Thread(target=ask, args=(name, steps)))
             threads[-1].start()
             state = {"running": "running", "waiting": "queued"}[name]
@@ -66,9 +67,21 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         threads.append(threading.Thread(target=lambda: seen.extend(server.events(under_way["id"]))))
         threads[-1].start()
         alone = server.submit(steps=1)
+        host, port = server.url.removeprefix("http://").split(":")
+        half = socket.create_connection((host, int(port)))  # of somebody who never sends the rest
+        half.sendall(b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nAuthorization: Bearer "
+                     + TOKEN.encode() + b"\r\n\r\n{")  # fmt: skip
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGTERM)  # as systemd does, which sends it to every process of a service
-        assert server.end(signal.SIGTERM) == 0
+        server.process.send_signal(signal.SIGTERM)
+        while (ready := server.http.get("/api/ready")).status_code == 200:
+            time.sleep(0.01)
+        assert ready.status_code == 503
+        assert server.job(under_way["id"])["state"] == "running"  # whoever asks is answered until the end
+        begun = time.monotonic()
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - begun < 30  # though --drain-seconds is 60
+        half.close()
         for thread in threads:
             thread.join()
     assert answers["running"].json()["state"] == "done"
