@@ -118,6 +118,10 @@ def test_the_lists_are_there(client: webuiapi.WebUIApi, server: Server) -> None:
         assert said in answer.json()["detail"]
 
 
+def test_null_is_a_field_that_is_not_given() -> None:
+    assert TextToImage(prompt="x", negative_prompt=None, n_iter=None) == TextToImage(prompt="x")  # type: ignore[arg-type]
+
+
 def test_names_of_theirs_are_ours() -> None:
     samplers = ["euler", "euler_a", "dpm++2m", "lcm"]
     assert sampler_of("Euler a", samplers) == ("euler_a", None)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...effects import adds_noise
 from ...errors import ArgumentError
@@ -65,6 +65,12 @@ class Drawing(BaseModel):
     alwayson_scripts: dict[str, Any] | None = None
     lora: list[dict[str, Any]] | None = Field(default=None, description="as sd-server takes them")
     send_images: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        """Return what is given: there null is taken for a field that is not."""
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
 
 
 class TextToImage(Drawing):
