@@ -32,9 +32,11 @@ class LoraFolder:
 
     Attributes:
         path: the folder.
+        shown: what messages call it, where they may not tell the path; empty for that.
     """
 
     path: str
+    shown: str = ""
 
     @functools.cached_property
     def _files(self) -> dict[str, str]:
@@ -74,12 +76,11 @@ class LoraFolder:
             ArgumentError: the name, or the file that is a link, leads out of the folder.
             ModelError: no file is called so, or several are.
         """
-        shown = show_path(self.path)
+        shown = self.shown or show_path(self.path)
         parts = re.split(r"[/\\]", name)
         if os.path.isabs(name) or os.path.splitdrive(name)[0] or ".." in parts:
-            raise ArgumentError(
-                f"{what} leads out of lora_model_dir; name a file in {shown}, or pass its path in loras="
-            )
+            more = "" if self.shown else ", or pass its path in loras="
+            raise ArgumentError(f"{what} leads out of lora_model_dir; name a file in {shown}{more}")
         matches = self._matches(name)
         if len(matches) > 1:
             raise ModelError(f"{what} may be any of {', '.join(matches[:5])}; write folder and suffix, too")
@@ -153,7 +154,7 @@ def _read_tag(inner: str, folder: LoraFolder) -> Lora:
         raise ArgumentError(f"{what}: {error}") from None
 
 
-def take_tags(prompt: str, folder: StrPath | None) -> tuple[str, list[Lora]]:
+def take_tags(prompt: str, folder: StrPath | None, shown: str = "") -> tuple[str, list[Lora]]:
     """Return a prompt without its tags, and the LoRAs that they call.
 
     A tag is ``<lora:NAME:STRENGTH>`` as in A1111's web UI, or without the strength, which is 1 then. Of two numbers the
@@ -163,6 +164,7 @@ def take_tags(prompt: str, folder: StrPath | None) -> tuple[str, list[Lora]]:
     Args:
         prompt: the prompt.
         folder: where they are; None for none.
+        shown: what messages call the folder; empty for its path.
 
     Raises:
         ArgumentError: there is no folder, a tag leads out of it, or it is not closed, or a hypernetwork's.
@@ -179,7 +181,7 @@ def take_tags(prompt: str, folder: StrPath | None) -> tuple[str, list[Lora]]:
             f"prompt: {show(f'<lora:{inners[0]}>')} needs lora_model_dir=... when loading the model, the folder of its "
             "file; or pass loras="
         )
-    place = open_folder(folder)
+    place = open_folder(folder, shown)
     return _TAG.sub("", prompt), [_read_tag(inner, place) for inner in inners]
 
 
@@ -192,13 +194,13 @@ def _check_tag(tag: re.Match[str], what: str) -> None:
         raise ArgumentError(f"{shown} is a tag that is not closed; write <lora:NAME:STRENGTH>")
 
 
-def open_folder(path: StrPath) -> LoraFolder:
-    """Return a folder of LoRAs.
+def open_folder(path: StrPath, shown: str = "") -> LoraFolder:
+    """Return a folder of LoRAs; *shown* is what messages call it, where they may not tell the path.
 
     Raises:
         ModelError: there is none.
     """
-    return LoraFolder(os.fsdecode(check_folder(path, "lora_model_dir")))
+    return LoraFolder(os.fsdecode(check_folder(path, "lora_model_dir")), shown)
 
 
 def find_loras(loras: Sequence[Lora], folder: StrPath | None) -> tuple[Lora, ...]:

@@ -26,6 +26,9 @@ log = logging.getLogger("sdcpp_py.server")
 Form = Callable[[Problem], dict[str, Any]]
 
 
+_NOT_PARSED = "the body cannot be read; send a JSON object in UTF-8, nested less, with shorter numbers"
+
+
 def _own_form(said: Problem) -> dict[str, Any]:
     """Return an error as our own API has it."""
     return {"error": {"type": said.kind, "message": said.message, "engine_log": list(said.engine_log)}}
@@ -43,6 +46,10 @@ def _answer(request: Request, said: Problem) -> Response:
 def _validation_message(error: RequestValidationError) -> str:
     """Return what is wrong with a request, in a line."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    if first["loc"] == ("body",) and isinstance(first.get("input"), bytes):
+        return "the body must be JSON, sent with Content-Type: application/json"
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
     said = {"extra_forbidden": "is no field here", "missing": "is missing"}.get(first["type"], first["msg"])
     return f"{where}: {said}"
@@ -75,7 +82,8 @@ def make_app(front: Front) -> ASGIApp:
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _answer(request, Problem(error.status_code, "HTTPError", str(error.detail), headers=error.headers))
+        said = _NOT_PARSED if error.detail == "There was an error parsing the body" else str(error.detail)
+        return _answer(request, Problem(error.status_code, "HTTPError", said, headers=error.headers))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

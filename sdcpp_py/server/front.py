@@ -49,6 +49,7 @@ _STATUS_OF_JOBS = {
     "StoreError": 507,
 }
 _DISCONNECT_SECONDS = 0.5
+_LONGEST_KEY = 256
 
 
 class JobFailedError(SdcppError):
@@ -132,7 +133,10 @@ class Front:
             SdcppError: it is not taken.
         """
         more.setdefault("client", http.scope["state"]["client"])
-        more.setdefault("key", http.headers.get("idempotency-key", "")[:256])
+        key = http.headers.get("idempotency-key", "")
+        if len(key) > _LONGEST_KEY:  # cut, two could be the same
+            raise ArgumentError(f"Idempotency-Key must have at most {_LONGEST_KEY} characters, not {len(key)}")
+        more.setdefault("key", key)
         name = model or self.default_model(mode)
         request = await asyncio.to_thread(lambda: self.intake.request(mode, name, options, **more))
         return self.scheduler.submit(request)

@@ -19,7 +19,7 @@ from ..options.checks import show
 from ..options.declare import REQUIRED
 from ..options.json_values import built, holds_pictures, replaced
 from .jobs import RefusedError, Request
-from .model_list import ServedModel, named_file
+from .model_list import LORA_FOLDER, ServedModel, named_file
 from .schemas import MODES, formats_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
@@ -140,7 +140,7 @@ class Intake:
         for name, value in built(declared, {k: v for k, v in given.items() if not holds_pictures(declared[k])}).items():
             declared[name].check(value)
         if "prompt" in given and "loras" in declared:
-            take_tags(given["prompt"], served.lora_folder)
+            take_tags(given["prompt"], served.lora_folder, LORA_FOLDER)
         self._check_size(mode, {**served.drawn_with, **given})
         self._check_output(mode, output or {})
         return Request(mode, model, given, pictures, {k: v for k, v in (output or {}).items() if v is not None}, **more)

@@ -24,6 +24,8 @@ else:
 
 EMBEDDED = "embedded"
 """The name of the model inside the package."""
+LORA_FOLDER = "the model's folder of LoRAs"
+"""What clients are told instead of a path of this machine."""
 _DEFAULTS = "defaults"
 
 
@@ -43,11 +45,15 @@ class ServedModel:
     loading: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Its files and folders of files, by option."""
+        mode = LOADING if self.kind == "model" else UPSCALER
+        return {k: v for k, v in self.loading.items() if v and isinstance(mode.declared[k].kind, (File, Folder))}
+
     def file_bytes(self) -> int:
         """Return the size of its files, roughly what its weights take; 0 where that cannot be told."""
-        mode = LOADING if self.kind == "model" else UPSCALER
-        files = [self.loading[name] for name in self.loading if isinstance(mode.declared[name].kind, File)]
-        return sum(os.path.getsize(each) for each in files if each and os.path.isfile(each))
+        return sum(os.path.getsize(each) for each in self.files.values() if os.path.isfile(each))
 
     @property
     def drawn_with(self) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def named_file(models: Mapping[str, ServedModel], served: ServedModel, name: str
     if name.startswith("loras["):
         if served.lora_folder is None:
             raise ArgumentError(f"{name}: this model has no folder of LoRAs; start with --lora-model-dir")
-        return open_folder(served.lora_folder).find(value, name)
+        return open_folder(served.lora_folder, LORA_FOLDER).find(value, name)
     if name == "hires.model":
         found = models.get(value)
         if found is None or found.kind != "upscaler":

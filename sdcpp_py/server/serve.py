@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from ..errors import ArgumentError, OutputError
+from ..errors import ArgumentError, ModelError, OutputError
 from ..host_memory import host_memory
 from ..images import failure_reason
 from ..options.declare import declared
@@ -70,6 +70,10 @@ def served_models(values: Mapping[str, Any], loading: Mapping[str, Any]) -> dict
         found = one_model(loading)
     if values["upscaler_dir"] is not None:
         found = {**folder_upscalers(values["upscaler_dir"]), **found}
+    for model in found.values():
+        for option, file in model.files.items():
+            if not os.path.exists(file):
+                raise ModelError(f"{model.name}: {option} {file} does not exist; name another file")
     return found
 
 

@@ -137,6 +137,8 @@ def test_a_key_makes_a_second_request_the_same_job(server: Server) -> None:
     answer = server.http.post("/api/jobs", json=body, headers=key)
     assert (answer.status_code, answer.json()["error"]["type"]) == (409, "ConflictError")
     assert server.submit(headers={**key, "x-sdcpp-client": "somebody else"})["id"] != first["id"]
+    answer = server.http.post("/api/jobs", json=body, headers={"idempotency-key": "k" * 257})
+    assert "at most 256 characters" in answer.json()["error"]["message"]
 
 
 def test_the_example_of_the_page_runs(server: Server) -> None:
@@ -166,7 +168,7 @@ def test_the_example_of_the_page_runs(server: Server) -> None:
         ({"steps": 3}, "txt2img.options.prompt: is missing"),
         ({"prompt": "x", "steps": 0}, "steps must be from 1 to 10000, not 0"),
         ({"prompt": "x", "width": 16384, "height": 16384}, "txt2img: 268.4 megapixels in all"),
-        ({"prompt": "x", "loras": ["../../etc/passwd"]}, "loras[0].path leads out of lora_model_dir"),
+        ({"prompt": "x", "loras": ["../../etc/passwd"]}, "lora_model_dir; name a file in the model's folder"),
         ({"prompt": "<lora:/etc/passwd:1>"}, "leads out of lora_model_dir"),
         ({"prompt": "x", "hires": {"model": "/etc/passwd"}}, "hires.model '/etc/passwd' is no upscaler here"),
         ({"prompt": "x", "sigmas": [1] * 20_000}, "sigmas must have at most 10001 members"),
@@ -186,6 +188,20 @@ def test_what_is_wrong_is_said_in_a_line(server: Server, asked: dict, said: str)
     assert "\n" not in error["message"]
     # What only the model can tell is the job's failure.
     assert answer.status_code == (202 if "no effect" in said else 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        (b'{"mode": ', "application/json", "the body is no JSON: Expecting value at character 9"),
+        (b'{"mode": "txt2img"}', "text/plain", "sent with Content-Type: application/json"),
+        (b"[" * 100_000, "application/json", "the body cannot be read; send a JSON object"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said_in_a_line(server: Server, body: bytes, kind: str, said: str) -> None:
+    answer = server.http.post("/api/jobs", content=body, headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
 
 
 def test_the_document_has_every_option_of_every_mode(server: Server) -> None:

@@ -128,6 +128,7 @@ def test_too_many_jobs_are_refused_with_a_time(tmp_path: Path) -> None:
         (["--port", "99999"], "--port must be from 0 to 65535"),
         (["--models", "none.toml"], "models file none.toml: cannot be read"),
         (["-m", "none.safetensors", "--models", "x"], "model and --models are given"),
+        (["-m", "none.safetensors"], "none: model none.safetensors does not exist"),
         (["--upscaler-dir", "none"], "--upscaler-dir none is no folder"),
     ],
 )
