@@ -14,7 +14,7 @@ import PIL.Image
 
 from ..errors import ArgumentError
 from ..lora_folder import take_tags
-from ..modes import UPSCALE
+from ..modes import IMG2IMG, INPAINT, UPSCALE
 from ..options.checks import show
 from ..options.declare import REQUIRED
 from ..options.json_values import built, holds_pictures, replaced
@@ -24,6 +24,9 @@ from .schemas import MODES, formats_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 """Of pictures that go in: those that browsers show, and no decoder besides."""
+_SIZED_BY_PICTURE = (IMG2IMG.name, INPAINT.name)
+_LEAST_SIDE = 512
+"""Of what models draw where no size is asked for, but the embedded one, which says its own."""
 _DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=.-]+)*;base64,", re.IGNORECASE)
 
 
@@ -57,8 +60,8 @@ def decoded(name: str, value: Any) -> bytes:
         raise ArgumentError(f"{name} must be a picture as base64 or as a data URL, not {show(value[:40])}") from None
 
 
-def check_picture(name: str, data: bytes, bounds: Bounds) -> None:
-    """Look at the head of a picture's file; nothing is decoded here.
+def check_picture(name: str, data: bytes, bounds: Bounds) -> tuple[int, int]:
+    """Look at the head of a picture's file, and return its width and height; nothing is decoded here.
 
     Raises:
         ArgumentError: it is no picture of a known format.
@@ -73,6 +76,7 @@ def check_picture(name: str, data: bytes, bounds: Bounds) -> None:
         raise ArgumentError(f"{name} is no picture of a known format: {', '.join(FORMATS)}") from None
     if width * height > bounds.pixels:
         raise RefusedError(f"{name} is {width}x{height}, more than {bounds.pixels / 1e6:g} megapixels; make it smaller")
+    return width, height
 
 
 class Intake:
@@ -121,10 +125,11 @@ class Intake:
             subject = MODES[otherwise].subject.__annotations__
             declared = {**{k: v for k, v in MODES[otherwise].declared.items() if k not in subject}, **declared}
         pictures: list[bytes] = []
+        sizes: dict[str, tuple[int, int]] = {}
 
         def picture(name: str, value: Any) -> int:
             data = decoded(name, value)
-            check_picture(name, data, self.bounds)
+            sizes[name] = check_picture(name, data, self.bounds)
             pictures.append(data)
             return len(pictures) - 1
 
@@ -141,14 +146,22 @@ class Intake:
             declared[name].check(value)
         if "prompt" in given and "loras" in declared:
             take_tags(given["prompt"], served.lora_folder, LORA_FOLDER)
-        self._check_size(mode, {**served.drawn_with, **given})
+        if mode in _SIZED_BY_PICTURE or otherwise in _SIZED_BY_PICTURE:
+            own = sizes.get("image") or sizes.get("images[0]")
+            self._check_size(mode, {**served.defaults, **given}, own)
+        else:
+            self._check_size(mode, {**served.drawn_with, **given})
         self._check_output(mode, output or {})
         return Request(mode, model, given, pictures, {k: v for k, v in (output or {}).items() if v is not None}, **more)
 
-    def _check_size(self, mode: str, options: Mapping[str, Any]) -> None:
-        """Raise RefusedError for more pixels than one job may draw."""
+    def _check_size(self, mode: str, options: Mapping[str, Any], own: tuple[int, int] | None = None) -> None:
+        """Raise RefusedError for more pixels than one job may draw; *own* is the size of a picture that says it."""
         count = options.get("frames") or options.get("batch_count") or 1
-        pixels = (options.get("width") or 0) * (options.get("height") or 0) * count
+        width, height = options.get("width"), options.get("height")
+        if own is not None:  # of one side the other follows
+            scale = width / own[0] if width else height / own[1] if height else 1.0
+            width, height = width or own[0] * scale, height or own[1] * scale
+        pixels = (width or _LEAST_SIDE) * (height or _LEAST_SIDE) * count if "width" in MODES[mode].declared else 0
         hires = options.get("hires")
         if isinstance(hires, Mapping):
             sides = hires.get("target_width") or 0, hires.get("target_height") or 0

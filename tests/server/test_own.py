@@ -204,6 +204,15 @@ def test_what_is_wrong_with_a_body_is_said_in_a_line(server: Server, body: bytes
     assert said in answer.json()["error"]["message"]
 
 
+def test_a_job_is_bounded_where_its_picture_says_the_size(server: Server) -> None:
+    file = io.BytesIO()
+    Image.new("L", (2000, 1000)).save(file, "PNG")
+    options = {"prompt": "x", "image": base64.b64encode(file.getvalue()).decode(), "batch_count": 20}
+    for sides, said in (({}, "40.0 megapixels"), ({"width": 4000}, "160.0 megapixels")):
+        answer = server.http.post("/api/jobs", json={"mode": "img2img", "options": {**options, **sides}})
+        assert said in answer.json()["error"]["message"]
+
+
 def test_the_document_has_every_option_of_every_mode(server: Server) -> None:
     document = server.http.get("/api/openapi.json").json()
     schemas = document["components"]["schemas"]
