@@ -136,16 +136,18 @@ def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytes
     with_worker(work)
 
 
-def test_a_worker_without_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     broken = tmp_path / "sitecustomize.py"
     broken.write_text(
         "import sys\nclass Without:\n    def find_spec(self, name, *_):\n"
         "        if name == 'sdcpp_py._engine': raise ImportError('no engine')\nsys.meta_path.insert(0, Without())\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     async def work() -> None:
-        with pytest.raises(SdcppError):
+        with pytest.raises(SdcppError, match="--worker-devices: device 'none' is unknown; devices: CPU"):
+            await LocalWorker("worker", SERVED, device="none").start()
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(SdcppError, match="_engine|no engine"):
             await LocalWorker("worker", SERVED).start()
 
     asyncio.run(asyncio.wait_for(work(), 30))

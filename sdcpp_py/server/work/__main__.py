@@ -20,6 +20,7 @@ from ...errors import SdcppError
 from ...modes import LOADING, UPSCALER, Mode
 from ...options.declare import Option, declared
 from ...options.group import Grouped
+from ...placement import find_device
 from ...progress import ProgressEvent
 from ..frames import Frame, pack, read
 from ..model_list import ServedModel
@@ -130,7 +131,10 @@ class Worker:
         self._models = Models(served, message["device"], message["threads"], message["budget"])
         self._idle_unload = message["idle_unload"]
         try:
-            self._say({"type": "ready", "facts": facts()})
+            known = facts()
+            if message["device"] and "=" not in message["device"]:  # a model's own specs are looked at with the model
+                find_device("--worker-devices", message["device"], devices())
+            self._say({"type": "ready", "facts": known})
         except SdcppError as error:
             self._say({"type": "broken", "error": _error(error)})
             return
