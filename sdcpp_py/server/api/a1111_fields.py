@@ -178,7 +178,7 @@ def _settings(body: Drawing, wanted: Wanted) -> None:
         if name == "sd_model_checkpoint" and value:
             wanted.model = str(value)
         elif name == "CLIP_stop_at_last_layers":
-            skip = skip or value
+            skip = skip or _layers(value)
         elif name == "samples_format":
             wanted.output["format"] = "jpeg" if value == "jpg" else value
         elif not (name == "sd_vae" and value in ("Automatic", "None", "", None)):
@@ -187,15 +187,26 @@ def _settings(body: Drawing, wanted: Wanted) -> None:
         wanted.options["clip_skip"] = skip
 
 
+def _layers(value: Any) -> int | None:
+    """Return what ``CLIP_stop_at_last_layers`` is, or raise ArgumentError; web forms send numbers as text."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 4:
+        value = int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ArgumentError(f"CLIP_stop_at_last_layers must be an integer, not {show(value)}")
+    return value
+
+
 def _scripts(body: Drawing, wanted: Wanted) -> None:
     """Take the first unit of ControlNet, and say of other scripts that there are none."""
     for name, script in (body.alwayson_scripts or {}).items():
-        units = script.get("args", []) if isinstance(script, Mapping) else []
+        units = (script.get("args") or []) if isinstance(script, Mapping) else []
+        if not isinstance(units, (list, Mapping)):
+            raise ArgumentError(f"alwayson_scripts.{name}.args must be a list, not {show(units)}")
         if name.casefold() == "controlnet":
             active = [unit for unit in units if isinstance(unit, Mapping) and unit.get("enabled", True)]
             shown = [unit.get("image") or unit.get("input_image") for unit in active]
             if shown and shown[0]:
-                picture = shown[0]["image"] if isinstance(shown[0], Mapping) else shown[0]
+                picture = shown[0].get("image") if isinstance(shown[0], Mapping) else shown[0]
                 wanted.options["control_image"] = picture
                 wanted.options["control_strength"] = active[0].get("weight", 1.0)
                 wanted.options["resize_mode"] = wanted.options.get("resize_mode", "crop")
