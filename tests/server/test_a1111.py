@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -107,6 +108,15 @@ def test_the_lists_are_there(client: webuiapi.WebUIApi, server: Server) -> None:
     body = {"prompt": "x", "batch_size": 1, "width": 64, "height": 64, "steps": 1, "negative_prompt": ""}
     made = server.http.post("/sdapi/v1/txt2img", json=body, headers=headers).json()
     assert json.loads(made["info"])["sd_model_name"] == "other"
+    settings = {"samples_format": "jpg", "CLIP_stop_at_last_layers": 2, "theirs": 1}
+    assert server.http.post("/sdapi/v1/options", json=settings, headers=headers).json() == {}
+    kept = server.http.get("/sdapi/v1/options", headers=headers).json()
+    assert (kept["samples_format"], kept["CLIP_stop_at_last_layers"]) == ("jpeg", 2)
+    made = server.http.post("/sdapi/v1/txt2img", json=body, headers=headers).json()
+    assert base64.b64decode(made["images"][0]).startswith(b"\xff\xd8")
+    assert (json.loads(made["info"])["clip_skip"], json.loads(made["info"])["sd_model_name"]) == (2, "other")
+    answer = server.http.post("/sdapi/v1/options", json={"samples_format": "exe"})
+    assert (answer.status_code, "samples_format 'exe' is unknown" in answer.json()["detail"]) == (400, True)
     assert client.util_get_current_model() == "embedded"
     assert server.http.request("OPTIONS", "/sdapi/v1/txt2img").status_code == 204
     for wrong, said in (

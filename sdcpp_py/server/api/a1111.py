@@ -26,7 +26,7 @@ from ..front import Front, JobFailedError, Problem
 from ..intake import FORMATS, check_picture, decoded
 from ..jobs import Job
 from ..schemas import DRAWING_ERRORS, errors
-from .a1111_fields import ImageToImage, TextToImage, Wanted, scheduler_label, wanted_by
+from .a1111_fields import SETTINGS, ImageToImage, TextToImage, Wanted, scheduler_label, wanted_by
 
 _RESIZED = {"None": Image.Resampling.LANCZOS, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 _MOST_CLIENTS = 1000
@@ -84,7 +84,7 @@ def router(front: Front) -> APIRouter:
     scheduler = front.scheduler
     names: Mapping[str, list[str]] = scheduler.facts["names"]
     api = APIRouter(prefix="/sdapi/v1", tags=["A1111"], responses=errors(*DRAWING_ERRORS))
-    chosen: OrderedDict[str, str] = OrderedDict()  # client -> the model that it switched to
+    chosen: OrderedDict[str, dict[str, Any]] = OrderedDict()  # client -> the settings that it made
 
     def models(kind: str = "model") -> list[str]:
         return [name for name, each in scheduler.models.items() if each.kind == kind]
@@ -101,14 +101,16 @@ def router(front: Front) -> APIRouter:
         raise ArgumentError(f"sd_model_checkpoint {title[:64]!r} is unknown; there are {', '.join(models())}")
 
     def current_model(http: Request) -> str:
-        return chosen.get(client_of(http), scheduler.default_model)
+        return str(chosen.get(client_of(http), {}).get("sd_model_checkpoint", scheduler.default_model))
 
     def jobs_of(http: Request) -> list[Job]:
         """Return the jobs that this client waits for through this API, those under way first."""
         return [job for job in scheduler.open_jobs() if job.source == "a1111" and job.client == client_of(http)]
 
     async def draw(http: Request, body: TextToImage | ImageToImage) -> dict[str, Any]:
-        wanted = wanted_by(body, scheduler.facts)
+        kept = {name: each for name, each in chosen.get(client_of(http), {}).items() if name in SETTINGS}
+        asked = body.model_copy(update={"override_settings": {**kept, **(body.override_settings or {})}})
+        wanted = wanted_by(asked, scheduler.facts)
         model = model_of(wanted.model) if wanted.model else current_model(http)
         options = {**wanted.options}
         options.setdefault("preview", "proj")
@@ -209,14 +211,22 @@ def router(front: Front) -> APIRouter:
     async def options(http: Request) -> dict[str, Any]:
         """Return the settings that have an effect here."""
         model = current_model(http)
-        return {"sd_model_checkpoint": model, "sd_checkpoint_hash": "", "sd_vae": "Automatic", "samples_format": "png",
-                "CLIP_stop_at_last_layers": 1}  # fmt: skip
+        usual = {
+            "sd_checkpoint_hash": "",
+            "sd_vae": "Automatic",
+            "samples_format": "png",
+            "CLIP_stop_at_last_layers": 1,
+        }
+        return {**usual, **chosen.get(client_of(http), {}), "sd_model_checkpoint": model}
 
     @api.post("/options")
     async def set_options(http: Request, body: dict[str, Any]) -> dict[str, Any]:
-        """Switch the model of this client; other settings are those of each request."""
+        """Switch the model of this client, and keep the settings that have an effect: those that GET returns."""
+        made = {name: SETTINGS[name](body[name]) for name in SETTINGS if body.get(name) is not None}
         if title := body.get("sd_model_checkpoint"):
-            chosen[client_of(http)] = model_of(str(title))
+            made["sd_model_checkpoint"] = model_of(str(title))
+        if made:
+            chosen[client_of(http)] = {**chosen.get(client_of(http), {}), **made}
             chosen.move_to_end(client_of(http))
             while len(chosen) > _MOST_CLIENTS:
                 chosen.popitem(last=False)

@@ -5,7 +5,7 @@ Names and defaults are those of its API: https://github.com/AUTOMATIC1111/stable
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...modes import IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import fold, show
 from ...options.generation import SCHEDULER_TITLES
 from ...parameters.names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
-from ..schemas import MODES
+from ..schemas import MODES, PICTURE_FORMATS
 from .native_fields import from_fields, take_extra
 
 RESIZE_MODES = ("resize", "crop", "pad", "resize")
@@ -180,7 +180,7 @@ def _settings(body: Drawing, wanted: Wanted) -> None:
         elif name == "CLIP_stop_at_last_layers":
             skip = skip or _layers(value)
         elif name == "samples_format":
-            wanted.output["format"] = "jpeg" if value == "jpg" else value
+            wanted.output["format"] = _format(value)
         elif not (name == "sd_vae" and value in ("Automatic", "None", "", None)):
             wanted.notes.append(f"override_settings.{name} has no effect")
     if skip and skip > 1:
@@ -194,6 +194,18 @@ def _layers(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise ArgumentError(f"CLIP_stop_at_last_layers must be an integer, not {show(value)}")
     return value
+
+
+def _format(value: Any) -> str:
+    """Return what ``samples_format`` is, or raise ArgumentError."""
+    known = "jpeg" if value == "jpg" else value
+    if known not in PICTURE_FORMATS:
+        raise ArgumentError(f"samples_format {show(value)} is unknown; valid: {', '.join(PICTURE_FORMATS)}")
+    return str(known)
+
+
+SETTINGS: Mapping[str, Callable[[Any], Any]] = {"CLIP_stop_at_last_layers": _layers, "samples_format": _format}
+"""Settings besides the model's that have an effect, and what makes a value of what clients send."""
 
 
 def _scripts(body: Drawing, wanted: Wanted) -> None:
