@@ -241,7 +241,7 @@ def test_collection_in_a_callback_leaks_nothing(sd: sdcpp_py.StableDiffusion, ch
         del lost
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            draw(sd, progress=lambda *_: gc.collect())
+            draw(sd, progress=lambda event: event.step == 1 and gc.collect())
 
     assert_no_leak(cycle, 4)
 
