@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-OPTIONS = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
+OPTIONS: dict[str, Any] = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
 SEEDS = 16
 """Different pictures that are asked for; each is drawn beforehand, to compare with."""
 
@@ -260,7 +260,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--faults", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--size", type=int, default=OPTIONS["width"], help="width and height in pixels")
+    parser.add_argument("--steps", type=int, default=OPTIONS["steps"])
     arguments = parser.parse_args()
+    OPTIONS.update(width=arguments.size, height=arguments.size, steps=arguments.steps)
     alone = drawn_alone(arguments.jobs)
     with tempfile.TemporaryDirectory() as folder:
         front = Front(Path(folder), arguments.workers)
