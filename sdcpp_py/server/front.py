@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -197,6 +198,10 @@ class Front:
             raise UnknownJobError("the pictures of this job are removed; raise --store-limit")
         return [file.read_bytes() for file in files if file is not None]
 
+    def pictures_as_text(self, job: Job) -> list[str]:
+        """Return the same as base64."""
+        return [base64.b64encode(each).decode() for each in self.pictures(job)]
+
     async def events(self, job: Job, after: int = 0) -> AsyncIterator[Event]:
         """Yield what happens to a job, until it has ended."""
         async for event in job.events.after(after):
@@ -205,8 +210,6 @@ class Front:
 
 def sse(event: Event) -> dict[str, Any]:
     """Return an event as a server-sent one; a preview is a data URL in it."""
-    import base64
-
     data = dict(event.data)
     if event.preview is not None:
         data["preview"] = f"data:image/jpeg;base64,{base64.b64encode(event.preview).decode()}"

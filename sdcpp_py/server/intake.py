@@ -19,8 +19,8 @@ from ..options.checks import show
 from ..options.declare import REQUIRED
 from ..options.json_values import built, holds_pictures, replaced
 from .jobs import RefusedError, Request
-from .model_list import LORA_FOLDER, ServedModel, named_file
-from .schemas import MODES, formats_of
+from .model_list import LORA_FOLDER, MODES, ServedModel, named_file
+from .schemas import formats_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 """Of pictures that go in: those that browsers show, and no decoder besides."""

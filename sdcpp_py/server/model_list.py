@@ -26,6 +26,8 @@ EMBEDDED = "embedded"
 """The name of the model inside the package."""
 LORA_FOLDER = "the model's folder of LoRAs"
 """What clients are told instead of a path of this machine."""
+MODES: Mapping[str, Mode] = {mode.name: mode for mode in (*DRAWING, *FILMING, UPSCALE)}
+"""The modes that are served, by name."""
 _DEFAULTS = "defaults"
 
 
@@ -77,6 +79,10 @@ class ServedModel:
     def lora_folder(self) -> str | None:
         """Where its LoRAs are; None for nowhere."""
         return self.loading.get("lora_model_dir")
+
+    def lora_names(self) -> list[str]:
+        """Return the names of the LoRAs there, read from the folder now."""
+        return [] if self.lora_folder is None else open_folder(self.lora_folder).names
 
 
 def _resolved(table: Mapping[str, Any], mode: Mode, folder: Path, where: str) -> dict[str, Any]:

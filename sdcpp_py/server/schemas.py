@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
-from ..modes import DRAWING, FILMING, UPSCALE, Mode
+from ..modes import FILMING
 from ..options.declare import REQUIRED, Option
 from ..options.schema import Names, option_schema
+from .model_list import MODES
 
-MODES: Mapping[str, Mode] = {mode.name: mode for mode in (*DRAWING, *FILMING, UPSCALE)}
-"""The modes that are served, by name."""
 PICTURE_FORMATS = ("png", "jpeg", "webp", "avif")
 VIDEO_FORMATS = ("webp", "gif", "png", "mp4", "webm")
 

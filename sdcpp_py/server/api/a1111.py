@@ -19,7 +19,6 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import ArgumentError
-from ...lora_folder import open_folder
 from ...options.generation import SAMPLER_TITLES
 from ...parameters import read_parameters
 from ..front import Front, JobFailedError, Problem
@@ -124,8 +123,7 @@ def router(front: Front) -> APIRouter:
             if error.kind != "CancelledError":
                 raise
             return {"images": [], "parameters": parameters, "info": json.dumps({"interrupted": True, "job": job.id})}
-        files = await asyncio.to_thread(front.pictures, job) if body.send_images else []
-        images = [base64.b64encode(each).decode() for each in files]
+        images = await asyncio.to_thread(front.pictures_as_text, job) if body.send_images else []
         return {"images": images, "parameters": parameters, "info": json.dumps(_info(job, wanted))}
 
     @api.post("/txt2img")
@@ -302,8 +300,7 @@ def router(front: Front) -> APIRouter:
     @api.get("/loras")
     async def loras(http: Request) -> list[dict[str, Any]]:
         """List the LoRAs of the model."""
-        folder = scheduler.models[current_model(http)].lora_folder
-        found = [] if folder is None else await asyncio.to_thread(lambda: open_folder(folder).names)
+        found = await asyncio.to_thread(scheduler.models[current_model(http)].lora_names)
         return [{"name": each, "alias": each, "path": each, "metadata": {}} for each in found]
 
     @api.get("/embeddings")

@@ -5,7 +5,6 @@ Fields are the engine's, nested as there; which of our options each one is the d
 
 # Not postponed: FastAPI reads the annotations.
 import asyncio
-import base64
 import mimetypes
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,6 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
-from ...lora_folder import open_folder
 from ...modes import IMG2VID, INPAINT, TXT2VID, Mode
 from ...options import MAX_BATCH, MAX_SIDE
 from ..front import Front, Problem
@@ -102,8 +100,7 @@ def router(front: Front) -> APIRouter:
     async def capabilities() -> dict[str, Any]:
         """Say what there is."""
         served = scheduler.models[scheduler.default_model]
-        folder = served.lora_folder
-        loras = [] if folder is None else await asyncio.to_thread(lambda: open_folder(folder).names)
+        loras = await asyncio.to_thread(served.lora_names)
         upscalers = [name for name, each in scheduler.models.items() if each.kind == "upscaler"]
         names = facts["names"]
         of: dict[str, dict[str, Any]] = {
@@ -174,7 +171,7 @@ async def _body(http: Request) -> dict[str, Any]:
 
 def _result(front: Front, job: Job) -> dict[str, Any]:
     """Return the pictures of a job that is done, or its video."""
-    files = [base64.b64encode(each).decode() for each in front.pictures(job)]
+    files = front.pictures_as_text(job)
     kind = job.files[0].rpartition(".")[2]
     told = job.result or {}
     if "frames" not in told:

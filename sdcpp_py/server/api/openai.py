@@ -29,7 +29,8 @@ from ...options.checks import show
 from ..front import Front, JobFailedError, Problem, problem
 from ..intake import FORMATS, check_picture
 from ..jobs import Job, UnknownJobError
-from ..schemas import DRAWING_ERRORS, MODES, Strict, errors, fields_of, names_from
+from ..model_list import MODES
+from ..schemas import DRAWING_ERRORS, Strict, errors, fields_of, names_from
 from .native_fields import from_fields, from_text, take_extra
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -135,6 +136,11 @@ def _mask(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a call asks of its mode alone."""
+    return {name: value for name, value in given.items() if name not in Images.model_fields}
+
+
 async def _uploads(form: FormData, *names: str) -> list[bytes]:
     """Return the files that a form has under some names."""
     found = [each for name in names for each in form.getlist(name)]
@@ -145,9 +151,11 @@ def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
     api = APIRouter(prefix="/v1", tags=["OpenAI"], responses=errors(*DRAWING_ERRORS))
-    options = {**TXT2IMG.declared}
-    generation = create_model("ImageGeneration", __base__=Images, **fields_of(options, names_from(scheduler.facts)))
-    shared = set(Images.model_fields)
+    fields = fields_of(TXT2IMG.declared, names_from(scheduler.facts))
+    generation = create_model("ImageGeneration", __base__=Images, **fields)
+
+    def unknown(name: str) -> UnknownJobError:
+        return UnknownJobError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
 
     def model_of(call: Call) -> str | None:
         name = call.given.get("model")
@@ -156,7 +164,7 @@ def router(front: Front) -> APIRouter:
         if _THEIRS.fullmatch(name):
             call.notes.append(f"model {name} is OpenAI's own; {scheduler.default_model} draws")
             return None
-        raise UnknownJobError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
+        raise unknown(name)
 
     async def answer(http: Request, call: Call, kind: str) -> Response:
         model = model_of(call)
@@ -180,8 +188,7 @@ def router(front: Front) -> APIRouter:
     async def generations(http: Request, body: generation) -> Response:  # type: ignore[valid-type]
         """Draw pictures from a text."""
         given = body.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
-        own = {name: value for name, value in given.items() if name not in shared}
-        return await answer(http, Call(TXT2IMG.name, own, given), "image_generation")
+        return await answer(http, Call(TXT2IMG.name, _own(given), given), "image_generation")
 
     @api.post("/images/edits", openapi_extra=_form_schema("image", "image[]", "mask", "prompt"))
     async def edits(http: Request) -> Response:
@@ -192,7 +199,7 @@ def router(front: Front) -> APIRouter:
             given = _form_values(form)
         if not images:
             raise ArgumentError("image is missing: send it as a file")
-        own = {name: value for name, value in given.items() if name not in shared}
+        own = _own(given)
         if not masks:
             call = Call(EDIT.name, {**own, "images": images}, given, otherwise=IMG2IMG.name)
         else:
@@ -211,8 +218,8 @@ def router(front: Front) -> APIRouter:
             given = _form_values(form)
         if len(images) != 1:
             raise ArgumentError("image is missing: send one as a file")
-        own = {name: value for name, value in given.items() if name not in shared}
-        return await answer(http, Call(IMG2IMG.name, {"prompt": "", **own, "image": images[0]}, given), "image_edit")
+        options = {"prompt": "", **_own(given), "image": images[0]}
+        return await answer(http, Call(IMG2IMG.name, options, given), "image_edit")
 
     @api.get("/models")
     async def models() -> dict[str, Any]:
@@ -223,7 +230,7 @@ def router(front: Front) -> APIRouter:
     async def model(name: str) -> dict[str, Any]:
         """Return a model."""
         if name not in scheduler.models:
-            raise UnknownJobError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
+            raise unknown(name)
         return model_answer(name)
 
     def model_answer(name: str) -> dict[str, Any]:
@@ -299,7 +306,7 @@ def _result(front: Front, job: Job, call: Call, base: str) -> dict[str, Any]:
         paths = [f"/api/jobs/{job.id}/pictures/{index}" for index in range(len(job.files))]
         data: list[dict[str, Any]] = [{"url": base.rstrip("/") + front.security.sign(path)} for path in paths]
     else:
-        data = [{"b64_json": base64.b64encode(each).decode()} for each in front.pictures(job)]
+        data = [{"b64_json": each} for each in front.pictures_as_text(job)]
     for each, seed in zip(data, seeds, strict=False):
         each["seed"] = seed
     return {"created": int(job.created), "data": data, **_described(job, call), "usage": _usage(0), "job": job.id,
@@ -318,8 +325,8 @@ async def _told(front: Front, http: Request, job: Job, call: Call, kind: str) ->
                     yield _event(f"{kind}.partial_image", {**told, **_described(job, call)})
                     made += 1
         await front.drawn(http, job)
-        for file in await asyncio.to_thread(front.pictures, job):
-            told = {"b64_json": base64.b64encode(file).decode(), "created_at": int(time.time()), "usage": _usage(0)}
+        for text in await asyncio.to_thread(front.pictures_as_text, job):
+            told = {"b64_json": text, "created_at": int(time.time()), "usage": _usage(0)}
             yield _event(f"{kind}.completed", {**told, **_described(job, call)})
     except JobFailedError as error:
         yield {"event": "error", "data": json.dumps(error_form(problem(error)))}

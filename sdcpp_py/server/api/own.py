@@ -13,13 +13,12 @@ from pydantic import Field
 from sse_starlette import EventSourceResponse
 
 from ..._version import __version__
-from ...lora_folder import open_folder
 from ...parameters import read_parameters
 from ..front import Front, sse
 from ..intake import check_picture
 from ..jobs import Event, Job, UnknownJobError
+from ..model_list import MODES
 from ..schemas import (
-    MODES,
     ErrorAnswer,
     JobAnswer,
     JobList,
@@ -176,8 +175,7 @@ def router(front: Front) -> APIRouter:
     async def loras(name: str) -> Any:
         """List the names of the LoRAs that a model is drawn with."""
         model_answer(name)
-        folder = scheduler.models[name].lora_folder
-        return [] if folder is None else await asyncio.to_thread(lambda: open_folder(folder).names)
+        return await asyncio.to_thread(scheduler.models[name].lora_names)
 
     @api.get("/modes", tags=["models"])
     async def modes() -> dict[str, Any]:

@@ -23,8 +23,8 @@ from ...options.group import Grouped
 from ...placement import find_device
 from ...progress import ProgressEvent
 from ..frames import Frame, pack, read
-from ..model_list import ServedModel
-from .drawing import MODES, draw_job, encoded
+from ..model_list import MODES, ServedModel
+from .drawing import draw_job, encoded
 from .models import Models
 
 BEAT_SECONDS = 1.0

@@ -13,18 +13,15 @@ from PIL import Image
 
 from ...errors import ArgumentError, OutputError
 from ...images import GeneratedImage, Images, failure_reason
-from ...modes import DRAWING, FILMING, IMG2IMG, UPSCALE, Mode
+from ...modes import FILMING, IMG2IMG, UPSCALE, Mode
 from ...options.json_values import built, replaced
 from ...pipeline import StableDiffusion
 from ...progress import ProgressEvent
 from ...upscaler import Upscaler
 from ...video import Video
 from ...video_files import check_encoder
-from ..model_list import ServedModel, named_file
+from ..model_list import MODES, ServedModel, named_file
 from .models import Models
-
-MODES: dict[str, Mode] = {mode.name: mode for mode in (*DRAWING, *FILMING, UPSCALE)}
-"""The modes that are served, by name."""
 
 
 @dataclass(frozen=True)
