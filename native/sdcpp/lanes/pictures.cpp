@@ -42,12 +42,7 @@ bool Pictures::run() {
         return false;
     }
     while (!all_drawn()) {
-        for (const auto& picture : started_) {
-            if (!picture->ended) {
-                resume(*picture);
-                finish(*picture);
-            }
-        }
+        resume_all();
     }
     if (run_ != nullptr) {
         run_->sampling.picture += static_cast<int>(started_.size());
@@ -111,6 +106,16 @@ void Pictures::resume(Drawn& picture) {
     change_over();
 }
 
+// Lets each picture that is drawn go on as far as its next pass, or its end.
+void Pictures::resume_all() {
+    for (const auto& picture : started_) {
+        if (!picture->ended) {
+            resume(*picture);
+            finish(*picture);
+        }
+    }
+}
+
 // Ends the caller's own picture, too, when one has failed.
 void Pictures::finish(Drawn& picture) {
     if (!picture.ended) {
@@ -133,12 +138,7 @@ void Pictures::gather(Lane& lane) {
         wait_for_baton(static_cast<Drawn&>(lane));
         return;
     }
-    for (const auto& picture : started_) {
-        if (!picture->ended) {
-            resume(*picture);
-            finish(*picture);
-        }
-    }
+    resume_all();
 }
 
 std::vector<const Lane*> Pictures::others(const Lane& lane) const {

@@ -55,6 +55,7 @@ private:
 
     void main(Drawn& picture);
     void resume(Drawn& picture);
+    void resume_all();
     void finish(Drawn& picture);
     void wait_for_baton(Drawn& picture);
     void give_back();
