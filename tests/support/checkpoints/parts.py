@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .families import checkpoint_shapes
@@ -28,27 +28,30 @@ def control() -> Layout:
     return out
 
 
+def _half_of_tae(
+    out: Layout, side: str, last: tuple[int, int, int], inputs: int, scaling: Iterable[int], blocks: Iterable[int]
+) -> None:
+    """Put the encoder or the decoder of a tiny autoencoder: its ends, what scales between them, and its blocks."""
+    layer, wide, outputs = last
+    out.conv(f"{side}.layers.0", inputs, wide)
+    out.conv(f"{side}.layers.{layer}", wide, outputs)
+    for number in scaling:
+        out.put(f"{side}.layers.{number}.weight", wide, wide, 3, 3)
+    for number, index in itertools.product(blocks, (0, 2, 4)):
+        out.conv(f"{side}.layers.{number}.conv.{index}", wide, wide)
+
+
 def tae() -> Layout:
     """Return the decoder of a tiny autoencoder."""
     out = Layout()
-    out.conv("decoder.layers.0", 4, 64)
-    out.conv("decoder.layers.18", 64, 3)
-    for layer in (6, 11, 16):
-        out.put(f"decoder.layers.{layer}.weight", 64, 64, 3, 3)
-    for layer, index in itertools.product((2, 3, 4, 7, 8, 9, 12, 13, 14, 17), (0, 2, 4)):
-        out.conv(f"decoder.layers.{layer}.conv.{index}", 64, 64)
+    _half_of_tae(out, "decoder", (18, 64, 3), 4, (6, 11, 16), (2, 3, 4, 7, 8, 9, 12, 13, 14, 17))
     return out
 
 
 def whole_tae() -> Layout:
     """Return a tiny autoencoder with its encoder."""
     out = tae()
-    out.conv("encoder.layers.0", 3, 64)
-    out.conv("encoder.layers.14", 64, 4)
-    for layer in (2, 6, 10):
-        out.put(f"encoder.layers.{layer}.weight", 64, 64, 3, 3)
-    for layer, index in itertools.product((1, 3, 4, 5, 7, 8, 9, 11, 12, 13), (0, 2, 4)):
-        out.conv(f"encoder.layers.{layer}.conv.{index}", 64, 64)
+    _half_of_tae(out, "encoder", (14, 64, 4), 3, (2, 6, 10), (1, 3, 4, 5, 7, 8, 9, 11, 12, 13))
     return out
 
 
