@@ -22,12 +22,6 @@ struct Heads {
     float scale;  // times log2(e): powers are of two
 };
 
-// Where 16 bytes of a row lie, so that eight rows' lie in different banks.
-template <int depth>
-__device__ __forceinline__ int chunk_at(int row, int chunk) {
-    return row * depth + ((chunk ^ (row & 7)) * 8);
-}
-
 __device__ __forceinline__ uint32_t pair_of(float a, float b) {
     const half2 pair = __floats2half2_rn(a, b);
     return *reinterpret_cast<const uint32_t*>(&pair);

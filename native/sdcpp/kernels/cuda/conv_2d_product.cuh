@@ -57,12 +57,6 @@ struct Part {
     int split_blocks;  // blocks of the depth that one of the splits sums up
 };
 
-// Where 16 bytes of a tile's row lie, so that eight rows' lie in different banks.
-template <int depth>
-__device__ __forceinline__ int chunk_at(int row, int chunk) {
-    return row * depth + ((chunk ^ (depth == 64 ? row & 7 : (row >> 1) & 3)) * 8);
-}
-
 // Computes a tile of the result. `depth`: channels of a tap that a tile holds; `warps_down`: how many of the warps lie
 // below one another; `down`, `right`: tiles of 16 filters and of 8 pixels that a warp computes.
 template <int depth, int warps_down, int down, int right>

@@ -28,6 +28,12 @@ __device__ __forceinline__ void copies_commit() {
 #endif
 }
 
+// Where 16 bytes of a row of halves lie, in halves, so that eight rows' lie in different banks; depth: 32 or more.
+template <int depth>
+__device__ __forceinline__ int chunk_at(int row, int chunk) {
+    return row * depth + ((chunk ^ (depth >= 64 ? row & 7 : (row >> 1) & 3)) * 8);
+}
+
 // Waits until at most `pending` groups of copies are on their way.
 template <int pending>
 __device__ __forceinline__ void copies_wait() {
