@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def pytest_configure() -> None:
     # How long an example takes says how busy the machine is; pytest-timeout finds what hangs.
     hypothesis.settings.register_profile("sdcpp", deadline=None)
     hypothesis.settings.load_profile("sdcpp")
+    # A shell's background jobs ignore Ctrl-C, and so would the children that are interrupted here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A segfault in native code names the test that was running.
     faulthandler.enable()
 

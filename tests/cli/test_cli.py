@@ -298,7 +298,9 @@ def test_completion(typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert sorted(capsys.readouterr().out.split()) == COMPLETIONS[typed]
 
 
-def test_completion_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_can_be_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else it is what the tests were started from, which may be no shell.
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "bash"))
     status, out, err = run("--show-completion", "bash", capsys=capsys)
     assert (status, err) == (0, "")
     assert "_SDCPP_COMPLETE=complete_bash" in out
