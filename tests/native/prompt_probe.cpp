@@ -1,6 +1,5 @@
 // The prompt's pieces as a library of its own, so that tests can compare them with a reference.
 #include <cstring>
-#include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -10,6 +9,7 @@
 #include "sdcpp/prompt/attention.h"
 #include "sdcpp/prompt/bpe.h"
 #include "sdcpp/prompt/pieces.h"
+#include "sdcpp/prompt/vocabulary.h"
 #include "sdcpp/prompt/words.h"
 
 namespace {
@@ -75,18 +75,23 @@ int prompt_spaces(const char* text, bool all) {
 }
 
 int prompt_bpe(const char* text, const char* pairs) {
-    std::map<std::pair<std::string, std::string>, int> ranks;
+    const auto wide = [](const std::string& symbol) { return std::u32string(symbol.begin(), symbol.end()); };
+    sdcpp::SymbolMap<std::pair<std::u32string, std::u32string>> ranks;
     std::istringstream lines(pairs);
-    for (std::string left, right; lines >> left >> right;) {
-        ranks.emplace(std::make_pair(left, right), static_cast<int>(ranks.size()));
+    int rank = 0;
+    for (std::string left, right; lines >> left >> right; ++rank) {
+        const std::pair pair(wide(left), wide(right));
+        if (ranks.find(pair) == ranks.end()) {
+            ranks[pair] = rank;
+        }
     }
-    std::vector<std::string> symbols;
+    std::vector<std::u32string> symbols;
     for (const char* at = text; *at != '\0'; ++at) {
         symbols.emplace_back(1, *at);
     }
     found.clear();
-    for (const std::string& symbol : sdcpp::bpe_merged(symbols, ranks)) {
-        found.emplace_back(symbol, 1.0f);
+    for (const std::u32string& symbol : sdcpp::bpe_merged(symbols, ranks)) {
+        found.emplace_back(std::string(symbol.begin(), symbol.end()), 1.0f);
     }
     return static_cast<int>(found.size());
 }
