@@ -23,7 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using sdcpp::Run;
 
-constexpr auto poll_interval = std::chrono::milliseconds(50);
 constexpr size_t lines_of_failure = 3;
 constexpr auto load_interval = std::chrono::milliseconds(2);
 
@@ -182,7 +181,7 @@ bool sdcpp_run::is_broken() {
 bool sdcpp_run::poll_cancelled() {
     if (!cancelled && callbacks.poll != nullptr) {
         const auto now = Clock::now();
-        if (now - last_poll >= poll_interval) {
+        if (now - last_poll >= Run::poll_interval) {
             last_poll = now;
             if (callbacks.poll(callbacks.data)) {
                 cancelled = true;

@@ -66,6 +66,7 @@ struct sdcpp_run {
     void progressed(int done, int of, double seconds) const;
     sdcpp_status_t outcome(bool done) const;
 
+    static constexpr auto poll_interval = std::chrono::milliseconds(50);
     const sdcpp_callbacks_t callbacks{};
     std::atomic<bool> cancelled{false};
     std::atomic<bool> stopping{false};  // the engine has seen the cancel

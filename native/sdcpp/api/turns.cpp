@@ -19,8 +19,6 @@ namespace {
 
 using namespace sdcpp;
 
-constexpr auto poll_interval = std::chrono::milliseconds(50);
-
 struct State {
     std::mutex mutex;
     std::condition_variable changed;
@@ -150,7 +148,7 @@ sdcpp_status_t Turn::take(bool closing) {
             status = SDCPP_INSIDE;  // whoever has the device may be waiting for ours
             break;
         }
-        all.changed.wait_for(lock, poll_interval);
+        all.changed.wait_for(lock, Run::poll_interval);
         lock.unlock();
         run->poll_cancelled();
         lock.lock();

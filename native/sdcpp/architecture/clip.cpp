@@ -10,7 +10,7 @@ namespace sdcpp {
 using namespace checkpoint;
 
 constexpr int64_t clip_tokens = 49408;
-constexpr int64_t vision_head_width = 80;
+constexpr int64_t clip_vision_head_width = 80;
 constexpr int64_t clip_positions = 77;  // where the engine splits a prompt at fixed places
 
 namespace {
@@ -65,9 +65,9 @@ void architecture_clip_vision(ClipVisionSizes sizes) {
     const String2TensorStorage& file = scope->file;
     const std::string blocks = vision + "encoder.layers.";
     const int64_t hidden = axis(file, positions, 0, 0);
-    require_multiple(file, positions, hidden, vision_head_width, "the width of an attention head");
+    require_multiple(file, positions, hidden, clip_vision_head_width, "the width of an attention head");
     sizes.hidden_size = static_cast<int32_t>(hidden);
-    sizes.n_head = static_cast<int32_t>(hidden / vision_head_width);
+    sizes.n_head = static_cast<int32_t>(hidden / clip_vision_head_width);
     sizes.intermediate_size = static_cast<int32_t>(axis(file, blocks + "0.mlp.fc1.weight", 1, sizes.intermediate_size));
     sizes.n_layer = static_cast<int32_t>(layers(file, blocks, sizes.n_layer));
 }

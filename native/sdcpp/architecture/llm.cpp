@@ -10,7 +10,7 @@ using namespace checkpoint;
 
 constexpr int64_t qwen_tokens = 151669;
 constexpr int64_t mistral_tokens = 131072;
-constexpr int64_t vision_head_width = 80;  // of Qwen2.5-VL's vision tower
+constexpr int64_t llm_vision_head_width = 80;  // of Qwen2.5-VL's vision tower
 
 void architecture_llm(const String2TensorStorage& file, const std::string& prefix, LlmSizes sizes) {
     const std::string tokens = prefix + ".model.embed_tokens.weight";
@@ -40,8 +40,8 @@ void architecture_llm(const String2TensorStorage& file, const std::string& prefi
     }
     sizes.vision_layers = static_cast<int>(layers(file, vision + "blocks.", sizes.vision_layers));
     sizes.vision_hidden_size = axis(file, norm, 0, sizes.vision_hidden_size);
-    require_multiple(file, norm, sizes.vision_hidden_size, vision_head_width, "the width of an attention head");
-    sizes.vision_heads = static_cast<int>(sizes.vision_hidden_size / vision_head_width);
+    require_multiple(file, norm, sizes.vision_hidden_size, llm_vision_head_width, "the width of an attention head");
+    sizes.vision_heads = static_cast<int>(sizes.vision_hidden_size / llm_vision_head_width);
     sizes.vision_intermediate_size =
         axis(file, vision + "blocks.0.mlp.gate_proj.weight", 1, sizes.vision_intermediate_size);
     sizes.vision_out_hidden_size = axis(file, vision + "merger.mlp.2.weight", 1, sizes.vision_out_hidden_size);

@@ -12,7 +12,6 @@ namespace sdcpp::files {
 
 namespace {
 
-constexpr size_t longest_name = 4096;
 
 // Walks through what a pickle holds, each container once.
 class Collector {

@@ -12,10 +12,9 @@ namespace {
 
 enum ValueType : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, text, array, u64, i64, f64 };
 
-constexpr uint64_t longest_name = 65535;
+constexpr uint64_t longest_gguf_name = 65535;
 constexpr uint64_t longest_text = 1 << 20;
 constexpr uint32_t most_dimensions = 8;
-constexpr uint32_t engine_dimensions = 4;
 // The least that an entry takes.
 constexpr uint64_t pair_bytes = 8 + 4 + 1;
 constexpr uint64_t tensor_bytes = 8 + 4 + 4 + 8;
@@ -45,7 +44,7 @@ uint64_t value_bytes(uint32_t type) {
 
 std::string name_at(Cursor& cursor, const char* what) {
     const auto length = cursor.number<uint64_t>();
-    if (length > longest_name) {
+    if (length > longest_gguf_name) {
         throw FileError(std::string("has a damaged header: a ") + what + " of " + std::to_string(length) + " bytes");
     }
     return cursor.text(length);

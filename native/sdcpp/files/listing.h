@@ -11,6 +11,13 @@
 
 namespace sdcpp::files {
 
+// The engine's tensors have no more.
+constexpr size_t engine_dimensions = 4;
+
+inline bool ends_with(const std::string& text, const std::string& end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
 // A type that a file stores numbers in.
 struct Dtype {
     const char* name;  // as safetensors calls it

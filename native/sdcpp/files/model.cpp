@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "model_io/tensor_storage.h"
+#include "sdcpp/files/listing.h"
 #include "sdcpp/files/parts.h"
 #include "sdcpp/files/wan_names.h"
 #include "util.h"
@@ -16,8 +17,6 @@
 namespace sdcpp::files {
 
 namespace {
-
-constexpr size_t engine_dimensions = 4;
 
 struct Listed {
     Tensor tensor;

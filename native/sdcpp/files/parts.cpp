@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "json.hpp"
+#include "sdcpp/files/listing.h"
 
 namespace sdcpp::files {
 
@@ -19,10 +20,6 @@ using Json = nlohmann::json;
 
 const char* const pipeline_index = "model_index.json";
 const std::string shard_index = ".safetensors.index.json";
-
-bool ends_with(const std::string& text, const std::string& end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
 
 bool contains(const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;

@@ -11,7 +11,6 @@ namespace {
 // A checkpoint takes some 50 objects a tensor, and its file more than 8 bytes for each of them.
 constexpr uint64_t least_objects = uint64_t{1} << 16;
 constexpr uint64_t bytes_an_object = 8;
-constexpr size_t longest_name = 4096;
 
 struct StorageType {
     const char* name;

@@ -14,6 +14,8 @@
 
 namespace sdcpp::files {
 
+constexpr size_t longest_name = 4096;  // of a tensor or a storage
+
 class Pickle {
 public:
     enum class Kind : uint8_t {

@@ -154,10 +154,6 @@ uint64_t entry_data(Input& input, const Entry& entry) {
     return data;
 }
 
-bool ends_with(const std::string& text, const std::string& end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 uint64_t storage_bytes(const Pickle::Storage& storage) {
     return product(storage.numbers, storage.dtype == nullptr ? 1 : storage.dtype->bytes,
                    "holds a storage of more bytes than a file can hold");

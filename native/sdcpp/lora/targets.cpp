@@ -31,8 +31,8 @@ std::string canonical(std::string name) {
     return text;
 }
 
-// Returns a tensor's module, and whether it is the module's bias.
-std::pair<std::string, bool> module_of(const std::string& tensor) {
+// Returns the name of the layer that a tensor belongs to, and whether it is the layer's bias.
+std::pair<std::string, bool> layer_of(const std::string& tensor) {
     for (const char* suffix : {".weight", ".bias", ".scale", ".gamma"}) {
         if (ends_with(tensor, suffix)) {
             return {tensor.substr(0, tensor.size() - std::string(suffix).size()), std::string(suffix) == ".bias"};
@@ -161,7 +161,7 @@ Targets::Targets(const std::map<std::string, ggml_tensor*>& tensors, bool high_n
             if (!starts_with(name, prefix) || ends_with(name, "text_projection")) {
                 continue;
             }
-            const auto [path, is_bias] = module_of(name.substr(prefix.size()));
+            const auto [path, is_bias] = layer_of(name.substr(prefix.size()));
             Target& target = modules[{component, path}];
             (is_bias ? target.bias : target.weight) = name;
             if (const std::string up = "decoder.up."; component == vae && starts_with(path, up)) {

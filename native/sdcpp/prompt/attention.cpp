@@ -6,24 +6,20 @@
 #include <locale>
 #include <sstream>
 
+#include "sdcpp/prompt/pieces.h"
 #include "sdcpp/values/refused.h"
 
+
 namespace {
+
+using sdcpp::is_digit;
+using sdcpp::is_space;
 
 constexpr float round_weight = 1.1f;
 constexpr float square_weight = 1 / 1.1f;
 constexpr size_t longest_number_shown = 20;
 // Around text, which each of them weighs once more: 1.1 to the power of 500 is 5e20.
 constexpr size_t most_open = 500;
-
-// Of ASCII only, whatever the locale: bytes of other characters end a word, as a full-width comma before BREAK has to.
-bool is_space(char c) {
-    return c != '\0' && std::strchr(" \t\n\r\v\f", c) != nullptr;
-}
-
-bool is_digit(char c) {
-    return c >= '0' && c <= '9';
-}
 
 bool is_word(char c) {
     return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';

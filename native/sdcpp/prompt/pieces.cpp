@@ -10,15 +10,6 @@ bool is_one_of(const char* characters, char c) {
     return c != '\0' && std::strchr(characters, c) != nullptr;
 }
 
-// The classes of the classic locale: bytes of other characters are neither letters nor spaces.
-bool is_space(char c) {
-    return is_one_of(sdcpp::ascii_spaces, c);
-}
-
-bool is_digit(char c) {
-    return c >= '0' && c <= '9';
-}
-
 char lower(char c) {
     return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
 }

@@ -9,8 +9,6 @@ namespace sdcpp {
 
 namespace {
 
-// Seconds of copying what the first candidate streams for one second of computing.
-constexpr double ratios[] = {0.25, 0.5, 1.0, 2.0, 4.0};
 constexpr double same_time = 1.005;  // up to this factor
 constexpr double same_room = 1.05;   // likewise
 constexpr size_t most_choices = 16;  // that are remembered
@@ -27,7 +25,7 @@ size_t best_lanes(const std::vector<LaneCandidate>& candidates) {
     const auto copied = static_cast<double>(std::max<uint64_t>(first.copied(), 1));
     std::vector<double> worst(candidates.size());
     std::vector<double> seconds(candidates.size());
-    for (const double ratio : ratios) {
+    for (const double ratio : copy_ratios) {
         for (size_t i = 0; i < candidates.size(); ++i) {
             const LaneCandidate& each = candidates[i];
             seconds[i] = static_cast<double>(each.graphs) *

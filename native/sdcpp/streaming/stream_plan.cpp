@@ -12,8 +12,6 @@ namespace sdcpp {
 
 namespace {
 
-// Seconds of copying what cannot be resident for one second of computing: plans are compared over all of these.
-constexpr double ratios[] = {0.25, 0.5, 1.0, 2.0, 4.0};
 constexpr double roominess[] = {1.0, 1.07, 1.15, 1.22, 1.34, 1.5, 1.67,
                                 2.0, 2.5,  3.0,  4.0,  6.0,  9.0, 13.0};  // memory of the slots, in largest segments
 constexpr double merging[] = {0.0, 0.12, 0.34};  // segments are packed up to this part of that memory
@@ -201,12 +199,12 @@ struct Candidate {
     double merge;
     uint64_t buffer;
     uint64_t slot_bytes;
-    std::array<double, std::size(ratios)> times;
+    std::array<double, std::size(copy_ratios)> times;
 };
 
 // Returns the candidate whose worst time, over the best one that any has at that ratio, is least.
 const Candidate& best_of(const std::vector<Candidate>& candidates) {
-    std::array<double, std::size(ratios)> reachable;
+    std::array<double, std::size(copy_ratios)> reachable;
     reachable.fill(HUGE_VAL);
     for (const Candidate& candidate : candidates) {
         for (size_t i = 0; i < reachable.size(); ++i) {
@@ -310,9 +308,9 @@ StreamPlan stream_plan(const StreamInput& input) {
                 for (uint64_t buffer : {lendable, uint64_t{0}}) {
                     fill(input, all, streamed, slot_memory, merge, buffer, plan);
                     candidates.push_back({streamed, slot_memory, merge, buffer, plan.slot_bytes, {}});
-                    for (size_t i = 0; i < std::size(ratios); ++i) {
+                    for (size_t i = 0; i < std::size(copy_ratios); ++i) {
                         candidates.back().times[i] =
-                            stream_seconds(input, plan, ratios[i] / must, 1.0 / all.cost) / std::max(1.0, ratios[i]);
+                            stream_seconds(input, plan, copy_ratios[i] / must, 1.0 / all.cost) / std::max(1.0, copy_ratios[i]);
                     }
                     if (!plan.borrows()) {
                         break;

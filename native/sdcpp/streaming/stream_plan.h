@@ -9,6 +9,9 @@
 
 namespace sdcpp {
 
+// Seconds of copying for one second of computing: plans are compared over all of these.
+constexpr double copy_ratios[] = {0.25, 0.5, 1.0, 2.0, 4.0};
+
 // A run of a graph's nodes with the weights that it needs, which stay on the device or are streamed as one.
 struct Segment {
     std::string name;
