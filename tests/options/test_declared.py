@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import dataclasses
 import re
 import sys
@@ -255,6 +256,7 @@ def test_names_are_those_of_the_engine(owner: str, name: str, option: Option) ->
 # --- once -------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def constants() -> list[tuple[str, str]]:
     """Return the file and each text in the package's code, docstrings apart."""
     found = []
