@@ -150,23 +150,73 @@ def unpack(archive: Path, root: str, into: Path) -> None:
         raise VendorError(f"{archive.name} holds no {root}: check package and root in vendor/engine.toml")
 
 
-def apply_patches(tree: Path, patches: list[Path]) -> None:
-    """Apply the patches in order with git, without fuzz."""
+HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)")
+
+
+def run_git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run git in a folder that belongs to no repository."""
     git = shutil.which("git")
-    if git is None and patches:
+    if git is None:
         raise VendorError("git is missing, so the patches cannot be applied: install git")
     # git apply inside an ignored folder of a repository skips every file silently and reports success, so the
     # search for a repository is stopped above the tree.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_CEILING_DIRECTORIES"] = str(tree.parent)
-    for patch in patches:
-        done = subprocess.run(
-            [str(git), "apply", "-p1", "--whitespace=nowarn", str(patch)],
-            cwd=tree, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode != 0:
-            reason = done.stderr.strip().splitlines()[0] if done.stderr.strip() else "git gave no reason"
-            raise VendorError(f"{patch.name} does not apply ({reason}): refresh it against the locked engine")
+    environment["GIT_CEILING_DIRECTORIES"] = str(folder.parent)
+    return subprocess.run([git, *arguments], cwd=folder, env=environment, capture_output=True)
+
+
+def apply_patch(tree: Path, patch: Path) -> None:
+    """Apply a patch with git, without fuzz."""
+    done = run_git("apply", "-p1", "--unidiff-zero", "--whitespace=nowarn", str(patch.absolute()), folder=tree)
+    if done.returncode != 0:
+        reason = (done.stderr.decode(errors="replace").strip() or "git gave no reason").splitlines()[0]
+        raise VendorError(f"{patch.name} does not apply ({reason}): refresh it against the locked engine")
+
+
+def patched_files(tree: Path, patch: Path) -> dict[str, bytes]:
+    """Return the files of the tree that a patch changes, by name."""
+    names = re.findall(rb"^\+\+\+ b/(.+?)\s*$", patch.read_bytes(), re.MULTILINE)
+    return {name.decode(): (tree / name.decode()).read_bytes() for name in names if (tree / name.decode()).is_file()}
+
+
+def refresh(patch: Path, before: dict[str, bytes], after: dict[str, bytes]) -> None:
+    """Write a patch's changes anew: at their lines, with no more context than the line before each."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for side, files in (("a", before), ("b", after)):
+            for name, content in files.items():
+                path = Path(scratch, side, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        changes = run_git("diff", "--no-index", "--no-prefix", "--no-color", "-U1", "a", "b", folder=Path(scratch))
+    header, mark, _ = patch.read_bytes().partition(b"\n---\n")
+    if not mark:
+        raise VendorError(f"{patch.name} has no line '---' between what and why it is and its changes: write one")
+    patch.write_bytes(header + mark + shortened(changes.stdout))
+
+
+def shortened(changes: bytes) -> bytes:
+    """Return changes with one line of context without the lines behind a change that has another before it.
+
+    What is left is compared when it is applied, and the hash of the tree says that every change is where it was.
+    """
+    lines = [line + b"\n" for line in changes.removesuffix(b"\n").split(b"\n")]
+    kept: list[bytes] = []
+    while lines:
+        line = lines.pop(0)
+        found = HUNK.fullmatch(line.removesuffix(b"\n"))
+        if found is None:
+            if not line.startswith((b"diff --git ", b"index ")):
+                kept.append(line)
+            continue
+        old, olds, new, news = (int(number or 1) for number in found.groups()[:4])
+        body: list[bytes] = []
+        while sum(each[:1] in b" -" for each in body) < olds or sum(each[:1] in b" +" for each in body) < news:
+            body.append(lines.pop(0))
+        if body[0][:1] != b"+" and body[-1][:1] == b" ":
+            body.pop()
+            olds, news = olds - 1, news - 1
+        kept += [b"@@ -%d,%d +%d,%d @@%s\n" % (old, olds, new, news, found[5].rstrip()), *body]
+    return b"".join(kept)
 
 
 def keep_times(new: Path, old: Path) -> None:
@@ -192,7 +242,7 @@ def vendor_engine(archive: Path | None = None, *, lock: bool = False, vendor: Pa
 
     Args:
         archive: the source archive, or None to fetch it with pip.
-        lock: write the hash of the patched tree into the lock file instead of checking it.
+        lock: shorten the patches, and write the hash of the patched tree into the lock file instead of checking it.
         vendor: the folder that holds engine.toml and patches/.
 
     Returns:
@@ -223,7 +273,11 @@ def vendor_engine(archive: Path | None = None, *, lock: bool = False, vendor: Pa
         tree = Path(scratch, "tree")
         tree.mkdir()
         unpack(archive, source["root"], tree)
-        apply_patches(tree, patches)
+        for patch in patches:
+            before = patched_files(tree, patch) if lock else {}
+            apply_patch(tree, patch)
+            if lock:
+                refresh(patch, before, patched_files(tree, patch))
         patched = tree_sha256(tree)
         if lock:
             write_lock_hash(vendor, patched)
@@ -244,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Vendor the patched engine source.")
     parser.add_argument("--archive", type=Path, help="use this source archive instead of fetching it")
-    parser.add_argument("--lock", action="store_true", help="write the patched tree's hash into vendor/engine.toml")
+    parser.add_argument("--lock", action="store_true", help="shorten patches, write the tree's hash to engine.toml")
     parsed = parser.parse_args(arguments)
     archive = parsed.archive
     if archive is None and os.environ.get("SDCPP_ENGINE_ARCHIVE"):

@@ -93,6 +93,40 @@ def test_unpacks_patches_verifies_and_then_does_nothing(house: House) -> None:
     assert {path: path.stat().st_mtime_ns for path in house.vendor.rglob("*")} == times
 
 
+def test_locking_writes_the_patches_anew(house: House) -> None:
+    """Their lines, although another patch moved them, and one line of context; what they make of the tree stays."""
+    second = house.vendor / "patches" / "0002-b.patch"
+    (house.vendor / "patches" / "series").write_text("0001-a.patch\n0002-b.patch\n")
+    patch = house.vendor / "patches" / "0001-a.patch"
+    patch.write_text(PATCH.replace("+1,3", "+1,4").replace("+TWO\n", "+TWO\n+two and a half\n"))
+    second.write_text(
+        "Why: a test\n---\n--- a/src/a.txt\n+++ b/src/a.txt\n@@ -3 +3,2 @@\n three\n+four\n"
+        "--- a/b.txt\n+++ b/b.txt\n@@ -1 +1,2 @@\n+a\n b\n"
+    )
+    assert house.run(lock=True)
+    wanted = "one\nTWO\ntwo and a half\nthree\nfour\n"
+    assert (house.tree / "src" / "a.txt").read_text() == wanted
+    changes = patch.read_text().partition("---\n")[2]
+    assert changes == "--- a/src/a.txt\n+++ b/src/a.txt\n@@ -1,2 +1,3 @@\n one\n-two\n+TWO\n+two and a half\n"
+    assert second.read_text() == (
+        "Why: a test\n---\n--- a/b.txt\n+++ b/b.txt\n@@ -1,1 +1,2 @@\n+a\n b\n"
+        "--- a/src/a.txt\n+++ b/src/a.txt\n@@ -4,1 +4,2 @@ two and a half\n three\n+four\n"
+    )
+    before = [patch.read_text(), second.read_text()]
+    (house.tree / vendor.STAMP).unlink()
+    assert house.run(), "they apply as they are now"
+    assert (house.tree / "src" / "a.txt").read_text() == wanted
+    assert house.run(lock=True)
+    assert [patch.read_text(), second.read_text()] == before
+
+
+def test_a_patch_says_why(house: House) -> None:
+    patch = house.vendor / "patches" / "0001-a.patch"
+    patch.write_text(PATCH.partition("---\n")[2])
+    with pytest.raises(vendor.VendorError, match=r"0001-a.patch has no line '---'"):
+        house.run(lock=True)
+
+
 def test_only_changed_files_get_new_times(house: House) -> None:
     house.run(lock=True)
     os.utime(house.tree / "b.txt", ns=(1, 1))
