@@ -1,127 +1,28 @@
-"""A worker process of this machine, from the front's side: started, watched, cancelled, killed and started again."""
+"""A worker process of this machine, from the front's side: started, heard through its pipe, killed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ..errors import BackendError
-from .frames import Frame, pack, receive
-from .model_list import ServedModel
-
-log = logging.getLogger("sdcpp_py.server")
+from .frames import pack, receive
+from .worker import FramedWorker, WorkerLostError
 
 START_SECONDS = 120.0
-BEAT_SECONDS = 20.0
-"""Without a beat for so long a worker is gone, though its process may be there."""
-CANCEL_SECONDS = 20.0
-"""What a worker has left for a cancel; then it is replaced."""
-_STOPPED = "was stopped"
 _PIPE_BYTES = 1 << 20
-
-Told = Callable[[dict[str, Any], bytes | None], None]
-"""Hears of a job's progress, with the fields of ProgressEvent, and of previews."""
-
-
-class WorkerLostError(Exception):
-    """A worker died, hung, or was killed; the message says why.
-
-    Attributes:
-        begun: whether it may have begun with the job.
-    """
-
-    begun = True
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended in a worker.
-
-    Attributes:
-        files: its pictures.
-        result: what else there is to tell, None where it failed.
-        error: type, message and engine_log of its failure.
-    """
-
-    files: Sequence[bytes] = ()
-    result: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
-
-
-class Worker(Protocol):
-    """What the scheduler needs of a worker, wherever it is.
-
-    Attributes:
-        name: for people.
-        loaded: the models that it holds, with the bytes of their weights.
-        modes: of the models that it has held until now, the modes that each has.
-        resident: bytes of memory that it has; 0 where that is not known.
-        on_lost: called when it is lost while it has no job; None for nobody.
-    """
-
-    name: str
-    loaded: Mapping[str, int]
-    modes: Mapping[str, Sequence[str]]
-    resident: int
-    on_lost: Callable[[], object] | None
-
-    async def start(self) -> dict[str, Any]:
-        """Start it, and return what it tells of its engine; raise WorkerLostError or SdcppError."""
-
-    async def run(self, job: str, request: Mapping[str, Any], pictures: Sequence[bytes], told: Told) -> Outcome:
-        """Return how a job ended, or raise WorkerLostError."""
-
-    async def cancel(self, job: str) -> None:
-        """Have a job end soon, as failed with CancelledError; a worker that does not obey is lost."""
-
-    async def unload(self, model: str) -> None:
-        """Have it give a model back."""
-
-    async def stop(self) -> None:
-        """End it."""
 
 
 @dataclass
-class LocalWorker:
-    """A process of this machine.
+class LocalWorker(FramedWorker):
+    """A process of this machine."""
 
-    Attributes:
-        name: for people.
-        models: those that it may load.
-        device: the runtime backend of models that name none; empty for the engine's choice.
-        threads: CPU threads of models that name none; None for as many as there are cores.
-        budget: bytes of weights that it keeps.
-        idle_unload: seconds after which an idle model is unloaded; 0 for never.
-        hang_seconds: without progress of a job, after which it is replaced.
-    """
-
-    name: str
-    models: Sequence[ServedModel]
-    device: str = ""
-    threads: int | None = None
-    budget: float = float("inf")
-    idle_unload: float = 0.0
-    hang_seconds: float = 900.0
-    loaded: Mapping[str, int] = field(default_factory=dict)
-    modes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    resident: int = 0
-    on_lost: Callable[[], object] | None = None
     _process: asyncio.subprocess.Process | None = None
-    _reader: asyncio.Task[None] | None = None
-    _ready: asyncio.Future[dict[str, Any]] | None = None
-    _outcome: asyncio.Future[Outcome] | None = None
-    _told: Told | None = None
-    _heard: float = 0.0
-    _moved: float = 0.0
-    _cancelled: float = 0.0
-    _reason: str = ""
 
     @property
     def pid(self) -> int | None:
@@ -135,9 +36,8 @@ class LocalWorker:
             WorkerLostError: it ended at once, or does not answer.
             BackendError: the engine cannot be loaded there.
         """
-        loop = asyncio.get_running_loop()
         self._reason = ""
-        self._ready = loop.create_future()
+        self._ready = asyncio.get_running_loop().create_future()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sdcpp_py.server.work",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_PIPE_BYTES,
@@ -145,23 +45,7 @@ class LocalWorker:
         )  # fmt: skip
         self._heard = time.monotonic()
         self._reader = asyncio.create_task(self._listen(self._process))
-        first = {
-            "type": "start",
-            "models": [{**asdict(each)} for each in self.models],
-            "device": self.device,
-            "threads": self.threads,
-            "budget": min(self.budget, 2.0**62),
-            "idle_unload": self.idle_unload,
-        }
-        try:
-            await self._send(first)
-            return await asyncio.wait_for(asyncio.shield(self._ready), START_SECONDS)
-        except asyncio.TimeoutError:
-            await self.stop()
-            raise WorkerLostError(f"{self.name} did not start within {START_SECONDS:.0f} s") from None
-        except BaseException:
-            await self.stop()
-            raise
+        return await self._started(START_SECONDS)
 
     async def _send(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
         """Send a frame; raise WorkerLostError where nobody takes it."""
@@ -183,90 +67,15 @@ class LocalWorker:
             if not isinstance(error, EOFError):
                 self.kill("said what is no frame")
         status = await process.wait()
-        self.loaded, self.resident = {}, 0
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        lost = WorkerLostError(f"{self.name} {self._reason or how}")
-        for future in (self._ready, self._outcome):
-            if future is not None and not future.done():
-                future.set_exception(lost)
-                future.exception()  # nobody may wait for it
-        if self._outcome is None and self._reason != _STOPPED and self.on_lost is not None:
-            log.warning("%s", lost)
-            self.on_lost()
+        self._lost(f"was ended by signal {-status}" if status < 0 else f"ended with status {status}")
 
-    def _take(self, frame: Frame) -> None:
-        """Take one frame."""
-        message, kind = frame.message, frame.message["type"]
-        self._heard = time.monotonic()
-        if kind == "beat":
-            self.loaded, self.resident = message["loaded"], message["resident"]
-            self.modes = {**self.modes, **message["modes"]}
-        elif kind == "event":
-            self._moved = self._heard
-            if self._told is not None:
-                self._told(message["event"], frame.blobs[0] if frame.blobs else None)
-        elif kind == "ready" and self._ready is not None and not self._ready.done():
-            self._ready.set_result(message["facts"])
-        elif kind == "broken" and self._ready is not None and not self._ready.done():
-            self._ready.set_exception(BackendError(message["error"]["message"]))
-        elif kind in ("done", "failed") and self._outcome is not None and not self._outcome.done():
-            self._outcome.set_result(Outcome(frame.blobs, message.get("result"), message.get("error")))
-
-    async def run(self, job: str, request: Mapping[str, Any], pictures: Sequence[bytes], told: Told) -> Outcome:
-        """Return how a job ended.
-
-        Raises:
-            WorkerLostError: the process ended, or was killed since it hung.
-        """
-        self._outcome = asyncio.get_running_loop().create_future()
-        self._told = told
-        self._moved = self._heard = time.monotonic()
-        self._cancelled = 0.0
-        try:
-            try:
-                await self._send({"type": "job", "id": job, "request": dict(request)}, pictures)
-            except WorkerLostError as error:
-                error.begun = False
-                raise
-            while True:
-                done, _ = await asyncio.wait([self._outcome], timeout=1.0)
-                if done:
-                    return self._outcome.result()
-                self._watch()
-        finally:
-            self._outcome = self._told = None
-
-    def _watch(self) -> None:
-        """Kill the process if it does not live as it should."""
-        now = time.monotonic()
-        if now - self._heard > BEAT_SECONDS:
-            self.kill(f"did not answer for {BEAT_SECONDS:.0f} s")
-        elif now - self._moved > self.hang_seconds:
-            self.kill(f"made no progress for {self.hang_seconds:.0f} s")
-        elif self._cancelled and now - self._cancelled > CANCEL_SECONDS:
-            self.kill(f"did not obey a cancel for {CANCEL_SECONDS:.0f} s")
-
-    def kill(self, reason: str) -> None:
-        """End the process at once; whoever waits for it hears the reason."""
-        self._reason = self._reason or reason
+    def _end(self) -> None:
+        """Kill the process."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def cancel(self, job: str) -> None:
-        """Have a job end soon."""
-        self._cancelled = self._cancelled or time.monotonic()
-        with contextlib.suppress(WorkerLostError):
-            await self._send({"type": "cancel", "id": job})
-
-    async def unload(self, model: str) -> None:
-        """Have it give a model back, after the job under way."""
-        with contextlib.suppress(WorkerLostError):
-            await self._send({"type": "unload", "model": model})
-
     async def stop(self) -> None:
         """End the process: it has nothing to lose."""
-        self.kill(_STOPPED)
-        if self._reader is not None:
-            await asyncio.wait([self._reader], timeout=10.0)
+        await super().stop()
         self._process = None

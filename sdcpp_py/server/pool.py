@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SdcppError
 from .jobs import Job
-from .local_worker import Worker, WorkerLostError
+from .worker import Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 

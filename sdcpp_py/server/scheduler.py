@@ -27,7 +27,7 @@ from .jobs import (
     StoreError,
     UnknownJobError,
 )
-from .local_worker import Outcome, Worker, WorkerLostError
+from .worker import Outcome, Worker, WorkerLostError
 from .model_list import ServedModel
 from .pool import Pool, Slot
 from .store import Store, request_digest

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from sdcpp_py.errors import SdcppError
-from sdcpp_py.server import local_worker
-from sdcpp_py.server.local_worker import LocalWorker, Outcome, WorkerLostError
+from sdcpp_py.server import worker as framed
+from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.worker import Outcome, WorkerLostError
 from support.checkpoints import write_checkpoint
 from support.server import DRAWN
 
@@ -120,7 +121,7 @@ def test_videos_come_as_files(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_worker, "BEAT_SECONDS", 2.5)
+    monkeypatch.setattr(framed, "BEAT_SECONDS", 2.5)
 
     async def work(worker: LocalWorker) -> None:
         for number, said in ((signal.SIGKILL, "signal 9"), (signal.SIGSTOP, "did not answer")):

@@ -24,10 +24,10 @@ from sdcpp_py.server.jobs import (
     StoreError,
     UnknownJobError,
 )
-from sdcpp_py.server.local_worker import Outcome, Told, WorkerLostError
 from sdcpp_py.server.model_list import ServedModel
 from sdcpp_py.server.scheduler import Limits, Scheduler
 from sdcpp_py.server.store import Store
+from sdcpp_py.server.worker import Outcome, Told, WorkerLostError
 
 MODELS = {name: ServedModel(name) for name in ("a", "b")}
 

@@ -3,213 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from ... import engine
-from ...devices import devices, doctor
-from ...errors import SdcppError
-from ...modes import LOADING, UPSCALER, Mode
-from ...options.declare import Option, declared
-from ...options.group import Grouped
-from ...placement import find_device
-from ...progress import ProgressEvent
-from ..frames import Frame, pack, read
-from ..model_list import MODES, ServedModel
-from .drawing import draw_job, encoded
-from .models import Models
-
-BEAT_SECONDS = 1.0
-_EVENT_SECONDS = 0.1  # between two events of progress without anything new
+from ..frames import pack, read
+from .worker import Worker
 
 
-def _names_of(options: Sequence[Option]) -> set[str]:
-    """Return the engine's enums whose names options take."""
-    found = {option.opt.choices for option in options if option.opt.choices}
-    for option in options:
-        if isinstance(option.kind, Grouped):
-            found |= _names_of([*declared(option.kind.owner).values()])
-    return found
+def work(source: IO[bytes], sink: IO[bytes]) -> None:
+    """Work on the frames of one file, and answer into another; the front's end is the worker's."""
+    lock = threading.Lock()
 
-
-def _defaults(mode: Mode) -> dict[str, Any]:
-    """Return the engine's own defaults of a mode's options, as far as JSON can hold them."""
-    own = engine.fields.defaults(mode.struct)
-    found = {name: own.get(option.opt.field) for name, option in mode.declared.items() if option.opt.field in own}
-    return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
-
-
-def facts() -> dict[str, Any]:
-    """Return what the front tells clients without loading the engine itself."""
-    modes = [*MODES.values(), LOADING, UPSCALER]
-    names = set().union(*(_names_of([*mode.declared.values()]) for mode in modes))
-    return {
-        "names": {name: list(engine.enum_names(name)) for name in sorted(names)},
-        "defaults": {mode.name: _defaults(mode) for mode in MODES.values()},
-        "devices": [device.to_dict() for device in devices()],
-        "doctor": doctor(),
-    }
-
-
-class Worker:
-    """The process's state: its models, the job under way, and the pipe to the front."""
-
-    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
-        self._source = source
-        self._sink = sink
-        self._lock = threading.Lock()
-        self._tasks: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._calls: dict[str, engine.Call] = {}
-        self._models: Models | None = None
-        self._idle_unload = 0.0
-
-    def _say(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-        """Send a frame to the front."""
+    def say(message: dict[str, Any], blobs: Sequence[bytes]) -> None:
         data = pack(message, blobs)
-        with self._lock:
-            self._sink.write(data)
-            self._sink.flush()
+        with lock:
+            sink.write(data)
+            sink.flush()
 
-    def _listen(self) -> None:
-        """Take frames: jobs go to the main thread, a cancel is obeyed at once. The front's end is the worker's."""
+    worker = Worker(say)
+
+    def listen() -> None:
         with contextlib.suppress(EOFError, OSError, ValueError):
             while True:
-                frame = read(self._source)
-                kind, job = frame.message["type"], frame.message.get("id", "")
-                if kind == "cancel":
-                    if (call := self._calls.get(job)) is not None:
-                        call.cancel()
-                    continue
-                if kind == "job":
-                    self._calls[job] = engine.Call()
-                self._tasks.put(frame)
+                worker.take(read(source))
         os._exit(0)
 
-    def _beat(self) -> None:
-        """Say every second that the process lives, and what it holds."""
-        while True:
-            self._say_state()
-            time.sleep(BEAT_SECONDS)
-
-    def _say_state(self) -> None:
-        """Say what the process holds."""
-        loaded = {} if self._models is None else self._models.listed()
-        modes = {} if self._models is None else self._models.modes()
-        self._say({"type": "beat", "loaded": loaded, "modes": modes, "resident": _resident_bytes()})
-
-    def run(self) -> None:
-        """Work until the front is gone."""
-        threading.Thread(target=self._listen, daemon=True).start()
-        while True:
-            try:
-                frame = self._tasks.get(timeout=BEAT_SECONDS)
-            except queue.Empty:
-                if self._models is not None and self._idle_unload and self._models.unload_idle(self._idle_unload):
-                    self._say_state()
-                continue
-            message = frame.message
-            if message["type"] == "start":
-                self._start(message)
-            elif message["type"] == "job":
-                self._draw(message["id"], message["request"], frame.blobs)
-            elif message["type"] == "unload":
-                assert self._models is not None
-                self._models.unload(message["model"])
-                self._say_state()
-
-    def _start(self, message: dict[str, Any]) -> None:
-        """Learn of the models, and say what the engine has."""
-        served = {each["name"]: ServedModel(**each) for each in message["models"]}
-        self._models = Models(served, message["device"], message["threads"], message["budget"])
-        self._idle_unload = message["idle_unload"]
-        try:
-            known = facts()
-            if message["device"] and "=" not in message["device"]:  # a model's own specs are looked at with the model
-                find_device("--worker-devices", message["device"], devices())
-            self._say({"type": "ready", "facts": known})
-        except SdcppError as error:
-            self._say({"type": "broken", "error": _error(error)})
-            return
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def _draw(self, job: str, request: dict[str, Any], blobs: Sequence[bytes]) -> None:
-        """Draw a job, and say how it ended."""
-        assert self._models is not None
-        told = _Telling(self, job)
-        outcome: dict[str, Any] = {"id": job}
-        files: Sequence[bytes] = ()
-        try:
-            with engine.watched(self._calls[job]):
-                drawn = draw_job(self._models, request, blobs, told.loading, told)
-            outcome |= {"type": "done", "result": drawn.result}
-            files = drawn.files
-        except MemoryError:
-            self._models.unload_all()
-            error = {"type": "MemoryError", "message": "there is not enough memory; make the pictures smaller or fewer"}
-            outcome |= {"type": "failed", "error": error}
-        except Exception as failure:
-            if not isinstance(failure, (SdcppError, TypeError)):
-                logging.getLogger("sdcpp_py.server").exception("job %s", job)
-            outcome |= {"type": "failed", "error": _error(failure)}
-        del self._calls[job]  # before anybody hears of the end, and may ask for the next one
-        self._say_state()
-        self._say(outcome, files)
-
-    def tell(self, job: str, event: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-        """Send an event of a job."""
-        self._say({"type": "event", "id": job, "event": event}, blobs)
-
-
-class _Telling:
-    """Makes events of a job's progress: not more of them than anybody can see."""
-
-    def __init__(self, worker: Worker, job: str) -> None:
-        self._worker = worker
-        self._job = job
-        self._last = 0.0
-        self._phase = ("", 0)
-
-    def loading(self, event: ProgressEvent) -> None:
-        """Tell of a model that is loaded; nothing of the pictures is done by that."""
-        if event.phase == "loading":
-            self(dataclasses.replace(event, fraction=0.0))
-
-    def __call__(self, event: ProgressEvent) -> None:
-        """Tell of pictures that are drawn."""
-        now = time.monotonic()
-        phase = event.phase, event.picture
-        if event.preview is None and phase == self._phase and now - self._last < _EVENT_SECONDS:
-            return
-        self._last, self._phase = now, phase
-        names = ("phase", "step", "steps", "picture", "pictures", "seconds", "bytes", "fraction")
-        told = {name: getattr(event, name) for name in names}
-        blobs = () if event.preview is None else (encoded(event.preview, "jpeg", 85),)
-        self._worker.tell(self._job, told, blobs)
-
-
-def _error(error: Exception) -> dict[str, Any]:
-    """Return an error as the front knows it."""
-    lines = getattr(error, "engine_log", ())
-    # An unknown or missing keyword is a TypeError, as for any function of Python.
-    kind = "ArgumentError" if isinstance(error, TypeError) else type(error).__name__
-    return {"type": kind, "message": " ".join(str(error).split()) or kind, "engine_log": list(lines)}
-
-
-def _resident_bytes() -> int:
-    """Return the memory that the process has, where the system tells."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
+    threading.Thread(target=listen, daemon=True).start()
+    worker.run()
 
 
 def main() -> None:
@@ -224,7 +49,7 @@ def main() -> None:
     os.close(nothing)
     logging.basicConfig(level=logging.WARNING, format="worker: %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("sdcpp_py.engine").propagate = False  # errors carry its lines already
-    Worker(source, sink).run()
+    work(source, sink)
 
 
 if __name__ == "__main__":
