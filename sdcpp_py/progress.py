@@ -153,6 +153,22 @@ def _is_shown(stream: Any) -> bool:
         return False
 
 
+def _bar_class(wanted: bool | None) -> Any:
+    """Return tqdm's bar for where this process writes; None where nobody would see it.
+
+    Args:
+        wanted: True for a bar in any case, False for none.
+    """
+    # There is none in a process without a console, and a program may have put anything in its place.
+    if wanted is False or sys.stderr is None or (wanted is None and not _is_shown(sys.stderr)):
+        return None
+    if "ipykernel" in sys.modules and "ipywidgets" in sys.modules:
+        from tqdm.notebook import tqdm_notebook as kind
+    else:
+        from tqdm import tqdm as kind  # type: ignore[assignment]
+    return kind
+
+
 @contextlib.contextmanager
 def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
     """Yield a callback that moves a bar, by the steps of each phase; None where nobody would see it.
@@ -161,15 +177,10 @@ def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
         label: of the first phase.
         wanted: True for a bar in any case, False for none.
     """
-    # There is none in a process without a console, and a program may have put anything in its place.
-    if wanted is False or sys.stderr is None or (wanted is None and not _is_shown(sys.stderr)):
+    kind = _bar_class(wanted)
+    if kind is None:
         yield None
         return
-    if "ipykernel" in sys.modules and "ipywidgets" in sys.modules:
-        from tqdm.notebook import tqdm_notebook as kind
-    else:
-        from tqdm import tqdm as kind  # type: ignore[assignment]
-
     shown: Any
     with kind(desc=label, leave=False, unit="step", file=sys.stderr) as shown:
         last = (label, 0)
@@ -184,6 +195,30 @@ def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
                 shown.set_description(f"{event.phase}{of}", refresh=False)
                 shown.reset(event.steps)
             shown.update(event.step - shown.n)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def counter(label: str, done: int, whole: int) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a callback that moves a bar of pictures, by how many are done and failed; None where nobody would see it.
+
+    Args:
+        label: of the bar.
+        done: how many are done already.
+        whole: how many there are.
+    """
+    kind = _bar_class(None)
+    if kind is None:
+        yield None
+        return
+    shown: Any
+    with kind(desc=label, initial=done, total=whole, unit="picture", file=sys.stderr) as shown:
+
+        def advance(count: int, failed: int) -> None:
+            if failed:
+                shown.set_postfix(failed=failed, refresh=False)
+            shown.update(count - shown.n)
 
         yield advance
 

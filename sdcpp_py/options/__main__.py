@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..modes import CONVERT, DRAWING, FILMING, LOADING, UPSCALE, UPSCALER
+from .batching import BatchOptions
 from .declare import declared
 from .docs import page, table
 from .loras import Lora
@@ -20,6 +21,7 @@ def text() -> str:
     calls["`Upscaler.upscale(...)`, `sdcpp upscale`"] = UPSCALE.declared
     calls["`convert(...)`, `sdcpp convert`"] = CONVERT.declared
     calls["`sdcpp serve`"] = declared(ServingOptions)
+    calls["`sdcpp batch`"] = declared(BatchOptions)
     lora = f"### Lora\n\n{(Lora.__doc__ or '').splitlines()[0]}\n\n{table(declared(Lora), 'loras[].')}\n"
     return f"{page(calls)}\n{lora}"
 

@@ -1,17 +1,42 @@
 """The options of the server."""
 
 import functools
-from typing import Annotated, TypedDict
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypedDict
 
+from ..errors import ArgumentError
 from ..model_files import StrPath
-from .declare import Opt, Range
-from .kinds import Folder
+from .checks import show
+from .declare import Opt, Option, Range
+from .kinds import Folder, Integer
 
 
 class TextFile(Folder):
     """A file that is read as text."""
 
     metavar = "FILE"
+
+
+class Processes(Integer):
+    """How many processes, or the device of each."""
+
+    metavar = "N|DEVICE,..."
+    schema: ClassVar[Mapping[str, Any]] = {"type": ["integer", "string"]}
+
+    def check(self, name: str, value: Any, option: Option) -> Any:
+        """Return the number, or the names of devices."""
+        if not isinstance(value, str):
+            return super().check(name, value, option)
+        if re.fullmatch(r"\s*\d+\s*", value):
+            return super().check(name, int(value), option)
+        if not value.strip(" ,"):
+            raise ArgumentError(f"{name} must be a number or names of devices, not {show(value)}")
+        return value
+
+    def read(self, text: str, option: Option) -> Any:
+        """Return the text, which may be either."""
+        return text
 
 
 _network = functools.partial(Opt, panel="Network")
@@ -66,12 +91,12 @@ class Network(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class Working(TypedDict, total=False):
-    """The processes that draw."""
+class Served(TypedDict, total=False):
+    """What draws."""
 
     models_file: Annotated[
         StrPath | None,
-        _workers("models.toml: the models by name, with their options of loading", flags="--models",
+        _workers("file of the models by name (models.toml), with their options of loading", flags="--models",
                  kind=TextFile()),
     ]  # fmt: skip
     upscaler_dir: Annotated[
@@ -79,15 +104,21 @@ class Working(TypedDict, total=False):
         _workers("folder of upscalers, which requests call by their files' names",
                  flags="--upscaler-dir --hires-upscalers-dir", kind=Folder()),
     ]  # fmt: skip
+
+
+class Working(Served, total=False):
+    """The processes that draw."""
+
     workers: Annotated[
-        int | None,
+        int | str | None,
         Range(1, 256),
-        _workers("processes that draw", flags="--workers", engine_default="one for each of worker_devices, else 1"),
+        _workers("processes that draw: how many, or the device of each, where a model names none: 2, cuda0,cuda1",
+                 flags="--workers", kind=Processes(), engine_default="1, or one for each of the devices"),
     ]  # fmt: skip
     worker_devices: Annotated[
         str,
-        _workers("devices of the processes in turn, where a model names none: cuda0,cuda1,...",
-                 flags="--worker-devices", default="", metavar="DEVICE,..."),
+        _workers("devices of the processes in turn, where their number is given besides", flags="--worker-devices",
+                 default="", metavar="DEVICE,..."),
     ]  # fmt: skip
     model_memory: Annotated[
         float | None,
@@ -95,17 +126,22 @@ class Working(TypedDict, total=False):
         _workers("GiB of weights that a process keeps; the model that was used least recently goes first",
                  flags="--model-memory", metavar="GIB", engine_default="half of the memory, shared by the processes"),
     ]  # fmt: skip
-    idle_unload: Annotated[
-        float,
-        Range(0.0),
-        _workers("seconds after which a model that nobody uses is unloaded; 0 for never", flags="--idle-unload",
-                 default=0.0, metavar="SECONDS"),
-    ]  # fmt: skip
     hang_seconds: Annotated[
         float,
         Range(1.0),
         _workers("seconds without a step, a tile or a tensor after which a process counts as hung and is replaced",
                  flags="--hang-seconds", default=900.0, metavar="SECONDS"),
+    ]  # fmt: skip
+
+
+class Unloading(TypedDict, total=False):
+    """When models that nobody uses go."""
+
+    idle_unload: Annotated[
+        float,
+        Range(0.0),
+        _workers("seconds after which a model that nobody uses is unloaded; 0 for never", flags="--idle-unload",
+                 default=0.0, metavar="SECONDS"),
     ]  # fmt: skip
 
 
@@ -120,7 +156,7 @@ class Queueing(TypedDict, total=False):
     client_queue: Annotated[
         int | None,
         Range(1, 1_000_000),
-        _queue("jobs of one client that may wait", flags="--client-queue", engine_default="queue_size"),
+        _queue("jobs of one client that may wait", flags="--client-queue", engine_default="as many as may wait in all"),
     ]  # fmt: skip
     job_seconds: Annotated[
         float,
@@ -152,5 +188,5 @@ class Storing(TypedDict, total=False):
     ]  # fmt: skip
 
 
-class ServingOptions(Network, Working, Queueing, Storing, total=False):
+class ServingOptions(Network, Working, Unloading, Queueing, Storing, total=False):
     """Every option of ``sdcpp serve`` besides those of loading a model."""

@@ -28,6 +28,7 @@ from .jobs import (
 from .metrics import Metrics
 from .scheduler import Scheduler
 from .security import Security
+from .store import Store
 
 _STATUS: dict[type[Exception], int] = {
     QueueFullError: 429,
@@ -106,6 +107,7 @@ class Front:
 
     Attributes:
         scheduler: of the jobs.
+        store: where they are kept.
         intake: makes requests of what clients send.
         security: who may speak to the server.
         metrics: numbers for Prometheus.
@@ -113,6 +115,7 @@ class Front:
     """
 
     scheduler: Scheduler
+    store: Store
     intake: Intake
     security: Security
     metrics: Metrics
@@ -193,7 +196,7 @@ class Front:
         Raises:
             UnknownJobError: they are removed already.
         """
-        files = [self.scheduler.store.picture(job, index) for index in range(len(job.files))]
+        files = [self.store.picture(job, index) for index in range(len(job.files))]
         if not files or None in files:
             raise UnknownJobError("the pictures of this job are removed; raise --store-limit")
         return [file.read_bytes() for file in files if file is not None]

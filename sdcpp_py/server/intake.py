@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,7 @@ from ..options.checks import show
 from ..options.declare import REQUIRED
 from ..options.json_values import built, holds_pictures, replaced
 from .jobs import RefusedError, Request
-from .model_list import LORA_FOLDER, MODES, ServedModel, named_file
-from .schemas import formats_of
+from .model_list import LORA_FOLDER, MODES, ServedModel, formats_of, named_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 """Of pictures that go in: those that browsers show, and no decoder besides."""
@@ -85,11 +84,18 @@ class Intake:
     Args:
         models: those that are served.
         bounds: what requests may hold.
+        opened: returns the bytes of a picture; takes what messages call it, and its value.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], bounds: Bounds) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        bounds: Bounds,
+        opened: Callable[[str, Any], bytes] = decoded,
+    ) -> None:
         self._models = models
         self.bounds = bounds
+        self._opened = opened
 
     def request(
         self,
@@ -128,7 +134,7 @@ class Intake:
         sizes: dict[str, tuple[int, int]] = {}
 
         def picture(name: str, value: Any) -> int:
-            data = decoded(name, value)
+            data = self._opened(name, value)
             sizes[name] = check_picture(name, data, self.bounds)
             pictures.append(data)
             return len(pictures) - 1

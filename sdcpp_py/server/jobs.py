@@ -1,4 +1,4 @@
-"""What a job is, what happens to it, and the errors that it may end with."""
+"""What a job is, what keeps it, what happens to it, and the errors that it may end with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..errors import SdcppError
 
@@ -117,6 +117,7 @@ class Job:
         ended: when it ended, None before.
         state: where it is.
         attempts: how often a worker began with it.
+        worker: name of the last one that did, while the server runs.
         request: what a worker needs, as JSON.
         inputs: how many pictures go in.
         files: the names of its pictures in the store, none once they are removed.
@@ -143,6 +144,7 @@ class Job:
     ended: float | None = None
     state: State = "queued"
     attempts: int = 0
+    worker: str = ""
     files: list[str] = field(default_factory=list)
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -187,6 +189,7 @@ class Job:
             "ended": self.ended,
             "deadline": self.deadline,
             "attempts": self.attempts,
+            "worker": self.worker,
             "options": self.request["options"],
             "progress": self.progress,
             "pictures": [f"/api/jobs/{self.id}/pictures/{index}" for index in range(len(self.files))],
@@ -195,6 +198,37 @@ class Job:
             "timings": (self.result or {}).get("timings", {}),
             "error": self.error,
         }
+
+
+class Keeper(Protocol):
+    """What the scheduler needs of what keeps jobs and pictures; each may raise StoreError."""
+
+    def unfinished(self) -> list[Job]:
+        """Return the jobs that have not ended, the oldest first."""
+
+    def add(self, job: Job, pictures: Sequence[bytes]) -> None:
+        """Keep a new job and the pictures that go into it."""
+
+    def update(self, job: Job) -> None:
+        """Keep what changed of a job."""
+
+    def get(self, job: str) -> Job | None:
+        """Return a job, None where there is none of this id."""
+
+    def by_key(self, client: str, key: str) -> Job | None:
+        """Return the job of a client's idempotency key, None where it was not used."""
+
+    def inputs(self, job: Job) -> list[bytes]:
+        """Return the pictures that go into a job."""
+
+    def write_pictures(self, job: Job, files: Sequence[bytes], suffix: str) -> list[str]:
+        """Write a job's pictures, whole or not at all, and return their names; called in any thread."""
+
+    def done_with_inputs(self, job: Job) -> None:
+        """Remove the pictures that went into a job that has ended."""
+
+    def remove(self, job: Job) -> None:
+        """Forget a job that has ended, and its pictures."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from .jobs import Job
 from .scheduler import Scheduler
+from .store import Store
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -17,15 +18,16 @@ _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 class _Now(Collector):
     """What is so at the moment of asking."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, store: Store) -> None:
         self._scheduler = scheduler
+        self._store = store
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         scheduler = self._scheduler
         yield GaugeMetricFamily("sdcpp_jobs_waiting", "Jobs that wait", value=scheduler.waiting)
         yield GaugeMetricFamily("sdcpp_jobs_running", "Jobs that workers are at", value=len(scheduler.running))
-        yield GaugeMetricFamily("sdcpp_store_bytes", "Bytes of pictures that are kept", value=scheduler.store.bytes)
+        yield GaugeMetricFamily("sdcpp_store_bytes", "Bytes of pictures that are kept", value=self._store.bytes)
         ready = GaugeMetricFamily("sdcpp_worker_ready", "Whether a worker is ready", labels=["worker"])
         resident = GaugeMetricFamily("sdcpp_worker_resident_bytes", "Memory of a worker", labels=["worker"])
         restarts = GaugeMetricFamily("sdcpp_worker_restarts", "How often a worker was started again", labels=["worker"])
@@ -45,9 +47,9 @@ class _Now(Collector):
 class Metrics:
     """The numbers of one scheduler."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, store: Store) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Now(scheduler))
+        self._registry.register(_Now(scheduler, store))
         labels = ["mode", "model", "state"]
         self._ended = Counter("sdcpp_jobs", "Jobs that ended", labels, registry=self._registry)
         self._pictures = Counter("sdcpp_pictures", "Pictures and videos", ["mode", "model"], registry=self._registry)

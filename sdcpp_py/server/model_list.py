@@ -29,6 +29,13 @@ LORA_FOLDER = "the model's folder of LoRAs"
 MODES: Mapping[str, Mode] = {mode.name: mode for mode in (*DRAWING, *FILMING, UPSCALE)}
 """The modes that are served, by name."""
 _DEFAULTS = "defaults"
+PICTURE_FORMATS = ("png", "jpeg", "webp", "avif")
+VIDEO_FORMATS = ("webp", "gif", "png", "mp4", "webm")
+
+
+def formats_of(mode: str) -> tuple[str, ...]:
+    """Return the formats that a mode's files may have, its own default first."""
+    return VIDEO_FORMATS if mode in {each.name for each in FILMING} else PICTURE_FORMATS
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,28 @@ def folder_upscalers(folder: str | os.PathLike[str]) -> dict[str, ServedModel]:
         raise ModelError(f"upscaler_dir {os.fspath(folder)} is no folder; make it, or name another one")
     files = [each for each in sorted(Path(folder).iterdir()) if each.suffix.lower() in SUFFIXES and each.is_file()]
     return {each.stem: ServedModel(each.stem, "upscaler", {"model": str(each)}) for each in files}
+
+
+def served_models(values: Mapping[str, Any], loading: Mapping[str, Any]) -> dict[str, ServedModel]:
+    """Return the models that the command names.
+
+    Raises:
+        ArgumentError: one is named by flags and others by a file, or an option is none.
+        ModelError: a file or folder is missing.
+    """
+    if values["models_file"] is not None:
+        if loading:
+            raise ArgumentError(f"{next(iter(loading))} and --models are given; write it into the file of --models")
+        found = read_models(values["models_file"])
+    else:
+        found = one_model(loading)
+    if values["upscaler_dir"] is not None:
+        found = {**folder_upscalers(values["upscaler_dir"]), **found}
+    for model in found.values():
+        for option, file in model.files.items():
+            if not os.path.exists(file):
+                raise ModelError(f"{model.name}: {option} {file} does not exist; name another file")
+    return found
 
 
 def named_file(models: Mapping[str, ServedModel], served: ServedModel, name: str, value: Any) -> str:

@@ -20,6 +20,7 @@ from .jobs import (
     DrainingError,
     Events,
     Job,
+    Keeper,
     QueueFullError,
     RefusedError,
     Request,
@@ -27,15 +28,13 @@ from .jobs import (
     StoreError,
     UnknownJobError,
 )
-from .worker import Outcome, Worker, WorkerLostError
 from .model_list import ServedModel
 from .pool import Pool, Slot
-from .store import Store, request_digest
+from .store import request_digest
+from .worker import Outcome, Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 
-ATTEMPTS = 2
-"""How often a job is begun with that no worker survives."""
 _RECENT = 256  # jobs that have ended, whose events are still there to read
 _STORE_RETRY_SECONDS = 5.0
 
@@ -48,11 +47,13 @@ class Limits:
         queue: jobs that may wait.
         client_queue: of one client.
         job_seconds: after which a job ends unfinished, waiting included.
+        attempts: how often a job is begun with that no worker survives.
     """
 
     queue: int = 1000
     client_queue: int = 1000
     job_seconds: float = 86400.0
+    attempts: int = 2
 
 
 class Scheduler:
@@ -75,7 +76,7 @@ class Scheduler:
         self,
         models: Mapping[str, ServedModel],
         workers: Sequence[Worker],
-        store: Store,
+        store: Keeper,
         limits: Limits | None = None,
     ) -> None:
         self.models = dict(models)
@@ -186,8 +187,12 @@ class Scheduler:
         each = sum(self._took) / len(self._took)
         return max(1.0, min(3600.0, ahead * each / len(self.workers)))
 
-    def submit(self, request: Request) -> Job:
+    def submit(self, request: Request, known: Callable[[str], object] = lambda job: None) -> Job:
         """Take a job, and keep it: from here on it ends done, failed or cancelled, whatever becomes of any process.
+
+        Args:
+            request: what is asked for.
+            known: called with the job's id before anything is done with it.
 
         Raises:
             DrainingError: the server is ending.
@@ -228,6 +233,7 @@ class Scheduler:
             digest=digest,
             source=request.source,
         )
+        known(job.id)
         self.store.add(job, request.pictures)
         self._admit(job)
         self._dispatch()
@@ -353,6 +359,7 @@ class Scheduler:
     async def _run(self, slot: Slot, job: Job) -> None:
         """Have a worker draw a job."""
         job.attempts += 1
+        job.worker = slot.worker.name
         job.started = time.time()
         self._enter(job, "running" if job.request["model"] in slot.worker.loaded else "loading")
         begin = time.monotonic()
@@ -412,7 +419,7 @@ class Scheduler:
         job.attempts -= not error.begun
         if slot.cancelling is not None:
             self._end_early(job, slot.cancelling)
-        elif job.attempts < ATTEMPTS:
+        elif job.attempts < self.limits.attempts:
             job.state = "queued"
             self._save(job)
             self._queue.add(job)

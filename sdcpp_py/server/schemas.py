@@ -8,18 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
-from ..modes import FILMING
 from ..options.declare import REQUIRED, Option
 from ..options.schema import Names, option_schema
 from .model_list import MODES
-
-PICTURE_FORMATS = ("png", "jpeg", "webp", "avif")
-VIDEO_FORMATS = ("webp", "gif", "png", "mp4", "webm")
-
-
-def formats_of(mode: str) -> tuple[str, ...]:
-    """Return the formats that a mode's files may have, its own default first."""
-    return VIDEO_FORMATS if mode in {each.name for each in FILMING} else PICTURE_FORMATS
 
 
 def field_schema(option: Option, names: Names | None) -> dict[str, Any]:
@@ -159,6 +150,7 @@ class JobAnswer(BaseModel):
     ended: float | None
     deadline: float
     attempts: int = Field(description="how often a worker began with it")
+    worker: str = Field(description="the last one that did; empty for none since the server was started")
     position: int = Field(0, description="how many jobs go before it, while it waits")
     options: dict[str, Any] = Field(description="as they were asked for; a picture is its number")
     progress: dict[str, Any] = Field(description="phase, step, steps, picture, pictures, seconds, bytes, fraction")

@@ -14,8 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from ..errors import ArgumentError, ModelError, OutputError
-from ..host_memory import host_memory
+from ..errors import OutputError
 from ..images import failure_reason
 from ..options.declare import declared
 from ..options.serving import ServingOptions
@@ -23,12 +22,12 @@ from ..reports import GIB
 from .app import make_app
 from .front import Front
 from .intake import Bounds, Intake
-from .local_worker import LocalWorker
 from .metrics import Metrics
-from .model_list import ServedModel, folder_upscalers, one_model, read_models
+from .model_list import served_models
 from .scheduler import Limits, Scheduler
 from .security import Security, make_security, read_tokens
 from .store import Store
+from .workers import make_workers
 
 _CLOSING_SECONDS = 3  # for answers after what is under way had its time
 SERVING = declared(ServingOptions)
@@ -53,50 +52,6 @@ def state_folder() -> Path:
     else:
         base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "sdcpp-py" / "server"
-
-
-def served_models(values: Mapping[str, Any], loading: Mapping[str, Any]) -> dict[str, ServedModel]:
-    """Return the models that the command names.
-
-    Raises:
-        ArgumentError: one is named by flags and others by a file, or an option is none.
-        ModelError: a file or folder is missing.
-    """
-    if values["models_file"] is not None:
-        if loading:
-            raise ArgumentError(f"{next(iter(loading))} and --models are given; write it into the file of --models")
-        found = read_models(values["models_file"])
-    else:
-        found = one_model(loading)
-    if values["upscaler_dir"] is not None:
-        found = {**folder_upscalers(values["upscaler_dir"]), **found}
-    for model in found.values():
-        for option, file in model.files.items():
-            if not os.path.exists(file):
-                raise ModelError(f"{model.name}: {option} {file} does not exist; name another file")
-    return found
-
-
-def make_workers(values: Mapping[str, Any], models: Mapping[str, ServedModel]) -> list[LocalWorker]:
-    """Return the workers, not started yet; they share the CPU and the memory."""
-    devices = [each.strip() for each in values["worker_devices"].split(",") if each.strip()]
-    count = values["workers"] or len(devices) or 1
-    budget = (host_memory() or 0) / 2 / count
-    if values["model_memory"] is not None:
-        budget = values["model_memory"] * GIB
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [
-        LocalWorker(
-            name=f"worker {index + 1}",
-            models=list(models.values()),
-            device=devices[index % len(devices)] if devices else "",
-            threads=max(1, cores // count) if count > 1 else None,
-            budget=budget,
-            idle_unload=values["idle_unload"],
-            hang_seconds=values["hang_seconds"],
-        )
-        for index in range(count)
-    ]
 
 
 class _Server(uvicorn.Server):
@@ -192,23 +147,24 @@ async def serve(
     limits = Limits(values["queue_size"], values["client_queue"] or values["queue_size"], values["job_seconds"])
     scheduler = Scheduler(models, make_workers(values, models), store, limits)
     try:
-        await _serve(values, scheduler, security, upload, ready)
+        await _serve(values, scheduler, store, security, ready)
     finally:
         store.close()
 
 
 async def _serve(
-    values: Mapping[str, Any], scheduler: Scheduler, security: Security, upload: int, ready: Callable[[str], object]
+    values: Mapping[str, Any], scheduler: Scheduler, store: Store, security: Security, ready: Callable[[str], object]
 ) -> None:
     """Serve a scheduler."""
-    bounds = Bounds(upload, int(values["max_pixels"] * 1e6))
+    bounds = Bounds(security.upload, int(values["max_pixels"] * 1e6))
     try:
         await scheduler.start()
         front = Front(
             scheduler,
+            store,
             Intake(scheduler.models, bounds),
             security,
-            Metrics(scheduler),
+            Metrics(scheduler, store),
             values["cancel_on_disconnect"],
         )
         config = uvicorn.Config(

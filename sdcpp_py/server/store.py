@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import ArgumentError
 from ..images import failure_reason
@@ -55,6 +55,25 @@ def _stored(folder: Path) -> Iterator[None]:
         raise StoreError(f"store {folder} cannot be used ({failure_reason(error)}); see to its disk") from None
 
 
+def open_locked(path: Path, used: str) -> IO[str]:
+    """Return a file that is locked as long as it is open; a process that ends, however, gives it back.
+
+    Raises:
+        ArgumentError: another process has it; the message is *used*.
+    """
+    file = path.open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows: two on one folder are not told apart there
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ArgumentError(used) from None
+    return file
+
+
 def request_digest(request: dict[str, Any], pictures: Sequence[bytes]) -> str:
     """Return a digest by which two requests are told apart."""
     made = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
@@ -83,7 +102,8 @@ class Store:
         with contextlib.ExitStack() as opened, _stored(self._folder):
             self._pictures.mkdir(parents=True, exist_ok=True)
             self._inputs.mkdir(exist_ok=True)
-            opened.enter_context(self._lock())
+            used = f"store {folder} is in use by another server; choose another --store"
+            opened.enter_context(open_locked(folder / "lock", used))
             self._base = sqlite3.connect(folder / _BASE, isolation_level=None, check_same_thread=False)
             opened.callback(self._base.close)
             self._base.row_factory = sqlite3.Row
@@ -107,20 +127,6 @@ class Store:
     @property
     def _inputs(self) -> Path:
         return self._folder / "inputs"
-
-    def _lock(self) -> Any:
-        """Return a file that is locked as long as it is open."""
-        file = (self._folder / "lock").open("w")
-        try:
-            import fcntl
-        except ImportError:  # Windows: two servers on one folder are not told apart there
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise ArgumentError(f"store {self._folder} is in use by another server; choose another --store") from None
-        return file
 
     def close(self) -> None:
         """Close the files."""

@@ -26,6 +26,7 @@ from sdcpp_py.options.loras import Lora
 PACKAGE = Path(sdcpp_py.__file__).parent
 DECLARING = (
     "generation.py", "loading.py", "groups.py", "loras.py", "filming.py", "upscaling.py", "converting.py", "serving.py",
+    "batching.py",
 )  # fmt: skip
 
 

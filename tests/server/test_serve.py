@@ -17,8 +17,9 @@ import pytest
 
 from sdcpp_py import cli
 from sdcpp_py.errors import ArgumentError, ModelError
-from sdcpp_py.server.model_list import folder_upscalers, one_model, read_models
-from sdcpp_py.server.serve import checked, make_workers, served_models, state_folder
+from sdcpp_py.server.model_list import folder_upscalers, one_model, read_models, served_models
+from sdcpp_py.server.serve import checked, state_folder
+from sdcpp_py.server.workers import make_workers
 from support.server import DRAWN, serving
 
 TOKEN = "0123456789abcdef"
@@ -188,6 +189,11 @@ def test_workers_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [worker.device for worker in three] == ["cuda0", "cuda1", "cuda0"]
     assert {worker.budget for worker in three} == {2.0 * 2**30}
     assert all(worker.threads for worker in three)
+    assert [each.device for each in make_workers(checked({"workers": "cuda0, cuda1"}), models)] == ["cuda0", "cuda1"]
+    assert len(make_workers(checked({"workers": "2"}), models)) == 2
+    for wrong in ({"workers": "0"}, {"workers": " "}, {"workers": "cpu", "worker_devices": "cuda0"}):
+        with pytest.raises(ArgumentError, match="workers"):
+            make_workers(checked(wrong), models)
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     if sys.platform == "linux":
         assert state_folder() == Path("/state/sdcpp-py/server")

@@ -17,8 +17,7 @@ from ...modes import IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import fold, show
 from ...options.generation import SCHEDULER_TITLES
 from ...parameters.names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
-from ..model_list import MODES
-from ..schemas import PICTURE_FORMATS
+from ..model_list import MODES, PICTURE_FORMATS
 from .native_fields import from_fields, take_extra
 
 RESIZE_MODES = ("resize", "crop", "pad", "resize")

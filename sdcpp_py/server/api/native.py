@@ -17,8 +17,8 @@ from ...modes import IMG2VID, INPAINT, TXT2VID, Mode
 from ...options import MAX_BATCH, MAX_SIDE
 from ..front import Front, Problem
 from ..jobs import ConflictError, Job, RefusedError
-from ..model_list import ServedModel
-from ..schemas import DRAWING_ERRORS, PICTURE_FORMATS, VIDEO_FORMATS, errors
+from ..model_list import PICTURE_FORMATS, VIDEO_FORMATS, ServedModel
+from ..schemas import DRAWING_ERRORS, errors
 from .native_fields import from_fields, mode_of_images, mode_of_video
 
 _STATUS = {

@@ -17,7 +17,7 @@ from ...parameters import read_parameters
 from ..front import Front, sse
 from ..intake import check_picture
 from ..jobs import Event, Job, UnknownJobError
-from ..model_list import MODES
+from ..model_list import MODES, formats_of
 from ..schemas import (
     ErrorAnswer,
     JobAnswer,
@@ -27,7 +27,6 @@ from ..schemas import (
     Report,
     WorkerAnswer,
     errors,
-    formats_of,
     job_models,
     names_from,
 )
@@ -95,7 +94,7 @@ def router(front: Front) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> Any:
         """List jobs, the newest first."""
-        found = scheduler.store.listed(state=state, client=client, search=search, before=before, limit=limit)
+        found = front.store.listed(state=state, client=client, search=search, before=before, limit=limit)
         return {"jobs": [answer(scheduler.current(each)) for each in found]}
 
     @api.get("/jobs/{job}", response_model=JobAnswer, tags=["jobs"])
@@ -134,7 +133,7 @@ def router(front: Front) -> APIRouter:
     @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
     async def picture(job: str, index: int) -> Response:
         """Return a picture of a job, or its video."""
-        file = scheduler.store.picture(scheduler.find(job), index)
+        file = front.store.picture(scheduler.find(job), index)
         if file is None:
             raise UnknownJobError("there is no such picture, or it was removed")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
