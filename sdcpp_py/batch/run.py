@@ -222,7 +222,7 @@ def run(
         SdcppError: an option is wrong, the engine cannot be loaded, or the folder cannot be written.
     """
     values = {name: option.check(given.get(name, option.default)) for name, option in BATCHING.items()}
-    models = served_models(values, loading)
+    models = served_models(values, loading, here=not values["ray"])
     output = {name: values[name] for name in ("format", "compression") if values[name] is not None}
     lines = Lines(models, Path(file).parent, defaults, output)
     items = lines.read(Path(file))

@@ -198,8 +198,13 @@ def folder_upscalers(folder: str | os.PathLike[str]) -> dict[str, ServedModel]:
     return {each.stem: ServedModel(each.stem, "upscaler", {"model": str(each)}) for each in files}
 
 
-def served_models(values: Mapping[str, Any], loading: Mapping[str, Any]) -> dict[str, ServedModel]:
+def served_models(values: Mapping[str, Any], loading: Mapping[str, Any], here: bool = True) -> dict[str, ServedModel]:
     """Return the models that the command names.
+
+    Args:
+        values: of the options of :class:`sdcpp_py.options.serving.Served`.
+        loading: options of loading the one model, where no models file is given.
+        here: whether this machine loads them, so that their files must be here.
 
     Raises:
         ArgumentError: one is named by flags and others by a file, or an option is none.
@@ -213,7 +218,7 @@ def served_models(values: Mapping[str, Any], loading: Mapping[str, Any]) -> dict
         found = one_model(loading)
     if values["upscaler_dir"] is not None:
         found = {**folder_upscalers(values["upscaler_dir"]), **found}
-    for model in found.values():
+    for model in found.values() if here else ():
         for option, file in model.files.items():
             if not os.path.exists(file):
                 raise ModelError(f"{model.name}: {option} {file} does not exist; name another file")

@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..errors import OutputError
 from ..images import failure_reason
@@ -23,10 +24,11 @@ from .app import make_app
 from .front import Front
 from .intake import Bounds, Intake
 from .metrics import Metrics
-from .model_list import served_models
+from .model_list import ServedModel, served_models
 from .scheduler import Limits, Scheduler
-from .security import Security, make_security, read_tokens
+from .security import make_security, read_tokens
 from .store import Store
+from .worker import Worker
 from .workers import make_workers
 
 _CLOSING_SECONDS = 3  # for answers after what is under way had its time
@@ -124,6 +126,43 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OutputError(f"{host}:{port} cannot be listened on ({reason}); choose another --host or --port") from None
 
 
+@contextlib.asynccontextmanager
+async def fronted(
+    values: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    workers: Callable[[Mapping[str, Any], Mapping[str, ServedModel]], Sequence[Worker]] = make_workers,
+    here: bool = True,
+) -> AsyncIterator[tuple[ASGIApp, Scheduler]]:
+    """Yield the application, and the scheduler behind it, which has been started and is stopped afterwards.
+
+    Args:
+        values: a value for each option of the server.
+        loading: options of loading the one model, where no models file is given.
+        workers: makes the workers, of the values and the models.
+        here: whether this machine loads the models, so that their files must be here.
+
+    Raises:
+        SdcppError: an option is wrong, the store cannot be had, or the engine cannot be loaded.
+    """
+    models = served_models(values, loading, here)
+    tokens = read_tokens(values["token_file"])
+    hosts, origins = (values[name].split(",") for name in ("allowed_hosts", "cors_origins"))
+    security = make_security(values["host"], tokens, hosts, origins, int(values["max_upload"] * 2**20))
+    store = Store(Path(values["store"] or state_folder()), values["store_limit"] * GIB)
+    try:
+        limits = Limits(values["queue_size"], values["client_queue"] or values["queue_size"], values["job_seconds"])
+        scheduler = Scheduler(models, workers(values, models), store, limits)
+        try:
+            await scheduler.start()
+            intake = Intake(models, Bounds(security.upload, int(values["max_pixels"] * 1e6)))
+            cancel = values["cancel_on_disconnect"]
+            yield make_app(Front(scheduler, store, intake, security, Metrics(scheduler, store), cancel)), scheduler
+        finally:
+            await scheduler.stop()
+    finally:
+        store.close()
+
+
 async def serve(
     given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object] = lambda address: None
 ) -> None:
@@ -138,37 +177,9 @@ async def serve(
         SdcppError: an option is wrong, the store or the port cannot be had, or the engine cannot be loaded.
     """
     values = checked(given)
-    models = served_models(values, loading)
-    upload = int(values["max_upload"] * 2**20)
-    tokens = read_tokens(values["token_file"])
-    hosts, origins = (values[name].split(",") for name in ("allowed_hosts", "cors_origins"))
-    security = make_security(values["host"], tokens, hosts, origins, upload)
-    store = Store(Path(values["store"] or state_folder()), values["store_limit"] * GIB)
-    limits = Limits(values["queue_size"], values["client_queue"] or values["queue_size"], values["job_seconds"])
-    scheduler = Scheduler(models, make_workers(values, models), store, limits)
-    try:
-        await _serve(values, scheduler, store, security, ready)
-    finally:
-        store.close()
-
-
-async def _serve(
-    values: Mapping[str, Any], scheduler: Scheduler, store: Store, security: Security, ready: Callable[[str], object]
-) -> None:
-    """Serve a scheduler."""
-    bounds = Bounds(security.upload, int(values["max_pixels"] * 1e6))
-    try:
-        await scheduler.start()
-        front = Front(
-            scheduler,
-            store,
-            Intake(scheduler.models, bounds),
-            security,
-            Metrics(scheduler, store),
-            values["cancel_on_disconnect"],
-        )
+    async with fronted(values, loading) as (app, scheduler):
         config = uvicorn.Config(
-            make_app(front),
+            app,
             host=values["host"],
             port=values["port"],
             lifespan="off",
@@ -183,8 +194,6 @@ async def _serve(
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             ready(f"http://{host}:{address[1]}")
             await server.serve([listening])
-    finally:
-        await scheduler.stop()
 
 
 def run(given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object]) -> None:
