@@ -5,6 +5,7 @@
     SdcppError
     ├── ArgumentError (also ValueError)    a value that a caller passed
     ├── ModelError                         a model file that cannot be loaded
+    │   └── HubError                       one that cannot be fetched from a hub
     ├── PlacementError                     weights that cannot be pinned although that was required
     ├── GenerationError                    the engine gave up on an image
     │   ├── CancelledError                 cancel() was called from another thread
@@ -62,6 +63,10 @@ class ArgumentError(SdcppError, ValueError):
 
 class ModelError(SdcppError):
     """A model file is missing, damaged, of an unknown kind or incomplete."""
+
+
+class HubError(ModelError):
+    """A model cannot be fetched from a hub: there is none of that name, it is gated, or the hub cannot be reached."""
 
 
 class PlacementError(SdcppError):

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import engine, models, placement
+from . import engine, hub, models, placement
 from .asynchronous import each_in_thread, in_thread
 from .drawing import Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
@@ -32,7 +32,7 @@ from .progress import progress
 from .video import Video
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .modes import (
         EditOptions,
@@ -75,6 +75,8 @@ class StableDiffusion(ModelHandle):
                 raise ModelError(f"{', '.join(parts)} is part of a model; pass model=... or diffusion_model=... too")
             values["model"], defaults = models.EMBEDDED, models.EMBEDDED_DEFAULTS
         placement.check_max_vram(values["max_vram"])
+        named = next((values[name] for name in ("model", "diffusion_model") if values[name] is not None), None)
+        values = hub.fetched(values, LOADING.declared)
         values = {**LOADING.resolve(values), "threads": threads_for(values["threads"])}
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
@@ -86,7 +88,8 @@ class StableDiffusion(ModelHandle):
             check_folder(values["lora_model_dir"], "lora_model_dir")
         folder = {} if values["embd_dir"] is None else files_by_name(values["embd_dir"], "embd_dir")
         terms = check_embeddings(embeddings, encoders, folder)
-        self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
+        path = show_path(values["model"] or values["diffusion_model"])
+        self._name = hub.shown_name(named) if hub.is_name(named) else os.path.basename(path)
         self._encoder_surveyed = False
         start = time.perf_counter()
         places = self._place(values)
@@ -114,6 +117,32 @@ class StableDiffusion(ModelHandle):
             embeddings=tuple(terms),
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
+
+    @classmethod
+    def from_hub(
+        cls, name: str, *, file: str = "", revision: str | None = None, **options: Unpack[LoadingOptions]
+    ) -> Self:
+        """Load a model of a repository of Hugging Face, which is fetched into the hub's cache unless it is there.
+
+        Needs ``sdcpp-py[hub]``. Without a file it is the one model that the repository holds, or all of it in
+        diffusers' layout. Other parts, and models that come in parts, are named in place of paths, as
+        ``vae="hf://owner/repo/FILE"``. A token is what huggingface_hub finds: of ``hf auth login``, or HF_TOKEN.
+
+        Args:
+            name: ``owner/repo``, ``owner/repo:FILE`` or ``owner/repo@REVISION:FILE``.
+            file: the file, or folder, in the repository.
+            revision: branch, tag or commit; None for the main branch.
+            options: those of the class.
+
+        Raises:
+            HubError: there is no such repository, revision or file, it is gated, the hub cannot be reached, or the disk
+                is full.
+            ArgumentError: the name is none, or the repository holds several models; and as of the class.
+            ModelError, DeviceMemoryError, PlacementError, BackendError: as of the class.
+        """
+        found = hub.parse(name)
+        whole = dataclasses.replace(found, file=file or found.file, revision=revision or found.revision)
+        return cls(whole.address, **options)
 
     def _survey(self) -> Mapping[str, int]:
         """Return what the weights of each module take, by the headers of the files."""

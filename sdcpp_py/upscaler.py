@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
-from . import engine, placement
+from . import engine, hub, placement
 from .errors import ArgumentError
 from .handle import ModelHandle
 from .host_threads import threads_for
@@ -53,7 +53,7 @@ class Upscaler(ModelHandle):
     def __init__(self, model: StrPath, **options: Unpack[UpscalerOptions]) -> None:
         if self._context is not None:
             raise ArgumentError("this Upscaler object has its model; make another object for another one")
-        values = UPSCALER.check({"model": model, **options})
+        values = hub.fetched(UPSCALER.check({"model": model, **options}), UPSCALER.declared)
         placement.check_max_vram(values["max_vram"])
         values = {**UPSCALER.resolve(values), "threads": threads_for(values["threads"])}
         self._given = UPSCALER.fields(values)

@@ -13,7 +13,7 @@ import typer
 from .._version import __version__
 from ..errors import SdcppError
 from ..modes import DRAWING, FILMING
-from . import batch, convert, devices, doctor, drawing, info, serve, upscale
+from . import batch, convert, devices, doctor, drawing, info, pull, serve, upscale
 from .flags import CommandGroup, PanelCommand
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("convert", cls=PanelCommand)(convert.command)
 app.command("info", cls=PanelCommand)(info.command)
 app.command("serve", cls=PanelCommand)(serve.command)
 app.command("batch", cls=PanelCommand)(batch.command)
+app.command("pull", cls=PanelCommand)(pull.command)
 app.command("devices")(devices.command)
 app.command("doctor")(doctor.command)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import hub
 from ..errors import ArgumentError, ModelError
 from ..lora_folder import open_folder
 from ..models import EMBEDDED_DEFAULTS
@@ -100,7 +101,8 @@ def _resolved(table: Mapping[str, Any], mode: Mode, folder: Path, where: str) ->
             raise ArgumentError(f"{where}: {name} is no option of loading; see docs/options.md")
         kind = mode.declared[name].kind
         if isinstance(kind, (File, Folder)):
-            value = str(folder / os.path.expanduser(value)) if isinstance(value, str) else value
+            own = isinstance(value, str) and not hub.is_name(value)
+            value = str(folder / os.path.expanduser(value)) if own else value
         elif isinstance(kind, Embeddings) and isinstance(value, Mapping):
             value = {key: str(folder / os.path.expanduser(str(path))) for key, path in value.items()}
         made[name] = value
@@ -220,7 +222,9 @@ def served_models(values: Mapping[str, Any], loading: Mapping[str, Any], here: b
         found = {**folder_upscalers(values["upscaler_dir"]), **found}
     for model in found.values() if here else ():
         for option, file in model.files.items():
-            if not os.path.exists(file):
+            if hub.is_name(file):
+                hub.fetch(hub.parse(file))  # now, not while a client waits
+            elif not os.path.exists(file):
                 raise ModelError(f"{model.name}: {option} {file} does not exist; name another file")
     return found
 

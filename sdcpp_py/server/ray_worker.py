@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .. import hub
 from ..errors import ArgumentError, BackendError
 from ..reports import GIB
 from .frames import Frame
@@ -204,4 +205,5 @@ def ray_workers(address: str, values: Mapping[str, Any], models: Mapping[str, Se
 
 def _absolute(files: Mapping[str, str]) -> dict[str, str]:
     """Return files by their whole paths: a node's working directory is another one."""
-    return {name: os.path.abspath(os.path.expanduser(file)) for name, file in files.items()}
+    there = {name: file for name, file in files.items() if not hub.is_name(file)}
+    return {name: os.path.abspath(os.path.expanduser(file)) for name, file in there.items()}
