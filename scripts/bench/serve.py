@@ -24,15 +24,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 OPTIONS: dict[str, Any] = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
 SEEDS = 16
 """Different pictures that are asked for; each is drawn beforehand, to compare with."""
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds of a CPU that a process has had; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Front:
@@ -76,30 +84,86 @@ class Front:
             return 0.0
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    async def ready(self, http: httpx.AsyncClient) -> None:
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of a CPU that the front and its workers have had."""
+        workers = sum(map(cpu_seconds, self.worker_pids()))
+        return {"front": cpu_seconds(self.process.pid), "workers": workers, "clients": time.process_time()}
+
+    async def ready(self, http: Http) -> None:
         """Wait until it takes jobs."""
         while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if (await http.get("/api/ready")).status_code == 200:
+            with contextlib.suppress(*NO_ANSWER):
+                if (await http.request("GET", "/api/ready"))[0] == 200:
                     return
             await asyncio.sleep(0.05)
 
 
-async def asked(http: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
-    """Return an answer, asking again while the server is not there."""
+class Http:
+    """Asks a server over connections that are kept: a client that costs little, for what it takes is not the server's.
+
+    Args:
+        url: of the server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._where = urlsplit(url)
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, seconds: float = 60.0
+    ) -> tuple[int, bytes]:
+        """Return status and content of an answer.
+
+        Raises:
+            OSError, EOFError, asyncio.TimeoutError: there is none.
+        """
+        host, port = self._where.hostname, self._where.port
+        connection = self._idle.pop() if self._idle else await asyncio.open_connection(host, port)
+        try:
+            content = b"" if body is None else json.dumps(body).encode()
+            lines = [f"{method} {path} HTTP/1.1", f"host: {host}", f"content-length: {len(content)}"]
+            lines += [
+                "content-type: application/json",
+                *(f"{name}: {value}" for name, value in (headers or {}).items()),
+            ]
+            connection[1].write("\r\n".join([*lines, "", ""]).encode() + content)
+            answer = await asyncio.wait_for(self._answer(connection[0]), seconds)
+        except BaseException:
+            connection[1].close()
+            raise
+        self._idle.append(connection)
+        return answer
+
+    @staticmethod
+    async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = head.partition(b"\ncontent-length:")[2].partition(b"\r")[0]
+        return int(head.split(b" ", 2)[1]), await reader.readexactly(int(length or 0))
+
+    def close(self) -> None:
+        """Close the connections."""
+        for _, writer in self._idle:
+            writer.close()
+
+
+NO_ANSWER = (OSError, EOFError, asyncio.TimeoutError)
+
+
+async def asked(http: Http, method: str, path: str, body: Any = None, headers: Any = None) -> bytes:
+    """Return what is answered, asking again while the server is not there."""
     while True:
         try:
-            answer = await http.request(method, path, **more)
-        except httpx.HTTPError:
+            status, content = await http.request(method, path, body, headers)
+        except NO_ANSWER:
             await asyncio.sleep(0.1)
             continue
-        if answer.status_code not in (429, 503):
-            return answer
+        if status not in (429, 503):
+            return content
         await asyncio.sleep(0.2)
 
 
 async def client(
-    http: httpx.AsyncClient, number: int, jobs: int, done: list[tuple[int, float]], failed: list[str], bad: list[str]
+    http: Http, number: int, jobs: int, done: list[tuple[int, float]], failed: list[str], bad: list[str]
 ) -> None:
     """Ask for jobs one after the other, two ahead, and look at each picture."""
     headers = {"x-sdcpp-client": f"client {number}"}
@@ -109,16 +173,16 @@ async def client(
         seed = order.randrange(SEEDS)
         body = {"mode": "txt2img", "options": {**OPTIONS, "seed": seed}}
         key = {**headers, "idempotency-key": f"{number} {index}"}
-        job = (await asked(http, "POST", "/api/jobs?wait=30", json=body, headers=key)).json()
+        job = json.loads(await asked(http, "POST", "/api/jobs?wait=30", body, key))
         while job.get("state") not in ("done", "failed", "cancelled"):
             await asyncio.sleep(0.05)
-            job = (await asked(http, "GET", f"/api/jobs/{job['id']}")).json()
+            job = json.loads(await asked(http, "GET", f"/api/jobs/{job['id']}"))
         if job["state"] != "done":
             failed.append(f"{job['error']['type']}: {job['error']['message']}")
             return
         picture = await asked(http, "GET", job["pictures"][0])
         done.append((number, time.monotonic()))
-        if hashlib.sha256(picture.content).hexdigest() != WANTED[seed]:
+        if hashlib.sha256(picture).hexdigest() != WANTED[seed]:
             bad.append(f"job {job['id']}: not the picture of seed {seed}")
 
     ahead = asyncio.Semaphore(2)
@@ -138,18 +202,18 @@ HALF_A_BODY = (
 )
 
 
-async def watch(http: httpx.AsyncClient, took: list[float]) -> None:
+async def watch(http: Http, took: list[float]) -> None:
     """Ask the status routes all the time, and note how long each took."""
     while True:
         for path in ("/api/health", "/api/ready", "/sdapi/v1/progress", "/api/jobs?limit=10"):
             begin = time.perf_counter()
-            with contextlib.suppress(httpx.HTTPError):
-                await http.get(path)
+            with contextlib.suppress(*NO_ANSWER):
+                await http.request("GET", path)
                 took.append(time.perf_counter() - begin)
-            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.25)
 
 
-async def disturb(front: Front, http: httpx.AsyncClient, faults: int, made: dict[str, int]) -> None:
+async def disturb(front: Front, http: Http, faults: int, made: dict[str, int]) -> None:
     """Make faults at random moments."""
     chance = random.Random(0)
 
@@ -163,8 +227,9 @@ async def disturb(front: Front, http: httpx.AsyncClient, faults: int, made: dict
             await reader.read(1)
 
     async def gone() -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            await http.post("/v1/images/generations", json={"prompt": "x", "size": "64x64", "steps": 2}, timeout=0.05)
+        asks = {"prompt": "x", "size": "64x64", "steps": 2}
+        with contextlib.suppress(*NO_ANSWER):
+            await http.request("POST", "/v1/images/generations", asks, seconds=0.05)
 
     for _ in range(faults):
         await asyncio.sleep(chance.uniform(0.1, 0.6))
@@ -183,8 +248,11 @@ async def disturb(front: Front, http: httpx.AsyncClient, faults: int, made: dict
         made[kind] = made.get(kind, 0) + 1
 
 
-def drawn_alone(count: int) -> float:
-    """Return the seconds that so many of the pictures take without a server; note what each seed's is."""
+def drawn_alone(count: int) -> tuple[float, float]:
+    """Return the seconds that so many of the pictures take without a server, by the clock and of CPUs.
+
+    What each seed's picture is goes into WANTED.
+    """
     code = f"""
 import hashlib, io, json, time, sdcpp_py
 def file_of(image):
@@ -193,24 +261,23 @@ options = {OPTIONS!r}
 with sdcpp_py.StableDiffusion(progress=False) as sd:
     files = {{seed: file_of(sd.txt2img(**options, seed=seed)[0]) for seed in range({SEEDS})}}
     wanted = {{seed: hashlib.sha256(file).hexdigest() for seed, file in files.items()}}
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), time.process_time()
     for index in range({count}):
         file_of(sd.txt2img(**options, seed=index % {SEEDS})[0])
-    print(json.dumps([time.perf_counter() - begin, wanted]))
+    print(json.dumps([time.perf_counter() - begin, time.process_time() - before, wanted]))
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, wanted = json.loads(told.stdout)
+    seconds, processor, wanted = json.loads(told.stdout)
     WANTED.update({int(seed): digest for seed, digest in wanted.items()})
-    return float(seconds)
+    return float(seconds), float(processor)
 
 
-async def measure(front: Front, arguments: argparse.Namespace, alone: float) -> int:
+async def measure(front: Front, arguments: argparse.Namespace, alone: tuple[float, float]) -> int:
     """Run the clients and the faults, and say what came of it; return the number of jobs that did not go well."""
-    limits = httpx.Limits(max_connections=arguments.clients * 4)
-    async with httpx.AsyncClient(base_url=front.url, timeout=60, limits=limits) as http:
+    with contextlib.closing(Http(front.url)) as http:
         await front.ready(http)
-        await asked(http, "POST", "/api/jobs?wait=60", json={"mode": "txt2img", "options": OPTIONS})
-        before = front.resident()
+        await asked(http, "POST", "/api/jobs?wait=60", {"mode": "txt2img", "options": OPTIONS})
+        before, used = front.resident(), front.seconds()
         done: list[tuple[int, float]] = []
         failed: list[str] = []
         bad: list[str] = []
@@ -222,6 +289,7 @@ async def measure(front: Front, arguments: argparse.Namespace, alone: float) -> 
         disturbing = asyncio.create_task(disturb(front, http, arguments.faults, made))
         await asyncio.gather(*(client(http, number, each, done, failed, bad) for number in range(arguments.clients)))
         seconds = time.monotonic() - begin
+        spent = {name: value - used[name] for name, value in front.seconds().items()}
         disturbing.cancel()
         watching.cancel()
         await asyncio.gather(disturbing, watching, return_exceptions=True)
@@ -233,7 +301,9 @@ async def measure(front: Front, arguments: argparse.Namespace, alone: float) -> 
             "failed with a reason": failed,
             "not as wanted": bad,
             "seconds": round(seconds, 2),
-            "throughput over drawing alone": round(alone / seconds * len(done) / arguments.jobs, 3),
+            "throughput over drawing alone": round(alone[0] / seconds * len(done) / arguments.jobs, 3),
+            "CPU ms a picture, alone": round(1000 * alone[1] / arguments.jobs, 2),
+            "CPU ms a picture": {name: round(1000 * each / max(1, len(done)), 2) for name, each in spent.items()},
             "jobs of a client after half the time, least, mean, most": [
                 min(counts),
                 statistics.mean(counts),

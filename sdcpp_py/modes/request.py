@@ -24,6 +24,10 @@ BYTES_A_FRAME_PIXEL = 3 * 4 + 3
 """Of each frame of a video: what the network gives, and the bytes that are made of it."""
 
 
+_LITTLE = 1 << 22
+"""Pixels that any machine holds: to ask the system for its memory takes a millisecond."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One generation, ready for the engine.
@@ -75,6 +79,8 @@ def check_room(
         otherwise: what helps where one alone is too large.
         video: whether they are frames.
     """
+    if count * width * height <= _LITTLE:
+        return
     memory = host_memory()
     one = width * height * (BYTES_A_FRAME_PIXEL if video else BYTES_A_PIXEL)
     if memory is None or count * one <= memory:

@@ -93,7 +93,7 @@ class Scheduler:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._drained = 0.0
-        self._settling = 0  # jobs whose pictures are being written
+        self._settling: dict[str, Job] = {}  # jobs that are drawn, and whose pictures are being written
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class Scheduler:
         await self.drained()
         for timer in self._timers.values():
             timer.cancel()
-        left = self._pool.jobs
+        left = [*self._pool.jobs, *self._settling.values()]
         await self._pool.stop()
         for job in left:
             if not job.is_over:
@@ -361,7 +361,9 @@ class Scheduler:
         job.attempts += 1
         job.worker = slot.worker.name
         job.started = time.time()
-        self._enter(job, "running" if job.request["model"] in slot.worker.loaded else "loading")
+        job.state = "running" if job.request["model"] in slot.worker.loaded else "loading"
+        self._tell(job, job.state)
+        asyncio.get_running_loop().call_soon(self._save, job)  # when the worker has it
         begin = time.monotonic()
         try:
             outcome = await self._drawn(slot, job)
@@ -373,12 +375,12 @@ class Scheduler:
             self._took.append(time.monotonic() - begin)
         cancelling = slot.cancelling
         slot.job, slot.losses = None, 0
-        self._settling += 1
+        self._settling[job.id] = job
         self._dispatch()  # the worker draws on while this one's pictures are written
         try:
             await self._settle(job, outcome, cancelling)
         finally:
-            self._settling -= 1
+            del self._settling[job.id]
 
     async def _drawn(self, slot: Slot, job: Job) -> Outcome:
         """Return how a job ended in a worker; whatever goes wrong on the way there is a failure of this job alone."""
@@ -397,6 +399,12 @@ class Scheduler:
 
     async def _settle(self, job: Job, outcome: Outcome, cancelling: SdcppError | None) -> None:
         """Keep how a job ended."""
+        if outcome.later is not None:
+            try:
+                outcome = await outcome.later
+            except WorkerLostError as error:
+                self._again(job, error)
+                return
         if outcome.error is None:
             suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
             try:
@@ -413,13 +421,21 @@ class Scheduler:
 
     async def _lost(self, slot: Slot, job: Job, error: WorkerLostError) -> None:
         """Try a job again whose worker died, or end it; start the worker anew."""
-        log.warning("job %s: %s", job.id, error)
         slot.job, slot.is_ready = None, False
         slot.losses += 1
         job.attempts -= not error.begun
         if slot.cancelling is not None:
             self._end_early(job, slot.cancelling)
-        elif job.attempts < self.limits.attempts:
+        else:
+            self._again(job, error)
+        await self._pool.restart(slot)
+
+    def _again(self, job: Job, error: WorkerLostError) -> None:
+        """Try a job again whose worker died, or end it."""
+        if self._pool.is_stopping:
+            return  # the next start draws it
+        log.warning("job %s: %s", job.id, error)
+        if job.attempts < self.limits.attempts:
             job.state = "queued"
             self._save(job)
             self._queue.add(job)
@@ -428,7 +444,6 @@ class Scheduler:
             message = f"{error}, as in the attempt before; ask for less, or look at the server's log"
             self._end(job, "failed", {"type": "WorkerLostError", "message": message})
         self._dispatch()
-        await self._pool.restart(slot)
 
     def _progress(self, job: Job, event: dict[str, Any], preview: bytes | None) -> None:
         """Take what a worker says of a job under way."""

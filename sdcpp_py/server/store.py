@@ -165,7 +165,11 @@ class Store:
             StoreError: it cannot be written.
         """
         with _stored(self._folder):
-            self._put(job)
+            if job.is_over:
+                self._put(job)
+                return
+            changed = (job.state, job.attempts, job.started, job.id)
+            self._base.execute("UPDATE jobs SET state = ?, attempts = ?, started = ? WHERE id = ?", changed)
 
     def _put(self, job: Job) -> None:
         size = sum(self._size(name) for name in job.files)

@@ -44,11 +44,14 @@ class Outcome:
         files: its pictures.
         result: what else there is to tell, None where it failed.
         error: type, message and engine_log of its failure.
+        later: gives the outcome with its files, which the worker makes while it draws on, or raises WorkerLostError;
+            None where this is it.
     """
 
     files: Sequence[bytes] = ()
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    later: asyncio.Future[Outcome] | None = None
 
 
 class Worker(Protocol):
@@ -112,6 +115,7 @@ class FramedWorker:
     _reader: asyncio.Task[None] | None = None
     _ready: asyncio.Future[dict[str, Any]] | None = None
     _outcome: asyncio.Future[Outcome] | None = None
+    _writing: dict[str, asyncio.Future[Outcome]] = field(default_factory=dict)
     _told: Told | None = None
     _heard: float = 0.0
     _moved: float = 0.0
@@ -156,7 +160,7 @@ class FramedWorker:
         """Say to whoever waits for it that it has ended."""
         self.loaded, self.resident = {}, 0
         lost = WorkerLostError(f"{self.name} {self._reason or how}")
-        for future in (self._ready, self._outcome):
+        for future in (self._ready, self._outcome, *self._writing.values()):
             if future is not None and not future.done():
                 future.set_exception(lost)
                 future.exception()  # nobody may wait for it
@@ -179,8 +183,14 @@ class FramedWorker:
             self._ready.set_result(message["facts"])
         elif kind == "broken" and self._ready is not None and not self._ready.done():
             self._ready.set_exception(BackendError(message["error"]["message"]))
-        elif kind in ("done", "failed") and self._outcome is not None and not self._outcome.done():
-            self._outcome.set_result(Outcome(frame.blobs, message.get("result"), message.get("error")))
+        elif kind in ("drawn", "failed") and self._outcome is not None and not self._outcome.done():
+            later = None
+            if kind == "drawn":
+                self._writing[message["id"]] = asyncio.get_running_loop().create_future()
+                later = asyncio.ensure_future(self._written(message["id"]))
+            self._outcome.set_result(Outcome((), message.get("result"), message.get("error"), later))
+        elif kind == "written" and (writing := self._writing.get(message["id"])) is not None and not writing.done():
+            writing.set_result(Outcome(frame.blobs, message.get("result"), message.get("error")))
 
     async def run(self, job: str, request: Mapping[str, Any], pictures: Sequence[bytes], told: Told) -> Outcome:
         """Return how a job ended.
@@ -205,6 +215,18 @@ class FramedWorker:
                 self._watch()
         finally:
             self._outcome = self._told = None
+
+    async def _written(self, job: str) -> Outcome:
+        """Return a job's outcome with its files."""
+        try:
+            while True:
+                done, _ = await asyncio.wait([self._writing[job]], timeout=1.0)
+                if done:
+                    return self._writing[job].result()
+                if time.monotonic() - self._heard > BEAT_SECONDS:
+                    self.kill(f"did not answer for {BEAT_SECONDS:.0f} s")
+        finally:
+            del self._writing[job]
 
     def _watch(self) -> None:
         """End it if it does not live as it should."""

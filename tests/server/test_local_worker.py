@@ -43,8 +43,13 @@ def with_worker(work: Callable[[LocalWorker], Coroutine[Any, Any, None]], **more
     asyncio.run(asyncio.wait_for(whole(), 60))
 
 
+async def whole(outcome: Outcome) -> Outcome:
+    """Return an outcome with its files."""
+    return outcome if outcome.later is None else await outcome.later
+
+
 async def draw(worker: LocalWorker, *asked: Any, **options: Any) -> Outcome:
-    return await worker.run("job", request(*asked, **options), [], lambda event, preview: None)
+    return await whole(await worker.run("job", request(*asked, **options), [], lambda event, preview: None))
 
 
 async def begun(worker: LocalWorker, **options: Any) -> asyncio.Task[Outcome]:
@@ -111,7 +116,7 @@ def test_videos_come_as_files(tmp_path: Path) -> None:
     async def work(worker: LocalWorker) -> None:
         for kind, start in ((None, b"RIFF"), ("mp4", b"\0\0\0"), ("gif", b"GIF")):
             asked = {"mode": "txt2vid", "model": "wan", "options": film, "output": {"format": kind}}
-            outcome = await worker.run("job", asked, [], lambda event, preview: None)
+            outcome = await whole(await worker.run("job", asked, [], lambda event, preview: None))
             assert outcome.error is None
             assert outcome.files[0].startswith(start)
             assert outcome.result is not None

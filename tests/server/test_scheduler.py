@@ -27,6 +27,7 @@ from sdcpp_py.server.jobs import (
 from sdcpp_py.server.model_list import ServedModel
 from sdcpp_py.server.scheduler import Limits, Scheduler
 from sdcpp_py.server.store import Store
+from sdcpp_py.server.worker import Outcome, WorkerLostError
 from support.fake_worker import FakeWorker
 
 MODELS = {name: ServedModel(name) for name in ("a", "b")}
@@ -106,6 +107,40 @@ def test_a_job_survives_what_becomes_of_its_worker(tmp_path: Path) -> None:
             job = await scheduler.finished(scheduler.submit(asked("fail")))
             assert job.error == {"type": "DeviceMemoryError", "message": "too large"}
             assert (await scheduler.finished(scheduler.submit(asked()))).state == "done"
+
+    run(work)
+
+
+def test_a_worker_draws_on_while_files_are_made(tmp_path: Path) -> None:
+    """And a job whose files do not come is drawn again, also where the server ends."""
+
+    class Writer(FakeWorker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.files: list[asyncio.Future[Outcome]] = []
+
+        async def run(self, *given: Any) -> Outcome:
+            made = await super().run(*given)
+            self.files.append(asyncio.get_running_loop().create_future())
+            return Outcome((), made.result, None, self.files[-1])
+
+    async def work() -> None:
+        worker = Writer()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            jobs = [scheduler.submit(asked(name)) for name in ("first", "second")]
+            while len(worker.files) < 2:
+                await asyncio.sleep(0.005)
+            assert [job.state for job in jobs] == ["running", "running"]
+            worker.files[1].set_exception(WorkerLostError("gone"))
+            worker.files[0].set_result(Outcome([b"picture"], {"seeds": [1]}))
+            assert (await scheduler.finished(jobs[0])).state == "done"
+            while len(worker.files) < 3:
+                await asyncio.sleep(0.005)
+            assert worker.drawn == ["first", "second", "second"]
+        again = FakeWorker()
+        async with scheduling(tmp_path, [again]) as scheduler:
+            job = await scheduler.finished(scheduler.find(jobs[1].id))
+            assert (job.state, job.attempts) == ("done", 2)
 
     run(work)
 

@@ -31,6 +31,7 @@ from ..schemas import (
     names_from,
 )
 
+_LARGE = 4 << 20  # bytes of files that are sent in pieces
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "the file"}}
 
@@ -131,14 +132,23 @@ def router(front: Front) -> APIRouter:
         return _stream(scheduler.events.after(_heard(http, after)))
 
     @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
-    async def picture(job: str, index: int) -> Response:
+    async def picture(http: Request, job: str, index: int) -> Response:
         """Return a picture of a job, or its video."""
         file = front.store.picture(scheduler.find(job), index)
         if file is None:
             raise UnknownJobError("there is no such picture, or it was removed")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         kept = {"cache-control": "private, max-age=31536000, immutable"}
-        return FileResponse(file, media_type=kind, filename=file.name, headers=kept, content_disposition_type="inline")
+        if file.stat().st_size > _LARGE or "range" in http.headers:  # in pieces
+            return FileResponse(
+                file, media_type=kind, filename=file.name, headers=kept, content_disposition_type="inline"
+            )
+        kept["content-disposition"] = f'inline; filename="{file.name}"'
+        try:
+            data = await asyncio.to_thread(file.read_bytes)
+        except OSError:
+            raise UnknownJobError("the picture was removed meanwhile") from None
+        return Response(data, media_type=kind, headers=kept)
 
     @api.get("/jobs/{job}/preview", response_class=Response, tags=["jobs"], responses=_PICTURE)
     async def preview(job: str) -> Response:

@@ -30,11 +30,11 @@ class Drawn:
 
     Attributes:
         result: what JSON can hold of it: seeds, timings, parameters, plan, reports, warnings.
-        files: the pictures, or the video, as files.
+        files: makes files of the pictures, or of the video; in any thread, while the next ones are drawn.
     """
 
     result: dict[str, Any]
-    files: Sequence[bytes]
+    files: Callable[[], Sequence[bytes]]
 
 
 @contextlib.contextmanager
@@ -137,7 +137,7 @@ def draw_job(
         "transfer": model.transfer_report().to_dict(),
     }
     told = _told(drawn)  # before the files, which may be without their text
-    return Drawn({**result, **told}, _files(drawn, output))
+    return Drawn({**result, **told}, lambda: _files(drawn, output))
 
 
 def _check_output(mode: Mode, output: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ... import engine
@@ -22,7 +23,7 @@ from ...placement import find_device
 from ...progress import ProgressEvent
 from ..frames import Frame
 from ..model_list import MODES, ServedModel
-from .drawing import draw_job, encoded
+from .drawing import Drawn, draw_job, encoded
 from .models import Models
 
 BEAT_SECONDS = 1.0
@@ -70,6 +71,9 @@ class Worker:
         self._calls: dict[str, engine.Call] = {}
         self._models: Models | None = None
         self._idle_unload = 0.0
+        # Files are made beside the next drawing: a device is never idle for them.
+        self._writing = ThreadPoolExecutor(1, "files")
+        self._written: Future[None] | None = None
 
     def take(self, frame: Frame) -> None:
         """Take a frame, from any thread: jobs go to the one that runs, a cancel is obeyed at once."""
@@ -134,23 +138,29 @@ class Worker:
         assert self._models is not None
         told = _Telling(self, job)
         outcome: dict[str, Any] = {"id": job}
-        files: Sequence[bytes] = ()
         try:
             with engine.watched(self._calls[job]):
                 drawn = draw_job(self._models, request, blobs, told.loading, told)
-            outcome |= {"type": "done", "result": drawn.result}
-            files = drawn.files
-        except MemoryError:
-            self._models.unload_all()
-            error = {"type": "MemoryError", "message": "there is not enough memory; make the pictures smaller or fewer"}
-            outcome |= {"type": "failed", "error": error}
+            outcome |= {"type": "drawn", "result": drawn.result}
         except Exception as failure:
-            if not isinstance(failure, (SdcppError, TypeError)):
-                logging.getLogger("sdcpp_py.server").exception("job %s", job)
-            outcome |= {"type": "failed", "error": _error(failure)}
+            if isinstance(failure, MemoryError):
+                self._models.unload_all()
+            outcome |= {"type": "failed", "error": _error(failure, job)}
         del self._calls[job]  # before anybody hears of the end, and may ask for the next one
         self._say_state()
-        self._say(outcome, files)
+        if self._written is not None:
+            self._written.result()  # no more than those of one job wait
+        self._say(outcome, ())
+        if outcome["type"] == "drawn":
+            self._written = self._writing.submit(self._write, job, drawn)
+
+    def _write(self, job: str, drawn: Drawn) -> None:
+        """Make a job's files, and say them."""
+        outcome: dict[str, Any] = {"type": "written", "id": job}
+        try:
+            self._say({**outcome, "result": drawn.result}, drawn.files())
+        except Exception as failure:
+            self._say({**outcome, "error": _error(failure, job)}, ())
 
     def tell(self, job: str, event: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
         """Send an event of a job."""
@@ -184,8 +194,12 @@ class _Telling:
         self._worker.tell(self._job, told, blobs)
 
 
-def _error(error: Exception) -> dict[str, Any]:
-    """Return an error as the front knows it."""
+def _error(error: Exception, job: str = "") -> dict[str, Any]:
+    """Return an error as the front knows it; one that nobody expects of a job is logged."""
+    if isinstance(error, MemoryError):
+        return {"type": "MemoryError", "message": "there is not enough memory; make the pictures smaller or fewer"}
+    if not isinstance(error, (SdcppError, TypeError)):
+        logging.getLogger("sdcpp_py.server").error("job %s", job, exc_info=error)
     lines = getattr(error, "engine_log", ())
     # An unknown or missing keyword is a TypeError, as for any function of Python.
     kind = "ArgumentError" if isinstance(error, TypeError) else type(error).__name__
