@@ -405,7 +405,7 @@ class Scheduler:
             except WorkerLostError as error:
                 self._again(job, error)
                 return
-        if outcome.error is None:
+        if outcome.files:
             suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
             try:
                 job.files = await asyncio.to_thread(self.store.write_pictures, job, outcome.files, suffix)
@@ -413,6 +413,7 @@ class Scheduler:
                 self._end(job, "failed", {"type": "StoreError", "message": str(error)})
                 return
             job.result = outcome.result
+        if outcome.error is None:
             self._end(job, "done")
         elif cancelling is not None and outcome.error["type"] == "CancelledError":
             self._end_early(job, cancelling)

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,20 @@ def test_progress_moves_and_interrupt_is_obeyed(client: webuiapi.WebUIApi, serve
     assert len(seen) == 3
     assert results[0].info["interrupted"]
     assert server.http.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
+    asked = {"prompt": "x", "steps": 6, "n_iter": 500, "seed": 7, "width": 64, "height": 64}
+    answers: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: answers.append(server.http.post("/sdapi/v1/txt2img", json=asked).json()))
+    thread.start()
+    while server.http.get("/sdapi/v1/progress").json()["state"]["job_no"] < 1 and time.monotonic() < end + 20:
+        time.sleep(0.02)
+    assert server.http.post("/sdapi/v1/interrupt").status_code == 200
+    thread.join(10)
+    info = json.loads(answers[0]["info"])  # what was done by then is there
+    assert 1 <= len(answers[0]["images"]) < 500
+    assert (info["interrupted"], info["all_seeds"]) == (True, [*range(7, 7 + len(answers[0]["images"]))])
+    job = server.job(info["job"])
+    assert (job["state"], len(job["pictures"])) == ("cancelled", len(answers[0]["images"]))
+    assert server.http.get(f"/api/jobs/{job['id']}/report").status_code == 200
 
 
 def test_the_lists_are_there(client: webuiapi.WebUIApi, server: Server) -> None:

@@ -25,7 +25,7 @@ from ..front import Front, JobFailedError, Problem
 from ..intake import FORMATS, check_picture, decoded
 from ..jobs import Job
 from ..schemas import DRAWING_ERRORS, errors
-from .a1111_fields import SETTINGS, ImageToImage, TextToImage, Wanted, scheduler_label, wanted_by
+from .a1111_fields import SETTINGS, ImageToImage, TextToImage, scheduler_label, wanted_by
 
 _RESIZED = {"None": Image.Resampling.LANCZOS, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 _MOST_CLIENTS = 1000
@@ -114,7 +114,7 @@ def router(front: Front) -> APIRouter:
         options = {**wanted.options}
         options.setdefault("preview", "proj")
         options.setdefault("preview_interval", max(1, min(10, (body.steps or 20) // 10)))
-        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes}
+        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "each": body.n_iter > 1}
         job = await front.submit(http, wanted.mode, model, options, **more)
         parameters = body.model_dump(exclude_unset=True, exclude={"init_images", "mask", "alwayson_scripts"})
         try:
@@ -122,9 +122,10 @@ def router(front: Front) -> APIRouter:
         except JobFailedError as error:
             if error.kind != "CancelledError":
                 raise
-            return {"images": [], "parameters": parameters, "info": json.dumps({"interrupted": True, "job": job.id})}
-        images = await asyncio.to_thread(front.pictures_as_text, job) if body.send_images else []
-        return {"images": images, "parameters": parameters, "info": json.dumps(_info(job, wanted))}
+        has = body.send_images and (job.state == "done" or job.files)
+        images = await asyncio.to_thread(front.pictures_as_text, job) if has else []
+        interrupted = {} if job.state == "done" else {"interrupted": True}
+        return {"images": images, "parameters": parameters, "info": json.dumps({**_info(job), **interrupted})}
 
     @api.post("/txt2img")
     async def txt2img(http: Request, body: TextToImage) -> dict[str, Any]:
@@ -342,8 +343,8 @@ def router(front: Front) -> APIRouter:
     return api
 
 
-def _info(job: Job, wanted: Wanted) -> dict[str, Any]:
-    """Return what ``info`` holds, as a JSON string, of a job that is done."""
+def _info(job: Job) -> dict[str, Any]:
+    """Return what ``info`` holds, as a JSON string, of a job that is done, or was interrupted."""
     result = job.result or {}
     done, seeds, texts = result.get("parameters", {}), result.get("seeds", []), result.get("text", [])
     width, height = result.get("size", (0, 0))

@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...errors import ArgumentError, OutputError
-from ...images import GeneratedImage, Images, failure_reason
+from ... import engine
+from ...errors import ArgumentError, CancelledError, OutputError
+from ...images import GeneratedImage, Images, failure_reason, joined
 from ...modes import FILMING, IMG2IMG, UPSCALE, Mode
 from ...options.json_values import built, replaced
 from ...pipeline import StableDiffusion
@@ -31,10 +32,12 @@ class Drawn:
     Attributes:
         result: what JSON can hold of it: seeds, timings, parameters, plan, reports, warnings.
         files: makes files of the pictures, or of the video; in any thread, while the next ones are drawn.
+        cancelled: why there are fewer of them than were asked for; None where all are there.
     """
 
     result: dict[str, Any]
     files: Callable[[], Sequence[bytes]]
+    cancelled: CancelledError | None = None
 
 
 @contextlib.contextmanager
@@ -92,6 +95,7 @@ def draw_job(
     blobs: Sequence[bytes],
     loading: Callable[[ProgressEvent], object],
     progress: Callable[[ProgressEvent], object],
+    call: engine.Call,
 ) -> Drawn:
     """Draw what a request asks for.
 
@@ -101,13 +105,15 @@ def draw_job(
         blobs: the files of the pictures that go in; options name them by index.
         loading: hears of loading a model.
         progress: hears of drawing.
+        call: by which the job is cancelled.
 
     Raises:
         SdcppError: as of the methods of the package.
     """
     output = request.get("output") or {}
     _check_output(MODES[request["mode"]], output)
-    model = models.get(request["model"], loading)
+    with engine.watched(call):
+        model = models.get(request["model"], loading)
     served = models.served[request["model"]]
     mode = _mode_for(request, model, served)
     asked = MODES[request["mode"]]
@@ -125,9 +131,13 @@ def draw_job(
         if options.get(name) is None:
             options[name] = value
     options["progress"] = progress
-    with _warnings() as warned:
+    # Not the reports: of a job that is cancelled with pictures, too, there are some.
+    with engine.watched(call), _warnings() as warned:
         warned += [f"{name} has no effect in {mode.name}" for name in idle]
-        drawn = getattr(model, mode.name)(**options)
+        if request.get("each") and isinstance(model, StableDiffusion):
+            drawn, cancelled = _drawn_each(model, options)
+        else:
+            drawn, cancelled = getattr(model, mode.name)(**options), None
     models.touch(request["model"])
     result: dict[str, Any] = {
         "mode": mode.name,
@@ -137,7 +147,23 @@ def draw_job(
         "transfer": model.transfer_report().to_dict(),
     }
     told = _told(drawn)  # before the files, which may be without their text
-    return Drawn({**result, **told}, lambda: _files(drawn, output))
+    return Drawn({**result, **told}, lambda: _files(drawn, output), cancelled)
+
+
+def _drawn_each(model: StableDiffusion, options: Mapping[str, Any]) -> tuple[Images, CancelledError | None]:
+    """Return pictures that are drawn one by one, those that were done when the job was cancelled with the error.
+
+    Raises:
+        CancelledError: none was.
+    """
+    done: list[Images] = []
+    try:
+        done.extend(model._draw_each(options))
+    except CancelledError as error:
+        if not done:
+            raise
+        return joined(done), error
+    return joined(done), None
 
 
 def _check_output(mode: Mode, output: Mapping[str, Any]) -> None:

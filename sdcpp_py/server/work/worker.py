@@ -139,8 +139,7 @@ class Worker:
         told = _Telling(self, job)
         outcome: dict[str, Any] = {"id": job}
         try:
-            with engine.watched(self._calls[job]):
-                drawn = draw_job(self._models, request, blobs, told.loading, told)
+            drawn = draw_job(self._models, request, blobs, told.loading, told, self._calls[job])
             outcome |= {"type": "drawn", "result": drawn.result}
         except Exception as failure:
             if isinstance(failure, MemoryError):
@@ -157,8 +156,9 @@ class Worker:
     def _write(self, job: str, drawn: Drawn) -> None:
         """Make a job's files, and say them."""
         outcome: dict[str, Any] = {"type": "written", "id": job}
+        error = None if drawn.cancelled is None else _error(drawn.cancelled)
         try:
-            self._say({**outcome, "result": drawn.result}, drawn.files())
+            self._say({**outcome, "result": drawn.result, "error": error}, drawn.files())
         except Exception as failure:
             self._say({**outcome, "error": _error(failure, job)}, ())
 
