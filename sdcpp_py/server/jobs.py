@@ -228,7 +228,7 @@ class Keeper(Protocol):
         """Write a job's pictures, whole or not at all, and return their names; called in any thread."""
 
     def done_with_inputs(self, job: Job) -> None:
-        """Remove the pictures that went into a job that has ended."""
+        """Take note that a job has ended: the pictures that went into it may go."""
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures."""

@@ -172,7 +172,7 @@ class Store:
             self._base.execute("UPDATE jobs SET state = ?, attempts = ?, started = ? WHERE id = ?", changed)
 
     def _put(self, job: Job) -> None:
-        size = sum(self._size(name) for name in job.files)
+        size = sum(self._size(name) for name in job.files) + (self._input_bytes(job.id) if job.is_over else 0)
         row = {
             **{name: getattr(job, name) for name in _FIELDS if hasattr(job, name)},
             "request": json.dumps(job.request),
@@ -245,7 +245,7 @@ class Store:
         with _stored(self._folder):
             self._base.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
             self._discard(job.files)
-        shutil.rmtree(self._inputs / job.id, ignore_errors=True)
+            self._discard_inputs(job.id)
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
@@ -326,13 +326,32 @@ class Store:
                 if row is None:
                     raise StoreError("the pictures of one job are more than the store may hold; raise --store-limit")
                 self._discard(json.loads(row["files"]))
+                self._discard_inputs(row["id"])
                 self._base.execute("UPDATE jobs SET files = '[]', bytes = 0 WHERE id = ?", (row["id"],))
 
+    def input(self, job: Job, index: int) -> Path | None:
+        """Return the file of a picture that went into a job, None where there is none, or none any more."""
+        file = self._inputs / job.id / str(index)
+        return file if 0 <= index < job.inputs and file.is_file() else None
+
+    def _input_bytes(self, job: str) -> int:
+        """Return the size of the pictures that went into a job."""
+        try:
+            return sum(file.stat().st_size for file in (self._inputs / job).iterdir())
+        except OSError:
+            return 0
+
     def done_with_inputs(self, job: Job) -> None:
-        """Remove the pictures that went into a job that has ended."""
+        """Count the pictures that went into a job that has ended among those that are kept: it may be asked again."""
         self._waiting.pop(job.id, None)
         if job.inputs:
-            shutil.rmtree(self._inputs / job.id, ignore_errors=True)
+            with self._room:
+                self.bytes += self._input_bytes(job.id)
+
+    def _discard_inputs(self, job: str) -> None:
+        with self._room:
+            self.bytes -= self._input_bytes(job)
+            shutil.rmtree(self._inputs / job, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what an end in the middle of writing left; never what has no name of ours."""
@@ -343,10 +362,12 @@ class Store:
                 if file.name not in known and _PICTURE.fullmatch(file.name):
                     file.unlink(missing_ok=True)
             waiting = {job.id for job in self.unfinished()}
+            rows = self._base.execute("SELECT id FROM jobs WHERE inputs > 0 AND bytes > 0").fetchall()
+            kept = {row["id"] for row in rows}
             for folder in self._inputs.iterdir():
                 if folder.name in waiting:
-                    self._waiting[folder.name] = sum(file.stat().st_size for file in folder.iterdir())
-                elif _JOB.fullmatch(folder.name):
+                    self._waiting[folder.name] = self._input_bytes(folder.name)
+                elif folder.name not in kept and _JOB.fullmatch(folder.name):
                     shutil.rmtree(folder, ignore_errors=True)
             self._base.execute(
                 "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "

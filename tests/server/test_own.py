@@ -51,6 +51,10 @@ def test_pictures_are_those_of_the_package(server: Server, embedded: sdcpp_py.St
         )
         drawn = getattr(embedded, mode)("a blue star", seed=5, steps=4, **given)
         assert (pixels(server.http.get(done["pictures"][0]).content) == pixels(drawn[0])).all(), mode
+        went_in = server.http.get(f"/api/jobs/{done['id']}/inputs/{done['options']['image']}")
+        assert went_in.headers["content-type"] == "image/png"
+        assert (pixels(went_in.content) == pixels(wanted[0])).all()
+        assert server.http.get(f"/api/jobs/{done['id']}/inputs/{len(given)}").status_code == 404
     report = server.http.get(f"/api/jobs/{job['id']}/report").json()
     assert report["parameters"]["prompt"] == "a red circle"
     assert [row["module"] for row in report["memory"]["modules"]] == [

@@ -5,6 +5,7 @@ Needs a Chromium of the system, or the one that the variable CHROMIUM names, and
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -238,6 +239,25 @@ def test_dropped_pictures(opened: Open, site: Server) -> None:
     expect(page.locator("[data-name=image] .thumbs li")).to_contain_text("64")
     drop(page, b"no picture", "broken.png")
     expect(page.locator("#notice")).to_contain_text("no picture")
+
+
+def test_again_brings_what_went_in(opened: Open, site: Server) -> None:
+    """The picture and the mask of an earlier job are in the form, so that it is drawn again to the pixel."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    photo, painted = (base64.b64encode(png(each)).decode() for each in (Image.new("RGB", (64, 64), "teal"), mask))
+    sides = {"width": None, "height": None}
+    job = site.submit("inpaint", prompt="a gold ring", image=photo, mask=painted, seed=4, mask_blur=0, **sides)
+    site.wait(job["id"])
+    page = ready(opened())
+    page.locator(".tiles button", has_text="a gold ring").click()
+    (wanted,) = done(page)
+    page.get_by_role("button", name="Again", exact=True).click()
+    expect(page.locator("[data-name=image] .thumbs li")).to_have_count(1)
+    draw(page)
+    (drawn,) = done(page)
+    assert (drawn == wanted).all()
+    assert newest(site)["id"] != job["id"]
 
 
 def test_history(opened: Open, site: Server) -> None:

@@ -175,7 +175,14 @@ def test_jobs_outlive_the_server(tmp_path: Path) -> None:
             assert scheduler.submit(asked("done", key="k", client="c")).id == done.id
             with pytest.raises(ConflictError):
                 scheduler.submit(asked("other", key="k", client="c"))
-            assert list((tmp_path / "store" / "inputs").iterdir()) == []
+            # What went in is kept with each job, and goes with it.
+            assert [scheduler.store.input(job, 0).read_bytes() for job in jobs] == [b"in", b"in"]  # type: ignore[union-attr]
+            assert scheduler.store.bytes == 3 * len(b"picture") + 4 * len(b"in")
+            scheduler.remove(scheduler.find(jobs[0].id))
+            assert [each.name for each in (tmp_path / "store" / "inputs").iterdir()] == [jobs[1].id]
+        store = Store(tmp_path / "store", 1e9)
+        assert (store.input(jobs[1], 0) is None, store.bytes) == (False, 2 * len(b"picture") + 2 * len(b"in"))
+        store.close()
 
     run(work)
 

@@ -2,10 +2,12 @@
 
 # Not postponed: FastAPI reads the annotations, which name what is made here.
 import asyncio
+import io
 import mimetypes
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, Union
 
+import PIL.Image
 from fastapi import APIRouter, File, Query, UploadFile
 from fastapi.requests import Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -15,7 +17,7 @@ from sse_starlette import EventSourceResponse
 from ..._version import __version__
 from ...parameters import read_parameters
 from ..front import Front, sse
-from ..intake import check_picture
+from ..intake import FORMATS, check_picture
 from ..jobs import Event, Job, UnknownJobError
 from ..model_list import MODES, formats_of
 from ..schemas import (
@@ -149,6 +151,18 @@ def router(front: Front) -> APIRouter:
         except OSError:
             raise UnknownJobError("the picture was removed meanwhile") from None
         return Response(data, media_type=kind, headers=kept)
+
+    @api.get("/jobs/{job}/inputs/{index}", response_class=Response, tags=["jobs"], responses=_PICTURE)
+    async def input_picture(job: str, index: int) -> Response:
+        """Return a picture that went into a job: options have the numbers of their pictures."""
+        file = front.store.input(scheduler.find(job), index)
+        try:
+            data = b"" if file is None else await asyncio.to_thread(file.read_bytes)
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                kind = image.get_format_mimetype() or "application/octet-stream"
+        except OSError:
+            raise UnknownJobError("there is no such picture, or it was removed") from None
+        return Response(data, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
 
     @api.get("/jobs/{job}/preview", response_class=Response, tags=["jobs"], responses=_PICTURE)
     async def preview(job: str) -> Response:

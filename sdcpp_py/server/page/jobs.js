@@ -1,6 +1,6 @@
 // Jobs as the page knows them: asked for, followed by their events, cancelled.
 
-import { events, get, post } from "./api.js";
+import { events, get, post, request } from "./api.js";
 
 const ENDED = new Set(["done", "failed", "cancelled"]);
 const RETRY = 1000; // milliseconds between two attempts at a connection that was lost
@@ -13,6 +13,12 @@ export const submit = (asked) => post("/api/jobs", asked);
 
 /** Cancel a job. */
 export const cancel = (job) => post(`/api/jobs/${job.id}/cancel`);
+
+/** Return a picture that went into a job, as a file. */
+export async function inputOf(job, number) {
+  const blob = await (await request(`/api/jobs/${job.id}/inputs/${number}`)).blob();
+  return new File([blob], `picture ${number + 1}`, { type: blob.type });
+}
 
 const pause = (signal) =>
   new Promise((resolve) => {

@@ -5,7 +5,7 @@ import { askForToken, showServer } from "./dialogs.js";
 import { button, byId, count, h, newId } from "./dom.js";
 import { OptionsForm } from "./form.js";
 import { History } from "./history.js";
-import { followAll, isOver, submit } from "./jobs.js";
+import { followAll, inputOf, isOver, submit } from "./jobs.js";
 import { hasFiles, pictureOf, takeDrops } from "./pictures.js";
 import { Stage } from "./stage.js";
 
@@ -277,8 +277,8 @@ function welcome() {
 
 // --- again -----------------------------------------------------------------------------------------------------------
 
-/** Bring the form to a mode with options; say what else is needed. */
-async function fill(wanted, options, said) {
+/** Bring the form to a mode with options, and with the pictures of a job where there is one; say what else is needed. */
+async function fill(wanted, options, said, job = null) {
   if (wanted !== mode) {
     const fits = models.find((each) => modesOf(each).includes(wanted));
     if (!fits) return say(`no model here draws in the mode ${wanted}`);
@@ -286,6 +286,7 @@ async function fill(wanted, options, said) {
     await showModes(wanted);
   }
   form.fill(options);
+  if (job) await bringInputs(job);
   showPreviews();
   const needs = form.fields.filter((field) => field.required && field.missing && field.name !== "prompt");
   const more = needs.length
@@ -293,6 +294,19 @@ async function fill(wanted, options, said) {
     : "";
   say(`${said}${more}`, "good");
   byId("draw").focus({ preventScroll: true });
+}
+
+/** Fetch the pictures that went into a job into the form, those that are there still: a picture before its mask. */
+async function bringInputs(job) {
+  for (const field of form.fields) {
+    const numbers = [job.options[field.name]].flat().filter(Number.isInteger);
+    if (!field.bring || !numbers.length) continue;
+    try {
+      await field.bring(await Promise.all(numbers.map((number) => inputOf(job, number))));
+    } catch (error) {
+      if (!(error instanceof ServerError)) throw error;
+    }
+  }
 }
 
 /** Take a job's parameters into the form, with the seed of one of its pictures. */
@@ -303,7 +317,7 @@ function again(job, seed) {
     delete options.batch_count;
   }
   if (models.some((each) => each.name === job.model)) byId("model").value = job.model;
-  fill(job.mode, options, "These are its parameters.");
+  fill(job.mode, options, "These are its parameters.", job);
 }
 
 /** What can be done with a picture, by the model that is chosen or by an upscaler. */

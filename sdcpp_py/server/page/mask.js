@@ -336,6 +336,12 @@ export class MaskField {
     // As with pictures: a job does not tell its mask.
   }
 
+  /** Take a mask in place of what is painted. */
+  async bring([file]) {
+    this.strokes = [];
+    await this.open(file);
+  }
+
   clear() {
     this.strokes = [];
     this.undone = [];

@@ -172,7 +172,13 @@ export class PictureField {
   }
 
   set() {
-    // A job tells the numbers of its pictures, not the pictures: what is here stays.
+    // A job tells the numbers of its pictures, not the pictures: what is here stays until they are brought.
+  }
+
+  /** Take other files in place of what is here. */
+  async bring(files) {
+    this.items = [];
+    await this.take(files);
   }
 
   clear() {
