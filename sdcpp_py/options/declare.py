@@ -66,6 +66,7 @@ class Opt:
         words: the flag's words for False and True, instead of a switch.
         suggest: what the command's completion offers, where no list of the engine says it.
         flag_doc: what it is on the command line, where that differs.
+        json_doc: what it is where JSON holds it, in requests and the lines of batches, where that differs.
         panel: heading of the command's help.
         metavar: what that help calls the value.
         label: what messages about the file call it.
@@ -89,6 +90,7 @@ class Opt:
     words: tuple[str, str] | None = None
     suggest: tuple[str, ...] = ()
     flag_doc: str = ""
+    json_doc: str = ""
     panel: str = ""
     metavar: str = ""
     label: str = ""

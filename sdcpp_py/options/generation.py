@@ -166,7 +166,8 @@ class Steering(TypedDict, total=False):
     loras: Annotated[
         Sequence[Lora | StrPath] | Mapping[Any, float],
         Opt("Lora objects or paths, or a mapping of path to multiplier", field="loras", flags="--lora", default=(),
-            png="Lora", panel="LoRA", kind=Loras(), flag_doc="LoRA; repeat it for more"),
+            png="Lora", panel="LoRA", kind=Loras(), flag_doc="LoRA; repeat it for more",
+            json_doc="LoRAs by name, objects with path (the name) and multiplier, or an object of name to multiplier"),
     ]  # fmt: skip
     sigmas: Annotated[
         Sequence[float] | None,
@@ -217,7 +218,8 @@ class Decoding(TypedDict, total=False):
     vae_tiling: Annotated[
         bool | Tiling,
         Opt("decode in tiles, True for the engine's sizes", field="vae_tiling_params", flags="--vae-tiling",
-            default=False, png="VAE tiling", panel="Decoding", flag_doc="decode in tiles"),
+            default=False, png="VAE tiling", panel="Decoding", flag_doc="decode in tiles",
+            json_doc="decode in tiles: true for the engine's sizes, or an object that says them"),
     ]  # fmt: skip
 
 
@@ -390,7 +392,9 @@ class Previewing(TypedDict, total=False):
     preview: Annotated[
         str | None,
         Opt("show the progress callback what the picture looks like meanwhile: proj (fast and small), tae (by taesd) "
-            "or vae (slow)", flags="--preview", choices="preview", without=("none",), panel="Preview"),
+            "or vae (slow)", flags="--preview", choices="preview", without=("none",), panel="Preview",
+            json_doc="show what the picture looks like while it is drawn: proj (fast and small), tae (by the small "
+            "autoencoder, where the model has one) or vae (slow)"),
     ]  # fmt: skip
     preview_interval: Annotated[
         int,

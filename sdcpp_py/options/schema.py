@@ -9,7 +9,7 @@ from typing import Any
 from .. import engine
 from .declare import REQUIRED, Option, declared
 from .group import Grouped
-from .kinds import Choice, Items
+from .kinds import Choice, Items, Picture
 from .loras import Lora, Loras
 
 Names = Callable[[str], Sequence[str]]
@@ -27,16 +27,22 @@ def _limits(option: Option) -> dict[str, Any]:
     return said
 
 
+def said_of(option: Option) -> str:
+    """Return what an option is, for those who write JSON: of a picture not what else Python may pass."""
+    opt = option.opt
+    return opt.json_doc or (opt.flag_doc if isinstance(option.kind, Picture) else "") or opt.doc
+
+
 def option_schema(option: Option, names: Names | None) -> dict[str, Any]:
     """Return the schema of one option."""
     kind = option.kind
     if isinstance(kind, Grouped):
         made = object_schema(declared(kind.owner), names)
-        made["description"] = option.opt.doc
+        made["description"] = said_of(option)
         shorter = [{"type": "string"}] if str in getattr(option.type, "__args__", ()) else []
         shorter += [{"type": "boolean"}] if bool in getattr(option.type, "__args__", ()) else []
         return {"anyOf": [*shorter, made]} if shorter else made
-    made = {**kind.schema, "description": option.opt.doc}
+    made = {**kind.schema, "description": said_of(option)}
     if isinstance(kind, Loras):
         made["items"] = {"anyOf": [kind.schema["items"], object_schema(declared(Lora), names)]}
     elif isinstance(kind, Items):

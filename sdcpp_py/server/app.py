@@ -64,7 +64,7 @@ def make_app(front: Front) -> ASGIApp:
         openapi_url="/api/openapi.json",
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
-        responses=errors(401, 403, 413, 421),
+        responses=errors(401, 403, 408, 413, 421),
     )
     for each in (own, openai, a1111, native):
         app.include_router(each.router(front))

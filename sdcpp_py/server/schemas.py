@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from ..options.declare import REQUIRED, Option
-from ..options.schema import Names, option_schema
+from ..options.schema import Names, option_schema, said_of
 from .model_list import MODES
 
 
@@ -17,7 +17,7 @@ def field_schema(option: Option, names: Names | None) -> dict[str, Any]:
     """Return the JSON schema of an option as a field, which may be null where it may be None; with its panel."""
     made = option_schema(option, names)
     if option.optional:
-        made = {"anyOf": [made, {"type": "null"}], "description": option.opt.doc}
+        made = {"anyOf": [made, {"type": "null"}], "description": said_of(option)}
     if option.opt.panel:
         made["x-panel"] = option.opt.panel
     if option.default_text:
@@ -114,6 +114,7 @@ _ERRORS = {
     401: "a token is needed",
     403: "the page that asks is of an origin that may not",
     404: "there is no such job, picture or model",
+    408: "the rest of the body did not come in time",
     409: "a key was used for another request, or the job's state does not allow it",
     410: "the pictures are removed",
     413: "the request is too large",

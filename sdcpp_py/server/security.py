@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -16,11 +17,17 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ArgumentError
 
+BODY_SECONDS = 600.0
+"""In which all of a request's body must come."""
+PAUSE_SECONDS = 30.0
+"""Within that, without any of it."""
+_TOO_SLOW = "the rest of the body did not come in time; send it again"
 OPEN_PATHS = frozenset({"/", "/api/health"})
 """What may be asked without a token: the page, which asks for one, and whether the server lives."""
 _OPEN_FOLDER = "/page/"  # the files of the page
@@ -181,11 +188,19 @@ class Guard:
             await Response(status_code=204, headers={**safe, **methods})(scope, receive, send)
             return
         taken = 0
-        begun = False
+        begun = ended = False
+        loop = asyncio.get_running_loop()
+        end = loop.time() + BODY_SECONDS
 
         async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, ended
+            if ended:  # what follows is that the client goes away, for which there is time
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), min(PAUSE_SECONDS, end - loop.time()))
+            except asyncio.TimeoutError:
+                raise HTTPException(408, _TOO_SLOW, {"connection": "close"}) from None
+            ended = not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._security.upload:
                 raise _TooLargeError
@@ -203,6 +218,9 @@ class Guard:
         except _TooLargeError:
             if not begun:
                 await self._refuse(scope, receive, send, 413, self._too_large())
+        except HTTPException as error:
+            if not begun:
+                await self._refuse(scope, receive, send, error.status_code, error.detail)
 
     def _too_large(self) -> str:
         return f"a request may have {self._security.upload >> 20} MiB; send smaller pictures"

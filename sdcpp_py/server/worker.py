@@ -99,6 +99,7 @@ class FramedWorker:
         budget: bytes of weights that it keeps; None for half of the memory where it is.
         idle_unload: seconds after which an idle model is unloaded; 0 for never.
         hang_seconds: without progress of a job, after which it is replaced.
+        devices: of all workers, which are looked for when it starts.
     """
 
     name: str
@@ -108,6 +109,7 @@ class FramedWorker:
     budget: float | None = None
     idle_unload: float = 0.0
     hang_seconds: float = 900.0
+    devices: Sequence[str] = ()
     loaded: Mapping[str, int] = field(default_factory=dict)
     modes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     resident: int = 0
@@ -142,6 +144,7 @@ class FramedWorker:
             "type": "start",
             "models": [asdict(each) for each in self.models],
             "device": self.device,
+            "devices": [*self.devices],
             "threads": self.threads,
             "budget": self.budget,
             "idle_unload": self.idle_unload,

@@ -52,6 +52,7 @@ def make_workers(values: Mapping[str, Any], models: Mapping[str, ServedModel]) -
             budget=budget,
             idle_unload=values.get("idle_unload", 0.0),
             hang_seconds=values["hang_seconds"],
+            devices=devices,
         )
         for index in range(count)
     ]

@@ -150,8 +150,9 @@ def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.Mo
     )
 
     async def work() -> None:
-        with pytest.raises(SdcppError, match="--worker-devices: device 'none' is unknown; devices: CPU"):
-            await LocalWorker("worker", SERVED, device="none").start()
+        for more in ({"device": "none"}, {"device": "cpu", "devices": ["cpu", "none"]}):  # its own, or another's
+            with pytest.raises(SdcppError, match="workers: device 'none' is unknown; devices: CPU"):
+                await LocalWorker("worker", SERVED, **more).start()
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(SdcppError, match="_engine|no engine"):
             await LocalWorker("worker", SERVED).start()

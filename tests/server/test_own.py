@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import time
@@ -228,6 +229,11 @@ def test_the_document_has_every_option_of_every_mode(server: Server) -> None:
         assert set(known) == {name for name, option in mode.declared.items() if option.kind.in_json}
     steps = schemas["Txt2imgOptions"]["properties"]["steps"]["anyOf"][0]
     assert (steps["minimum"], steps["maximum"], steps["description"]) == (1, 10_000, "sampling steps")
+    # It speaks to those who write JSON, and not Python.
+    said = " ".join(re.findall(r'"description": "(.*?[^\\])"', json.dumps(document)))
+    assert "as they were asked for" in said
+    for word in ("Pillow", "PIL", "callback", "mapping", "numpy", "None", "True", "ArgumentError"):
+        assert not re.search(rf"\b{word}\b", said), word
     assert "euler_a" in schemas["Txt2imgOptions"]["properties"]["sampler"]["anyOf"][0]["enum"]
     forms = server.http.get("/api/modes").json()
     assert forms["inpaint"]["options"]["properties"]["mask"]["x-panel"] == "Pictures in"

@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from sdcpp_py.errors import ArgumentError
+from sdcpp_py.server import security as guarding
 from sdcpp_py.server.security import Guard, Security, is_loopback, make_security, read_tokens
 
 TOKEN = "0123456789abcdef"
@@ -34,6 +35,21 @@ def ask(security: Security, path: str = "/api/jobs", method: str = "GET", **more
             return await client.request(method, path, **more)
 
     return asyncio.run(work())
+
+
+def test_a_body_that_comes_by_half_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def half(pause: float) -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield b"x"
+            await asyncio.sleep(pause)
+
+    monkeypatch.setattr(guarding, "PAUSE_SECONDS", 0.1)
+    assert ask(Security(), method="POST", content=half(0.0)).text == "127.0.0.1 4"
+    late = ask(Security(), method="POST", content=half(5.0))
+    assert (late.status_code, late.headers["connection"]) == (408, "close")
+    assert "did not come in time" in late.json()["error"]["message"]
+    monkeypatch.setattr(guarding, "BODY_SECONDS", 0.1)
+    assert ask(Security(), method="POST", content=half(0.06)).status_code == 408
 
 
 def test_other_machines_need_a_token() -> None:

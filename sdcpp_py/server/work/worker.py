@@ -125,8 +125,9 @@ class Worker:
         self._idle_unload = message["idle_unload"]
         try:
             known = facts()
-            if message["device"] and "=" not in message["device"]:  # a model's own specs are looked at with the model
-                find_device("--worker-devices", message["device"], devices())
+            for name in filter(None, (message["device"], *message["devices"])):
+                if "=" not in name:  # specs of modules are looked at with the model
+                    find_device("workers", name, devices())
             self._say({"type": "ready", "facts": known}, ())
         except SdcppError as error:
             self._say({"type": "broken", "error": _error(error)}, ())
