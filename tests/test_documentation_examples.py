@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
 import json
 import re
@@ -15,7 +16,11 @@ from PIL import Image
 
 import sdcpp_py
 from sdcpp_py import cli, models
+from sdcpp_py.batch.lines import Lines
 from sdcpp_py.modes import CONVERT, DRAWING, FILMING, LOADING, UPSCALE, UPSCALER
+from sdcpp_py.options.declare import declared
+from sdcpp_py.options.serving import ServingOptions
+from sdcpp_py.server.model_list import ServedModel, read_models
 from support.build_tree import ROOT
 
 DOCS = ROOT / "docs"
@@ -130,3 +135,66 @@ def test_a_notebook_runs(notebook: Path) -> None:
         exec(compile(code, f"{notebook.name}, cell {number}", "exec"), made)
     assert len(cells) > 5
     assert made["sd"].closed
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+UNITS = {
+    "Unit": {"Description", "After", "Wants"},
+    "Service": {
+        "ExecStart", "StateDirectory", "DynamicUser", "Restart", "TimeoutStopSec", "LimitMEMLOCK", "ProtectSystem",
+        "ProtectHome", "NoNewPrivileges",
+    },
+    "Install": {"WantedBy"},
+}  # fmt: skip
+"""What systemd.unit(5), systemd.service(5) and systemd.exec(5) know of what the example says."""
+
+
+def test_the_examples_of_serving_can_be_read() -> None:
+    """By what reads them, as far as that is here; and their flags and arguments are the command's."""
+    page = "serving.md"
+    serving = declared(ServingOptions)
+    known = {name for option in (*serving.values(), *LOADING.declared.values()) for name in option.flags}
+    commands = re.findall(r"sdcpp\"?,? \"?serve\b[^\n`]*", (DOCS / page).read_text(encoding="utf-8"))
+    assert len(commands) > 6
+    for command in commands:
+        assert set(re.findall(r"--[a-z][\w-]*", command)) <= known | {"--help"}, command
+    yaml = pytest.importorskip("yaml")
+    compose, cluster, ray = (yaml.safe_load(each) for each in blocks(page, "yaml"))
+    assert compose["services"]["sdcpp"]["secrets"] == [*compose["secrets"]]
+    spec = cluster["spec"]["template"]["spec"]
+    mounts = {each["name"] for each in spec["containers"][0]["volumeMounts"]}
+    assert mounts == {each["name"] for each in spec["volumes"]}
+    assert cluster["spec"]["selector"]["matchLabels"] == cluster["spec"]["template"]["metadata"]["labels"]
+    drain = serving["drain_seconds"].default
+    assert spec["terminationGracePeriodSeconds"] > drain
+    (application,) = ray["applications"]
+    module, name = application["import_path"].split(":")
+    assert f"def {name}(" in (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+    assert {*application["args"]} <= {*serving, *LOADING.declared}
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(blocks(page, "ini")[0])
+    assert {name: {*unit[name]} for name in unit.sections()} == UNITS
+    assert int(unit["Service"]["TimeoutStopSec"]) > drain
+    for text in (*blocks(page, "nginx"), *blocks(page, "caddy")):
+        assert text.count("{") == text.count("}")
+    for line in blocks(page, "nginx")[0].splitlines()[1:-1]:
+        assert re.fullmatch(r"    [a-z_]+ [^;]+;( +# .*)?", line), line
+    instructions = {line.split()[0] for line in blocks(page, "dockerfile")[0].splitlines()}
+    assert instructions <= {"FROM", "RUN", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "CMD"}
+
+
+def test_the_models_of_serving_can_be_read(folder: Path) -> None:
+    (folder / "models.toml").write_text(blocks("serving.md", "toml")[0])
+    assert list(read_models(folder / "models.toml")) == ["sdxl", "z-image", "x4"]
+
+
+def test_the_lines_of_a_batch_can_be_read(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "photos" / "1.jpg")
+    (folder / "prompts.jsonl").write_text(blocks("batch.md", "json")[0])
+    items = Lines({"m": ServedModel("m")}, folder).read(folder / "prompts.jsonl")
+    assert [each.name for each in items] == ["000001", "star", "star-2", "star-3", "star-4", "000003"]

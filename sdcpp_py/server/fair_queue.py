@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 from .jobs import Job
@@ -18,6 +19,8 @@ class FairQueue:
         self._jobs: dict[str, Job] = {}
         self._served: dict[str, float] = {}
         self._of: dict[str, dict[str, Job]] = {}
+        # Of each client the first one is on top; what was removed stays until it is there.
+        self._order: dict[str, list[tuple[int, float, str]]] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -39,6 +42,7 @@ class FairQueue:
             self._served[job.client] = max(self._served.get(job.client, 0.0), least)
         self._jobs[job.id] = job
         self._of.setdefault(job.client, {})[job.id] = job
+        heapq.heappush(self._order.setdefault(job.client, []), (-job.priority, job.created, job.id))
 
     def remove(self, job: Job) -> None:
         """Remove a job; nothing is counted for it."""
@@ -46,7 +50,7 @@ class FairQueue:
             return
         del self._of[job.client][job.id]
         if not self._of[job.client]:
-            del self._of[job.client]
+            del self._of[job.client], self._order[job.client]
             if not self._of:
                 self._served.clear()
 
@@ -55,8 +59,10 @@ class FairQueue:
         best: Job | None = None
         rank: tuple[float, float, float] = (0.0, 0.0, 0.0)
         for client, jobs in self._of.items():
-            # One that was tried before is the oldest of its client's.
-            job = min(jobs.values(), key=lambda each: (-each.priority, each.created))
+            order = self._order[client]
+            while order[0][2] not in jobs:
+                heapq.heappop(order)
+            job = jobs[order[0][2]]  # one that was tried before is the oldest
             this = (-job.priority, self._served[client], job.created)
             if best is None or this < rank:
                 best, rank = job, this

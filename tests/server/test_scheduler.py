@@ -80,7 +80,11 @@ def test_clients_are_served_alike() -> None:
     serve(5)
     assert turns[10:].count("large") == 1
     queue.add(Job("many", 1, 0.0, asked("first").work(), created=300))
-    assert queue.next().request["options"]["prompt"] == "first"  # type: ignore[union-attr]
+    first = queue.next()
+    assert first is not None
+    assert first.request["options"]["prompt"] == "first"
+    queue.remove(first)
+    assert queue.next() is not first
 
 
 def test_a_job_survives_what_becomes_of_its_worker(tmp_path: Path) -> None:

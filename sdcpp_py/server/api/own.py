@@ -4,6 +4,7 @@
 import asyncio
 import io
 import mimetypes
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, Union
 
@@ -33,6 +34,7 @@ from ..schemas import (
     names_from,
 )
 
+_Seconds = Annotated[float | None, Query(gt=0, le=86400, description="after which the stream ends")]
 _LARGE = 4 << 20  # bytes of files that are sent in pieces
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "the file"}}
@@ -119,19 +121,19 @@ def router(front: Front) -> APIRouter:
         return answer(found)
 
     @api.get("/jobs/{job}/events", response_class=EventSourceResponse, tags=["jobs"], responses=_SSE)
-    async def events(http: Request, job: str, after: int = 0) -> Response:
+    async def events(http: Request, job: str, after: int = 0, seconds: _Seconds = None) -> Response:
         """Stream what happens to a job: queued, loading, running, progress with previews, retried, and how it ends.
 
         With the header Last-Event-ID, or *after*, those that follow.
         """
         found = scheduler.find(job)
-        return _stream(front.events(found, _heard(http, after)))
+        return _stream(front.events(found, _heard(http, after)), seconds)
 
     @api.get("/events", response_class=EventSourceResponse, tags=["jobs"], responses=_SSE)
-    async def all_events(http: Request, after: int = 0) -> Response:
+    async def all_events(http: Request, after: int = 0, seconds: _Seconds = None) -> Response:
         """Stream what happens to all jobs, progress left out; after -1 what happens from now on."""
         after = scheduler.events.last if after < 0 else after
-        return _stream(scheduler.events.after(_heard(http, after)))
+        return _stream(scheduler.events.after(_heard(http, after)), seconds)
 
     @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
     async def picture(http: Request, job: str, index: int) -> Response:
@@ -263,11 +265,16 @@ def _heard(http: Request, after: int) -> int:
     return int(last) if last.isdecimal() and len(last) < 20 else after
 
 
-def _stream(events: AsyncIterator[Event]) -> EventSourceResponse:
-    """Return events as a stream."""
+def _stream(events: AsyncIterator[Event], seconds: float | None) -> EventSourceResponse:
+    """Return events as a stream, which ends after so many seconds."""
 
     async def told() -> AsyncIterator[dict[str, Any]]:
-        async for event in events:
+        end = float("inf") if seconds is None else time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            try:
+                event = await asyncio.wait_for(anext(events), left if seconds else None)
+            except (StopAsyncIteration, asyncio.TimeoutError):
+                return
             yield sse(event)
 
     return EventSourceResponse(told(), ping=15, headers={"x-accel-buffering": "no"})
