@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,8 @@ def run(
     finally:
         results.close()
     if interrupted:
+        sys.stdout.flush()
+        signal.raise_signal(interrupted[0])  # whoever waits for the process is told so
         raise KeyboardInterrupt
     if count.failed or count.left:
         said = f"{count.failed + count.left} of {count.asked} pictures could not be drawn"
