@@ -15,7 +15,7 @@ from sdcpp_py import engine
 PUBLIC = {
     "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError",
     "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
-    "GenerationError", "Hires", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
+    "GenerationError", "Hires", "HubError", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
     "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "Parameters", "PhotoMaker", "PictureInfo",
     "PinBudget", "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
     "Tiling", "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices",

@@ -17,9 +17,9 @@ from ..errors import SdcppError
 from ..model_files import show_path
 from ..options.batching import BatchOptions
 from ..options.declare import declared
-from ..server.jobs import Job
+from ..server.jobs import Job, Limits
 from ..server.model_list import ServedModel, served_models
-from ..server.scheduler import Limits, Scheduler
+from ..server.scheduler import Scheduler
 from ..server.worker import Worker
 from ..server.workers import make_workers
 from .lines import Item, Lines

@@ -203,6 +203,23 @@ class Job:
         }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the scheduler takes.
+
+    Attributes:
+        queue: jobs that may wait.
+        client_queue: of one client.
+        job_seconds: after which a job ends unfinished, waiting included.
+        attempts: how often a job is begun with that no worker survives.
+    """
+
+    queue: int = 1000
+    client_queue: int = 1000
+    job_seconds: float = 86400.0
+    attempts: int = 2
+
+
 class Keeper(Protocol):
     """What the scheduler needs of what keeps jobs and pictures; each may raise StoreError."""
 

@@ -8,7 +8,6 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SdcppError
@@ -21,6 +20,7 @@ from .jobs import (
     Events,
     Job,
     Keeper,
+    Limits,
     QueueFullError,
     RefusedError,
     Request,
@@ -37,23 +37,6 @@ log = logging.getLogger("sdcpp_py.server")
 
 _RECENT = 256  # jobs that have ended, whose events are still there to read
 _STORE_RETRY_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the scheduler takes.
-
-    Attributes:
-        queue: jobs that may wait.
-        client_queue: of one client.
-        job_seconds: after which a job ends unfinished, waiting included.
-        attempts: how often a job is begun with that no worker survives.
-    """
-
-    queue: int = 1000
-    client_queue: int = 1000
-    job_seconds: float = 86400.0
-    attempts: int = 2
 
 
 class Scheduler:

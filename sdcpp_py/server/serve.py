@@ -23,9 +23,10 @@ from ..reports import GIB
 from .app import make_app
 from .front import Front
 from .intake import Bounds, Intake
+from .jobs import Limits
 from .metrics import Metrics
 from .model_list import ServedModel, served_models
-from .scheduler import Limits, Scheduler
+from .scheduler import Scheduler
 from .security import make_security, read_tokens
 from .store import Store
 from .worker import Worker

@@ -18,6 +18,7 @@ from sdcpp_py.server.jobs import (
     DrainingError,
     Events,
     Job,
+    Limits,
     QueueFullError,
     RefusedError,
     Request,
@@ -25,7 +26,7 @@ from sdcpp_py.server.jobs import (
     UnknownJobError,
 )
 from sdcpp_py.server.model_list import ServedModel
-from sdcpp_py.server.scheduler import Limits, Scheduler
+from sdcpp_py.server.scheduler import Scheduler
 from sdcpp_py.server.store import Store
 from sdcpp_py.server.worker import Outcome, WorkerLostError
 from support.fake_worker import FakeWorker
