@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -84,6 +84,10 @@ def make_app(front: Front) -> ASGIApp:
         assert isinstance(error, HTTPException)
         said = _NOT_PARSED if error.detail == "There was an error parsing the body" else str(error.detail)
         return _answer(request, Problem(error.status_code, "HTTPError", said, headers=error.headers))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # whom nobody reads: the client went away in the middle of its body
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

@@ -116,10 +116,15 @@ def test_too_many_jobs_are_refused_with_a_time(tmp_path: Path) -> None:
             assert (answer.status_code, int(answer.headers["retry-after"]) >= 1) == (429, True)
         assert server.http.post("/v1/images/generations", json={"prompt": "x" * 20_000}).status_code == 413
         port = server.url.rpartition(":")[2]
+        form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 90\r\n\r\n--x\r\n"
+        with socket.create_connection(("127.0.0.1", int(port))) as half:  # of somebody who goes away
+            half.sendall(b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\n" + form)
+            time.sleep(0.1)
         command = [sys.executable, "-m", "sdcpp_py", "serve", "--port", port, "--store", str(tmp_path / "b")]
         other = subprocess.run(command, capture_output=True, text=True)
         assert (other.returncode, other.stdout) == (1, "")
         assert "cannot be listened on (Address already in use" in other.stderr
+    assert "Traceback" not in (tmp_path / "store.log").read_text()
 
 
 @pytest.mark.parametrize(
