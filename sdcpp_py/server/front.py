@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -142,7 +143,9 @@ class Front:
             raise ArgumentError(f"Idempotency-Key must have at most {_LONGEST_KEY} characters, not {len(key)}")
         more.setdefault("key", key)
         name = model or self.default_model(mode)
-        request = await asyncio.to_thread(lambda: self.intake.request(mode, name, options, **more))
+        make = functools.partial(self.intake.request, mode, name, options, **more)
+        # A thread costs more than most requests, but not those whose pictures or files are looked at.
+        request = await asyncio.to_thread(make) if self.intake.reads(mode, name, options) else make()
         return self.scheduler.submit(request)
 
     def default_model(self, mode: str) -> str:

@@ -97,6 +97,13 @@ class Intake:
         self.bounds = bounds
         self._opened = opened
 
+    def reads(self, mode: str, model: str, options: Mapping[str, Any]) -> bool:
+        """Tell whether pictures are decoded or files looked for, which takes a while, to make a request."""
+        if model in self._models and self._models[model].lora_folder is not None:
+            return True
+        declared = MODES[mode].declared if mode in MODES else {}
+        return any(name in declared and holds_pictures(declared[name]) for name in options)
+
     def request(
         self,
         mode: str,

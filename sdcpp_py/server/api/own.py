@@ -36,6 +36,7 @@ from ..schemas import (
 
 _Seconds = Annotated[float | None, Query(gt=0, le=86400, description="after which the stream ends")]
 _LARGE = 4 << 20  # bytes of files that are sent in pieces
+_SMALL = 1 << 16  # bytes that are read sooner than a thread begins
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "the file"}}
 
@@ -143,13 +144,14 @@ def router(front: Front) -> APIRouter:
             raise UnknownJobError("there is no such picture, or it was removed")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         kept = {"cache-control": "private, max-age=31536000, immutable"}
-        if file.stat().st_size > _LARGE or "range" in http.headers:  # in pieces
+        size = file.stat().st_size
+        if size > _LARGE or "range" in http.headers:  # in pieces
             return FileResponse(
                 file, media_type=kind, filename=file.name, headers=kept, content_disposition_type="inline"
             )
         kept["content-disposition"] = f'inline; filename="{file.name}"'
         try:
-            data = await asyncio.to_thread(file.read_bytes)
+            data = file.read_bytes() if size <= _SMALL else await asyncio.to_thread(file.read_bytes)
         except OSError:
             raise UnknownJobError("the picture was removed meanwhile") from None
         return Response(data, media_type=kind, headers=kept)
