@@ -8,6 +8,7 @@ from .declare import Opt, Range
 from .kinds import Folder
 from .serving import TextFile, Working
 
+_FORMATS = "png|jpeg|webp|avif|gif|mp4|webm"
 _batch = functools.partial(Opt, panel="Batch")
 
 
@@ -26,9 +27,9 @@ class BatchOptions(Working, total=False):
     ]  # fmt: skip
     format: Annotated[
         str | None,
-        _batch("format of the pictures (png, jpeg, webp, avif) or videos (webp, gif, png, mp4, webm), where a line "
-               "names none", flags="--format", metavar="FORMAT", pattern="png|jpeg|webp|avif|gif|mp4|webm",
-               suggest=("png", "jpeg", "webp", "avif", "gif", "mp4", "webm"), engine_default="png, of videos webp"),
+        _batch("format of the files where a line names none: of pictures png, jpeg, webp or avif, of videos webp, gif, "
+               "png, mp4 or webm", flags="--format", metavar=_FORMATS, pattern=_FORMATS,
+               suggest=tuple(_FORMATS.split("|")), engine_default="png, of videos webp"),
     ]  # fmt: skip
     compression: Annotated[
         int | None,

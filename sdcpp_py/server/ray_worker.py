@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -144,10 +145,13 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     try:
+        host, _, port = address.rpartition(":")
+        if host and port.isdecimal() and "//" not in host:  # for Ray itself waits for a minute, and says much
+            socket.create_connection((host, int(port)), 5.0).close()
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # Ray raises many kinds
         said = " ".join(str(error).split())[:300]
-        raise BackendError(f"there is no Ray cluster at {address} ({said}); start one with ray start --head") from None
+        raise BackendError(f"there is no Ray cluster at {address} ({said}); ray start --head starts one") from None
 
 
 def shares(nodes: Sequence[Mapping[str, float]], count: int | None) -> tuple[int, dict[str, float]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sdcpp_py.errors import ArgumentError
-from sdcpp_py.server.ray_worker import shares
+from sdcpp_py.errors import ArgumentError, BackendError
+from sdcpp_py.server.ray_worker import connect, shares
 from support.build_tree import ROOT
 
 
@@ -24,6 +24,12 @@ def test_a_cluster_is_shared() -> None:
     assert shares(cpus, 99) == (99, {"num_cpus": 1})
     with pytest.raises(ArgumentError, match="neither GPUs nor CPUs"):
         shares([{"memory": 1e9}], None)
+
+
+def test_a_cluster_that_is_not_there_is_said_soon() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(BackendError, match=r"no Ray cluster at 127.0.0.1:9 \(.*refused.*; ray start --head starts one"):
+        connect("127.0.0.1:9")
 
 
 @pytest.mark.slow
