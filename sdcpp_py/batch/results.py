@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, NamedTuple
 
 from ..errors import ArgumentError, BackendError, OutputError
 from ..images import check_writable, failure_reason, write_whole
@@ -19,7 +20,18 @@ from .lines import Item
 INDEX = "index.jsonl"
 _TABLE = ".parquet"
 
-Row = dict[str, Any]
+_ROWS_AT_ONCE = 1024  # of a table that is written
+
+
+class Row(NamedTuple):
+    """What is kept in memory of a row: where it is in the index, and what says that its picture is there."""
+
+    line: int
+    picture: int
+    state: str
+    file: str | None
+    bytes: int | None
+    offset: int
 
 
 class Results:
@@ -62,55 +74,53 @@ class Results:
                 raise OutputError(said) from None
             for file in filter(None, (self.index, self._table)):
                 check_writable(file, f"index {show_path(file)}")
-            self.rows = self._read()
+            self._rows = _owners(self._read())
+            self._end = 0
             self._rewrite()
-            self._file: TextIO = opened.enter_context(self.index.open("a", encoding="utf-8"))
+            self._file: IO[bytes] = opened.enter_context(self.index.open("ab"))
             self._opened = opened.pop_all()
 
     def _read(self) -> dict[str, Row]:
         """Return the rows that are there, by key; what an end in the middle of writing left of a last one is none."""
         rows: dict[str, Row] = {}
+        offset = 0
         try:
-            lines = self.index.read_bytes().split(b"\n")
+            with self.index.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    try:
+                        if line.strip():
+                            key, row = _known(json.loads(line), offset)
+                            rows[key] = row
+                    except (ValueError, KeyError, TypeError):
+                        if line.endswith(b"\n"):
+                            where = f"index {show_path(self.index)}:{number}"
+                            said = f"{where} is no row of a batch; choose another --output or --index"
+                            raise ArgumentError(said) from None
+                    offset += len(line)
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise OutputError(f"index {show_path(self.index)} cannot be read ({failure_reason(error)})") from None
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                key = row["key"]
-            except (ValueError, KeyError, TypeError):
-                if number == len(lines):
-                    continue
-                said = (
-                    f"index {show_path(self.index)}:{number} is no row of a batch; choose another --output or --index"
-                )
-                raise ArgumentError(said) from None
-            rows.pop(key, None)
-            rows[key] = row
         return rows
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
     def is_done(self, item: Item) -> bool:
         """Tell whether a picture was drawn and is there still, as long as it was."""
-        row = self.rows.get(item.key)
-        if row is None or row.get("state") != "done":
+        row = self._rows.get(item.key)
+        if row is None or row.state != "done" or row.file is None:
             return False
         try:
-            return os.path.getsize(self.folder / row["file"]) == int(row["bytes"])
+            return os.path.getsize(self.folder / row.file) == row.bytes
         except OSError:
             return False
 
     def expect(self, items: Iterable[Item]) -> list[Item]:
         """Return those of some pictures that are to be drawn; files of the others are left alone."""
         items = list(items)
-        kept = {self.rows[each.key]["file"] for each in items if self.is_done(each)}
         todo = [each for each in items if not self.is_done(each)]
-        stems = {os.path.splitext(file)[0].casefold() for file in kept}
+        keys = {each.key for each in items} - {each.key for each in todo}
+        stems = {os.path.splitext(self._rows[key].file or "")[0].casefold() for key in keys}
         for item in todo:
             # A line that is in the place of another one now: what that one drew is still asked for.
             self._names[item.key] = f"{item.name}-{item.key[:8]}" if item.name.casefold() in stems else item.name
@@ -177,24 +187,34 @@ class Results:
             raise self.failure
         item = self._items.pop(job.id)
         row = _row(item, job, self.folder)
-        self.rows.pop(item.key, None)
-        self.rows[item.key] = row
+        data = _text(row)
         try:
-            self._file.write(_text(row))
+            self._file.write(data)
             self._file.flush()
         except OSError as error:
             self.failure = StoreError(f"index {show_path(self.index)} cannot be written ({failure_reason(error)})")
             raise self.failure from None
+        _, self._rows[item.key] = _known(row, self._end)
+        self._end += len(data)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _rewrite(self) -> None:
         """Write the index anew: a row for each picture, in the order of the lines."""
-        rows = sorted(self.rows.values(), key=lambda row: (row["line"], row["picture"]))
-        if not rows and not self.index.exists():
+        if not self._rows and not self.index.exists():
             return
-        text = "".join(map(_text, rows))
-        write_whole(self.index, f"index {show_path(self.index)}", lambda part: part.write_text(text, encoding="utf-8"))
+        moved: dict[str, Row] = {}
+
+        def copy(part: Path) -> None:
+            with self.index.open("rb") as before, part.open("wb") as after:
+                for key, row in sorted(self._rows.items(), key=lambda each: each[1][:2]):
+                    before.seek(row.offset)
+                    moved[key] = row._replace(offset=after.tell())
+                    after.write(before.readline().rstrip(b"\n") + b"\n")
+                self._end = after.tell()
+
+        write_whole(self.index, f"index {show_path(self.index)}", copy)
+        self._rows = moved
 
     def close(self) -> None:
         """Bring the index in order, and make the table of it.
@@ -203,15 +223,25 @@ class Results:
             OutputError: one of them cannot be written.
         """
         with self._opened:
-            # Rows whose files others have now are of lines that are no more.
-            last = {row["file"]: key for key, row in self.rows.items() if row["file"]}
-            self.rows = {key: row for key, row in self.rows.items() if not row["file"] or last[row["file"]] == key}
+            self._rows = _owners(self._rows)
             self._rewrite()
             if self._table is not None:
-                write_table(self._table, self.rows.values())
+                write_table(self._table, self.index)
 
 
-def _row(item: Item, job: Job, folder: Path) -> Row:
+def _owners(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Return the rows whose files are theirs: of several with one file the last one, for the others' lines are gone."""
+    last = {row.file: row.offset for row in sorted(rows.values(), key=lambda row: row.offset)}
+    return {key: row for key, row in rows.items() if row.file is None or last[row.file] == row.offset}
+
+
+def _known(row: Mapping[str, Any], offset: int) -> tuple[str, Row]:
+    """Return the key of a row of the index, and what is kept of it in memory."""
+    key, file, size = row["key"], row["file"], row["bytes"]
+    return str(key), Row(int(row["line"]), int(row["picture"]), str(row["state"]), file, size, offset)
+
+
+def _row(item: Item, job: Job, folder: Path) -> dict[str, Any]:
     """Return what the index says of a picture."""
     result = job.result or {}
     file = job.files[0] if job.files else None
@@ -238,9 +268,9 @@ def _row(item: Item, job: Job, folder: Path) -> Row:
     }
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    """Return a row as a line."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _text(row: Mapping[str, Any]) -> bytes:
+    """Return a row as a line; what UTF-8 has no form for is escaped, as JSON has it."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _pyarrow() -> Any:
@@ -252,8 +282,8 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def write_table(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as a Parquet file; what is nested in them is JSON there.
+def write_table(file: Path, index: Path) -> None:
+    """Write the rows of an index as a Parquet file; what is nested in them is JSON there.
 
     Raises:
         OutputError: it cannot be written.
@@ -266,12 +296,16 @@ def write_table(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     schema = arrow.schema(
         [(name, numbers.get(name, arrow.float64() if name == "seconds" else arrow.string())) for name in columns]
     )
-    flat = [
-        {
+
+    def flat(line: bytes) -> dict[str, Any]:
+        return {
             name: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
-            for name, value in row.items()
+            for name, value in json.loads(line).items()
         }
-        for row in sorted(rows, key=lambda row: (row["line"], row["picture"]))
-    ]
-    table = arrow.Table.from_pylist(flat, schema)
-    write_whole(file, f"index {show_path(file)}", lambda part: arrow.parquet.write_table(table, part))
+
+    def write(part: Path) -> None:
+        with index.open("rb") as lines, arrow.parquet.ParquetWriter(part, schema) as table:
+            while rows := [flat(line) for line in itertools.islice(lines, _ROWS_AT_ONCE)]:
+                table.write_table(arrow.Table.from_pylist(rows, schema))
+
+    write_whole(file, f"index {show_path(file)}", write)
