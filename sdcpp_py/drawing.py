@@ -63,36 +63,29 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What one call drew.
+class Noted:
+    """What one call does, known when its first picture is done.
 
     Attributes:
         request: as the engine took it.
-        pixels: width, height and RGB bytes of each picture or frame.
         used: what was done, by option, and what made it besides.
-        timings: seconds of each phase.
         loras: what became of each LoRA that was asked for.
         told: *used* as the text of pictures has it, where LoRAs that tags call are in the prompt.
     """
 
     request: Request
-    pixels: list[tuple[int, int, bytes]]
     used: dict[str, Any]
-    timings: Timings
     loras: tuple[AppliedLora, ...]
     told: dict[str, Any]
 
-    def images(self, mode: Mode) -> list[GeneratedImage]:
-        """Return the pictures that a mode drew, or as many of them as there are."""
-        return [
-            from_pixels(
-                wide, high, data, parameters_text({**self.told, "seed": seed}, mode.declared), self.request.finish
-            )
-            for (wide, high, data), seed in zip(self.pixels, self.request.seeds, strict=False)
-        ]
+
+Hear = Callable[[Noted, engine.Frame], object]
+"""Called with each picture that is done: its width, height and RGB bytes."""
+Keep = Callable[[GeneratedImage, int], object]
+"""Called with each picture that is done, and its seed."""
 
 
-def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE) -> Images:
+def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE, keep: Keep | None = None) -> Images:
     """Draw what a mode is asked for, by its options; the errors are those of :class:`sdcpp_py.StableDiffusion`.
 
     Args:
@@ -100,30 +93,55 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOL
         mode: the mode.
         given: its options.
         part: which call of how many this is for the one who hears of progress.
+        keep: called with each picture as soon as it is done; what it raises ends the call.
     """
     start = time.perf_counter()
-    drawn = _generate(loaded, mode, given, part)
-    images = drawn.images(mode)
-    timings = replace(drawn.timings, total=time.perf_counter() - start)
+    images: list[GeneratedImage] = []
+
+    def hear(noted: Noted, frame: engine.Frame) -> None:
+        seed = noted.request.seeds[len(images)]
+        text = parameters_text({**noted.told, "seed": seed}, mode.declared)
+        images.append(from_pixels(*frame, text, noted.request.finish))
+        if keep is not None:
+            keep(images[-1], seed)
+
+    try:
+        noted, timings = _generate(loaded, mode, given, hear, part)
+    except BaseException as error:
+        if part.count == 1:
+            keep_finished(error, images)
+        raise
+    timings = replace(timings, total=time.perf_counter() - start)
     size = f"{images[0].width}x{images[0].height}"
-    return Images(images, drawn.request.seeds, timings, {**drawn.used, "size": size}, drawn.loras)
+    return Images(images, noted.request.seeds, timings, {**noted.used, "size": size}, noted.loras)
 
 
 def film(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Video:
     """Draw the video that a mode is asked for; the errors are those of :class:`sdcpp_py.StableDiffusion`."""
     start = time.perf_counter()
-    drawn = _generate(loaded, mode, given)
-    (wide, high, _), (seed,) = drawn.pixels[0], drawn.request.seeds
-    frames = [data for _, _, data in drawn.pixels]
-    used = {**drawn.used, "fps": drawn.request.values["fps"]}
-    text = parameters_text({**drawn.told, "fps": used["fps"]}, mode.declared)
-    timings = replace(drawn.timings, total=time.perf_counter() - start)
+    frames: list[engine.Frame] = []
+    noted, timings = _generate(loaded, mode, given, lambda _, frame: frames.append(frame))
+    (wide, high, _), (seed,) = frames[0], noted.request.seeds
+    used = {**noted.used, "fps": noted.request.values["fps"]}
+    text = parameters_text({**noted.told, "fps": used["fps"]}, mode.declared)
+    timings = replace(timings, total=time.perf_counter() - start)
     parameters = {**used, "size": f"{wide}x{high}"}
-    return Video(frames, (wide, high), used["fps"], seed, timings, parameters, text, drawn.loras)
+    pixels = [data for _, _, data in frames]
+    return Video(pixels, (wide, high), used["fps"], seed, timings, parameters, text, noted.loras)
 
 
-def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE) -> Drawn:
-    """Check what is asked for, have the engine draw it, and note what it did."""
+def _generate(
+    loaded: Loaded, mode: Mode, given: Mapping[str, Any], hear: Hear, part: Part = WHOLE
+) -> tuple[Noted, Timings]:
+    """Check what is asked for, have the engine draw it, and note what it did.
+
+    Args:
+        loaded: the model.
+        mode: the mode.
+        given: its options.
+        hear: called with each picture as soon as it is done, or with each frame of a video.
+        part: which call of how many this is.
+    """
     context = loaded.context
     suits = (loaded.defaults["width"], loaded.defaults["height"]) if loaded.defaults else None
     able = Abilities(**context.abilities(), size=suits)
@@ -156,54 +174,54 @@ def _generate(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part =
     pair = is_video and loaded.settings.get("high_noise_diffusion_model_path")
     passes = 2 if request.values.get("hires") or pair else 1
     preview = _preview(loaded, request.values, wanted)
-    generate = context.video_generate if is_video else context.image_generate
     rows: list[dict[str, Any]] = []
-    pixels: list[tuple[int, int, bytes]] = []
-    seconds: dict[str, float] = {}
+    noted: list[Noted] = []
     upscaler = hires.model if (hires := request.values.get("hires")) else None
-    try:
-        with progress(wanted, *phases, passes=passes, part=part) as watch:
-            if loads:
-                context.load_encoder(loaded.settings, watch)
-            with explained_upscaler(upscaler):
-                pixels, seconds = generate(
-                    request.settings, progress=watch, preview=preview, loras=rows, finished=pixels
+
+    def heard(frame: engine.Frame) -> None:
+        if not noted:
+            noted.append(_noted(loaded, mode, given, request, frame, rows, warn))
+        hear(noted[0], frame)
+
+    with progress(wanted, *phases, passes=passes, part=part) as watch:
+        if loads:
+            context.load_encoder(loaded.settings, watch)
+        with explained_upscaler(upscaler):
+            if is_video:
+                frames, took = context.video_generate(request.settings, progress=watch, preview=preview, loras=rows)
+                for frame in frames:
+                    heard(frame)
+            else:
+                _, took = context.image_generate(
+                    request.settings, progress=watch, preview=preview, loras=rows, hear=heard
                 )
-            if preview is not None and watch is not None and not watch.previews:
-                log.warning(
-                    "no preview was made: there is none of this kind for this model, or there was no step for one"
-                )
-    except BaseException as error:
-        if part.count == 1:
-            done = _drawn(loaded, mode, given, request, pixels, seconds, rows, log.debug).images(mode) if pixels else ()
-            keep_finished(error, () if is_video else done)
-        raise
-    return _drawn(loaded, mode, given, request, pixels, seconds, rows, warn)
+        if preview is not None and watch is not None and not watch.previews:
+            log.warning("no preview was made: there is none of this kind for this model, or there was no step for one")
+    seconds = {name: took.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
+    return noted[0], Timings(load=loaded.seconds, **seconds, total=0.0)
 
 
-def _drawn(
+def _noted(
     loaded: Loaded,
     mode: Mode,
     given: Mapping[str, Any],
     request: Request,
-    pixels: list[tuple[int, int, bytes]],
-    seconds: Mapping[str, float],
+    first: engine.Frame,
     rows: Sequence[Mapping[str, Any]],
     warn: Callable[..., None],
-) -> Drawn:
-    """Note what the engine did.
+) -> Noted:
+    """Note what the engine does.
 
     Args:
         loaded: the model.
         mode: the mode.
         given: what the caller asked for.
         request: the same as the engine took it.
-        pixels: width, height and RGB bytes of what was drawn.
-        seconds: of each phase.
+        first: the first picture or frame that was drawn.
         rows: what became of each LoRA file.
         warn: says what was asked for and had no effect.
     """
-    used = _used(loaded, request, given, pixels[0], warn)
+    used = _used(loaded, request, given, first, warn)
     loras = applied_loras(rows, request.settings.get("loras", ()))
     warn_of_skipped(loras, loaded.said_of_loras)
     if changing := used_loras(loras):
@@ -220,26 +238,17 @@ def _drawn(
     notes = {name: text for name, text in loaded.notes.items() if name != noise or noisy}
     used |= {**notes, VERSION: f"sdcpp-py {__version__}", "Model": os.path.splitext(loaded.name)[0]}
     told = {**used, "loras": told_loras(loras, request.settings.get("loras", ()), request.tagged)}
-    took = {name: seconds.get(name, 0.0) for name in ("encoding", "text", "sampling", "decoding")}
-    return Drawn(request, pixels, used, Timings(load=loaded.seconds, **took, total=0.0), loras, told)
+    return Noted(request, used, loras, told)
 
 
 def _used(
     loaded: Loaded,
     request: Request,
     given: Mapping[str, Any],
-    first: tuple[int, int, bytes],
+    first: engine.Frame,
     warn: Callable[..., None],
 ) -> dict[str, Any]:
-    """Return what was done, by option, but for LoRAs; the arguments are those of :func:`_drawn`.
-
-    Args:
-        loaded: the model.
-        request: what the engine was asked for.
-        given: what the caller asked for.
-        first: the first picture or frame that was drawn.
-        warn: says what was asked for and had no effect.
-    """
+    """Return what was done, by option, but for LoRAs; the arguments are those of :func:`_noted`."""
     sampler, scheduler = loaded.context.defaults(request.values["sampler"])
     made = f"{first[0]}x{first[1]}"
     used = dict(request.used)
@@ -264,7 +273,7 @@ def _used(
     return used
 
 
-def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[Images]:
+def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[GeneratedImage]:
     """Draw pictures one after the other, each as a generation; the arguments and errors are those of :func:`draw`.
 
     An error has what was drawn before it as ``finished``.
@@ -281,7 +290,7 @@ def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[
             keep_finished(error, finished)
             raise
         finished.append(images[0])
-        yield images
+        yield images[0]
 
 
 def mode_of(given: Mapping[str, Any]) -> Mode:

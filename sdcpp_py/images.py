@@ -271,19 +271,6 @@ class Timings:
         return {name: value for name, value in asdict(self).items() if value or name != "encoding"}
 
 
-def joined(parts: Sequence[Images]) -> Images:
-    """Return the pictures of several generations with one model that differ in the seed as those of one."""
-    first = parts[0]
-    sums = {name: sum(getattr(part.timings, name) for part in parts) for name in asdict(first.timings)}
-    return Images(
-        [image for part in parts for image in part],
-        [seed for part in parts for seed in part.seeds],
-        Timings(**{**sums, "load": first.timings.load}),
-        first.parameters,
-        first.loras,
-    )
-
-
 class Images(Sequence[GeneratedImage]):
     """The pictures of one generation, with what made them.
 

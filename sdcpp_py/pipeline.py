@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine, models, placement
 from .asynchronous import each_in_thread, in_thread
-from .drawing import Loaded, draw, draw_each, film, mode_of
+from .drawing import Keep, Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
 from .errors import ArgumentError, ModelError
@@ -272,7 +272,9 @@ class StableDiffusion(ModelHandle):
         Raises:
             SdcppError: as of the method; ``finished`` has the pictures that were drawn before.
         """
-        return (images[0] for images in self._draw_each({"prompt": prompt, **options}))
+        self._open_context()
+        given = {"prompt": prompt, **options}
+        return draw_each(self._loaded, mode_of(given), given)
 
     # --- the same, awaited --------------------------------------------------------------------------------------------
 
@@ -313,15 +315,10 @@ class StableDiffusion(ModelHandle):
         self._open_context()
         return film(self._loaded, mode, given)
 
-    def _draw_each(self, given: Mapping[str, Any]) -> Iterator[Images]:
-        """Draw the pictures of a batch as :meth:`stream` does, each as a generation."""
+    def _draw(self, mode: Mode, given: Mapping[str, Any], keep: Keep | None = None) -> Images:
+        """Draw what a mode is asked for; *keep* is called with each picture as soon as it is done, and its seed."""
         self._open_context()
-        return draw_each(self._loaded, mode_of(given), given)
-
-    def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
-        """Draw what a mode is asked for."""
-        self._open_context()
-        return draw(self._loaded, mode, given)
+        return draw(self._loaded, mode, given, keep=keep)
 
 
 describe(StableDiffusion.__init__, declared(LOADING.subject), declared(LOADING.options), doc=StableDiffusion)

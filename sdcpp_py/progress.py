@@ -89,12 +89,8 @@ class Watch:
         self._pass = self._last = 0
         self._sampled: dict[int, float] = {}
         whole = sum(SHARES.get(phase, 1.0) for phase in phases)
-        self._parts: dict[str, tuple[float, float]] = {}
-        before = 0.0
-        for phase in phases:
-            share = SHARES.get(phase, 1.0) / whole
-            self._parts[phase] = before, share
-            before += share
+        self._shares = {phase: SHARES.get(phase, 1.0) / whole for phase in phases}
+        self._done = dict.fromkeys(phases, 0.0)
 
     def _emit(self, **fields: Any) -> None:
         """Tell of an event."""
@@ -103,7 +99,6 @@ class Watch:
 
     def __call__(self, step: engine.Step) -> None:
         """Tell of what the engine says."""
-        before, share = self._parts.get(step.phase, (self._fraction, 0.0))
         done = step.step / step.steps if step.steps > 0 else 0.0
         if step.picture and step.pictures:
             if step.phase == "sampling":  # several may be sampled side by side
@@ -115,7 +110,15 @@ class Watch:
             self._pass += step.step < self._last
             self._last = step.step
             done = (self._pass + done) / self._passes
-        self._fraction = max(self._fraction, min(before + share * done, 1.0))
+        if step.phase in self._done:
+            self._done[step.phase] = min(done, 1.0)
+            for phase in self._done:
+                if phase == step.phase:
+                    break
+                if step.pictures < 2 or phase != "sampling":  # pictures may be decoded before others are sampled
+                    self._done[phase] = 1.0
+        now = sum(share * self._done[phase] for phase, share in self._shares.items())
+        self._fraction = max(self._fraction, min(now, 1.0))
         self.previews += bool(step.frames)
         self._emit(
             phase=step.phase,
@@ -155,7 +158,7 @@ def _is_shown(stream: Any) -> bool:
 
 @contextlib.contextmanager
 def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
-    """Yield a callback that moves a bar, by the steps of each phase; None where nobody would see it.
+    """Yield a callback that moves a bar, by the steps of each phase, or of all pictures; None where nobody sees it.
 
     Args:
         label: of the first phase.
@@ -172,18 +175,30 @@ def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
 
     shown: Any
     with kind(desc=label, leave=False, unit="step", file=sys.stderr) as shown:
-        last = (label, 0)
+        last = label
+        sampled: dict[int, int] = {}  # steps of each picture of a batch, of which several may be under way
 
         def advance(event: ProgressEvent) -> None:
             nonlocal last
-            if not event.steps:
+            done, total, label = event.step, event.steps, event.phase
+            if event.pictures > 1:
+                label += f" {event.picture}/{event.pictures}"
+                if event.phase == "sampling":
+                    if event.step < sampled.get(event.picture, 0):  # a second pass
+                        sampled.clear()
+                    sampled[event.picture] = event.step
+                    before = (min(sampled) - 1) * event.steps  # of a stream
+                    done, total = before + sum(sampled.values()), event.steps * event.pictures
+                elif sampled:  # others are sampled yet
+                    shown.set_description(label)
+                    return
+            if not total:
                 return
-            if (event.phase, event.picture) != last or event.steps != shown.total or event.step < shown.n:
-                last = event.phase, event.picture
-                of = f" {event.picture}" if event.pictures > 1 else ""
-                shown.set_description(f"{event.phase}{of}", refresh=False)
-                shown.reset(event.steps)
-            shown.update(event.step - shown.n)
+            shown.set_description(label, refresh=False)
+            if (event.phase, total) != (last, shown.total) or done < shown.n:
+                shown.reset(total)
+            last = event.phase
+            shown.update(done - shown.n)
 
         yield advance
 

@@ -151,7 +151,7 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         assert advance is not None
         for step in range(5):
             advance(ProgressEvent("sampling", step, 4, 2, 3))
-    assert "sampling 2:   0%" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "sampling 2/3:   0%|          | 0/12" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 # --- one by one -------------------------------------------------------------------------------------------------------
@@ -159,8 +159,13 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stream_draws_the_batch(sd: StableDiffusion) -> None:
     events: list[ProgressEvent] = []
-    batch = sd.txt2img("a", **SMALL, batch_count=3)
     given = {**SMALL, "progress": events.append}
+    batch = sd.txt2img("a", **given, batch_count=3)
+    check_fractions(events)
+    phases = [(event.phase, event.picture) for event in events if event.phase in ("sampling", "decoding")]
+    each = [(phase, picture) for picture in (1, 2, 3) for phase in ("sampling", "decoding")]
+    assert list(dict.fromkeys(phases)) == each, "decoded when it is sampled"
+    events.clear()
     assert [image.tobytes() for image in sd.stream("a", **given, batch_count=3)] == [each.tobytes() for each in batch]
     check_fractions(events)
     assert {event.picture for event in events if event.phase == "sampling"} == {1, 2, 3}
@@ -185,6 +190,9 @@ def test_what_is_finished_is_kept(sd: StableDiffusion) -> None:
             raise OwnError
 
     batch = sd.txt2img("a", **SMALL, batch_count=3)
+    with pytest.raises(sdcpp_py.CancelledError) as caught:  # pictures are decoded as they are sampled
+        sd.txt2img("a", **stop, batch_count=4)
+    assert [each.tobytes() for each in caught.value.finished] == [each.tobytes() for each in batch[:2]]
     for draw in (sd.txt2img, lambda *given, **options: list(sd.stream(*given, **options))):
         with pytest.raises(OwnError) as own:
             draw("a", **{**SMALL, "progress": fail}, batch_count=3)

@@ -22,6 +22,7 @@ extern "Python" void sdcpp_py_progress(const sdcpp_progress_t* progress, void* d
 extern "Python" bool sdcpp_py_poll(void* data);
 extern "Python" void sdcpp_py_tap(const char* phase, const int64_t* ne, const float* values, void* data);
 extern "Python" const char* sdcpp_py_text(const char* form, const char* text, void* data);
+extern "Python" void sdcpp_py_picture(const sd_image_t* picture, void* data);
 extern "Python" void sdcpp_py_preview(int step, int frame_count, sd_image_t* frames, bool is_noisy, void* data);
 """
 

@@ -15,7 +15,7 @@ import typer
 from .._version import __version__
 from ..devices import devices
 from ..errors import ArgumentError
-from ..images import Images, check_output, joined, save_all
+from ..images import GeneratedImage, Images, check_output, save_all
 from ..model_files import show_path
 from ..modes import ANY_VIDEO_MODEL, DRAWING, FILMING, LOADING, Abilities, Mode, make_request
 from ..options import REQUIRED
@@ -186,16 +186,19 @@ def _draw(
     with StableDiffusion(**loading) as sd, _previews(shown) as watch:
         if watch is not None:
             options["progress"] = watch
-        drawn: list[Images] = []
-        # One by one, so that what is done stays when a later one fails or is interrupted.
-        for file, one in zip(files, sd._draw_each(options), strict=True):
+        left = iter(files)
+
+        def keep(image: GeneratedImage, seed: int) -> None:
+            # At once, so that what is done stays when a later one fails or is interrupted.
             if disable_image_metadata:
-                del one[0].info["parameters"]
-            save_all(one, [file])
-            echo(f"{show_path(file)}  seed {one.seeds[0]}")
-            drawn.append(one)
+                del image.info["parameters"]
+            file = next(left)
+            save_all([image], [file])
+            echo(f"{show_path(file)}  seed {seed}")
+
+        drawn = sd._draw(mode, options, keep)
         if report is not None:
-            write_report(report, _report(sd, joined(drawn), files))
+            write_report(report, _report(sd, drawn, files))
 
 
 def _film(

@@ -13,7 +13,7 @@ from .context import Context, encoder_bytes, weights_survey
 from .conversion import convert_file
 from .devices import backend_load, cuda_backend, device_list
 from .handle import Handle
-from .library import ENGINE_LOG_LINES, Progress, Step, Tap, library
+from .library import ENGINE_LOG_LINES, Frame, Progress, Step, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
 from .runtime import Call, Run, tap, watched
 from .upscaler import UpscalerContext, upscaler_bytes
@@ -22,6 +22,7 @@ __all__ = [
     "ENGINE_LOG_LINES",
     "Call",
     "Context",
+    "Frame",
     "Handle",
     "Progress",
     "Run",

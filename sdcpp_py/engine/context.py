@@ -9,7 +9,7 @@ from ..errors import GenerationError, ModelError
 from .devices import cuda_backend
 from .fields import IMAGE, VIDEO
 from .handle import CANNOT_LOAD, MOST_ROWS, Handle
-from .library import Progress, library, row_values, text
+from .library import Frame, Progress, library, row_values, text
 from .runtime import Run
 from .structs import Filler
 
@@ -110,8 +110,8 @@ class Context(Handle):
         progress: Progress | None = None,
         preview: tuple[str, int] | None = None,
         loras: list[dict[str, Any]] | None = None,
-        finished: list[tuple[int, int, bytes]] | None = None,
-    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        hear: Callable[[Frame], object] | None = None,
+    ) -> tuple[list[Frame], dict[str, float]]:
         """Generate images.
 
         Args:
@@ -120,11 +120,11 @@ class Context(Handle):
             progress: called when a phase begins, and after each step.
             preview: how previews are made, by the engine's name, and the number of steps between two of them.
             loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
-            finished: filled, where the call raises, with the images that were drawn before; those that a cancel finds
-                sampled and not decoded are not among them.
+            hear: called with each image as soon as it is done, when *loras* is filled; None: they are returned.
 
         Returns:
-            (width, height, RGB bytes of width * height * 3) of each image, and the seconds of each phase.
+            (width, height, RGB bytes of width * height * 3) of each image that nobody has heard of, and the seconds of
+            each phase.
 
         Raises:
             GenerationError: the engine gave up; when an engine check failed halfway the model is closed.
@@ -134,11 +134,15 @@ class Context(Handle):
             BaseException: whatever a callback raised.
         """
 
-        def generate(run: Any, params: Any, images: Any, count: Any) -> int:
-            count[0] = params.batch_count
-            return int(self.lib.sdcpp_image_generate(run, self._handle, params, images))
+        pixels: list[Frame] = []
 
-        return self._generate(IMAGE, generate, options, "picture", progress, preview, loras, finished)
+        def generate(run: Any, params: Any, images: Any, count: Any) -> int:
+            return int(self.lib.sdcpp_image_generate(run, self._handle, params))
+
+        _, seconds = self._generate(
+            IMAGE, generate, options, "picture", progress, preview, loras, hear or pixels.append
+        )
+        return pixels, seconds
 
     def video_generate(
         self,
@@ -147,8 +151,7 @@ class Context(Handle):
         progress: Progress | None = None,
         preview: tuple[str, int] | None = None,
         loras: list[dict[str, Any]] | None = None,
-        finished: list[tuple[int, int, bytes]] | None = None,
-    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+    ) -> tuple[list[Frame], dict[str, float]]:
         """Generate a video.
 
         Args:
@@ -157,7 +160,6 @@ class Context(Handle):
                 two.
             preview: as of image_generate.
             loras: filled with what became of each LoRA file: the fields of sdcpp_lora_t.
-            finished: filled with the frames, where the call raises although all are drawn.
 
         Returns:
             (width, height, RGB bytes of width * height * 3) of each frame, and the seconds of each phase.
@@ -170,7 +172,7 @@ class Context(Handle):
         def generate(run: Any, params: Any, frames: Any, count: Any) -> int:
             return int(self.lib.sdcpp_video_generate(run, self._handle, params, frames, count))
 
-        return self._generate(VIDEO, generate, options, "video", progress, preview, loras, finished)
+        return self._generate(VIDEO, generate, options, "video", progress, preview, loras)
 
     def _generate(
         self,
@@ -181,43 +183,46 @@ class Context(Handle):
         progress: Progress | None,
         preview: tuple[str, int] | None,
         loras: list[dict[str, Any]] | None,
-        finished: list[tuple[int, int, bytes]] | None,
-    ) -> tuple[list[tuple[int, int, bytes]], dict[str, float]]:
+        hear: Callable[[Frame], object] | None = None,
+    ) -> tuple[list[Frame], dict[str, float]]:
         """Draw what a struct asks for.
 
         Args:
             struct: the engine's, which *options* fill.
-            generate: called with the run, the struct, and where images and their number go; returns the status.
+            generate: called with the run, the struct, and where frames and their number go; returns the status.
             options: the struct's fields.
             what: is drawn, for messages.
             progress: called when a phase begins, and after each step.
             preview: how previews are made, and after how many steps.
             loras: filled with what became of each LoRA file.
-            finished: filled with what was drawn, where that raises.
+            hear: called with each picture that is done; frames are returned.
         """
         lib = self.lib
         filler = Filler()
         params = filler.keep(f"{struct}*")
         getattr(lib, f"{struct.removesuffix('_t')}_init")(params)
         filler.fill(params, options)
-        images, count = filler.keep("sd_image_t**"), filler.keep("int*")
-        with Run(progress, preview=preview) as run:
-            status = generate(run.native, params, images, count)
-            self._note_broken(run, status)
-            lora = filler.keep("sdcpp_lora_t*")
+        frames, count = filler.keep("sd_image_t**"), filler.keep("int*")
+        lora = filler.keep("sdcpp_lora_t*")
+
+        def note_loras() -> None:
             while loras is not None and lib.sdcpp_run_lora_get(run.native, len(loras), lora):
                 loras.append(row_values(lora[0]))
+
+        def done(image: Any) -> None:
+            assert hear is not None
+            note_loras()
+            hear(self._pixels(image))
+
+        with Run(progress, preview=preview, picture=done) as run:
+            status = generate(run.native, params, frames, count)
+            self._note_broken(run, status)
+            note_loras()
             message = f"the engine could not draw the {what}; engine_log has what it says"
-            try:
-                run.check(status, GenerationError, message, self._closed)
-            except BaseException:
-                done = filler.keep("sd_image_t*")
-                while finished is not None and lib.sdcpp_run_finished(run.native, len(finished), done):
-                    finished.append(self._pixels(done[0]))
-                raise
+            run.check(status, GenerationError, message, self._closed)
             pixels = []
             for index in range(count[0]):
-                pixels.append(self._pixels(images[0][index]))
+                pixels.append(self._pixels(frames[0][index]))
                 lib.sdcpp_run_pixels_free(run.native, index)  # a video's pixels are not held twice
             seconds: dict[str, float] = {}
             phase = filler.keep("sdcpp_phase_t*")

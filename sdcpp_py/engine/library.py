@@ -52,6 +52,7 @@ class Listener:
         progress: called with the engine's progress, or None.
         tap: called with each graph's output, or None.
         quiet: log its lines at debug level: what matters is said again when the model is loaded.
+        picture: called with each engine image that is done, or None.
         lines: the last warnings and errors of the call.
         frames: the last previews that nobody has heard of.
         exception: what a callback raised first.
@@ -59,10 +60,17 @@ class Listener:
         text: the text that the native side asked for last.
     """
 
-    def __init__(self, progress: Progress | None, tap: Tap | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        progress: Progress | None,
+        tap: Tap | None,
+        quiet: bool,
+        picture: Callable[[Any], object] | None = None,
+    ) -> None:
         self.progress = progress
         self.tap = tap
         self.quiet = quiet
+        self.picture = picture
         self.lines: deque[str] = deque(maxlen=ENGINE_LOG_LINES)
         self.frames: tuple[Frame, ...] = ()
         self.exception: BaseException | None = None
@@ -144,6 +152,12 @@ def library() -> tuple[Any, Any]:
         made = FORMS[ffi.string(form).decode()](ffi.string(text).decode("utf-8", "surrogateescape"))
         call.text = ffi.new("char[]", made.encode("utf-8", "surrogateescape"))
         return call.text
+
+    @extern(name="sdcpp_py_picture", onerror=failed)
+    def on_picture(picture: Any, data: object) -> None:
+        call = listener(data)
+        if call is not None and call.picture is not None and call.exception is None:
+            call.picture(picture)
 
     @extern(name="sdcpp_py_preview", onerror=failed)
     def on_preview(step: int, count: int, frames: Any, noisy: bool, data: object) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from ..errors import (
     ArgumentError,
@@ -85,13 +86,19 @@ class Run:
         progress: called with the engine's progress.
         quiet: log its lines at debug level.
         preview: how previews are made, by the engine's name, and the number of steps between two of them.
+        picture: called with each engine image that is done; its pixels are valid during the call.
     """
 
     def __init__(
-        self, progress: Progress | None = None, *, quiet: bool = False, preview: tuple[str, int] | None = None
+        self,
+        progress: Progress | None = None,
+        *,
+        quiet: bool = False,
+        preview: tuple[str, int] | None = None,
+        picture: Callable[[Any], object] | None = None,
     ) -> None:
         self.ffi, self.lib = library()
-        self._listener = Listener(progress, _tap.get(), quiet)
+        self._listener = Listener(progress, _tap.get(), quiet, picture)
         self._handle = self.ffi.new_handle(self._listener)
         self._call = _call.get()
         callbacks = self.ffi.new("sdcpp_callbacks_t*")
@@ -99,6 +106,7 @@ class Run:
         callbacks.progress = self.lib.sdcpp_py_progress
         callbacks.poll = self.lib.sdcpp_py_poll
         callbacks.text = self.lib.sdcpp_py_text
+        callbacks.picture = self.lib.sdcpp_py_picture if picture is not None else self.ffi.NULL
         callbacks.tap = self.lib.sdcpp_py_tap if self._listener.tap is not None else self.ffi.NULL
         if preview is not None:
             callbacks.preview = self.lib.sdcpp_py_preview

@@ -84,11 +84,13 @@ sdcpp_status_t generate(Run& run, const sdcpp_ctx_t& ctx, const Request& request
     return with_model(run, ctx, [&](sd_ctx_t* loaded) {
         request_check(loaded, request);
         placements_of(loaded)->memory_budget.begin_generation();
-        const OnExit note([&] {
+        run.note_loras = [&] {
+            run.loras.clear();
             for (const LoraReport& report : loras_of(loaded).reports()) {
                 run.loras.push_back(lora_row(run, report));
             }
-        });
+        };
+        const OnExit noted([&] { run.note_loras(); });
         run.images = draw(loaded);
         return run.images.images != nullptr;
     });
@@ -300,16 +302,12 @@ sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const 
     });
 }
 
-sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
-                                    sd_image_t** images) {
-    *images = nullptr;
-    const sdcpp_status_t status = generate(*run, *ctx, *params, [&](sd_ctx_t* loaded) {
+sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params) {
+    return generate(*run, *ctx, *params, [&](sd_ctx_t* loaded) {
         run->pictures = params->batch_count;
         const FillingScope filling(*params);
         return Images{generate_image(loaded, params), params->batch_count};
     });
-    *images = status == SDCPP_OK ? run->images.images : nullptr;
-    return status;
 }
 
 sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,

@@ -411,17 +411,6 @@ bool sdcpp_run_lora_get(const sdcpp_run_t* run, int index, sdcpp_lora_t* lora) {
     return true;
 }
 
-bool sdcpp_run_finished(const sdcpp_run_t* run, int index, sd_image_t* picture) {
-    const auto& finished = run->finished.pictures;
-    const bool whole = run->images.images != nullptr;
-    const int count = whole ? run->images.count : static_cast<int>(finished.size());
-    if (picture == nullptr || index < 0 || index >= count) {
-        return false;
-    }
-    *picture = whole ? run->images.images[index] : finished[static_cast<size_t>(index)];
-    return true;
-}
-
 void sdcpp_run_pixels_free(sdcpp_run_t* run, int index) {
     if (index >= 0 && index < run->images.count && run->images.images != nullptr) {
         std::free(run->images.images[index].data);

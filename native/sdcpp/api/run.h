@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -65,6 +66,8 @@ struct sdcpp_run {
     // Tells the caller how far the phase is: steps that are done, of how many (0: not known), and how long one takes.
     void progressed(int done, int of, double seconds) const;
     sdcpp_status_t outcome(bool done) const;
+    // Returns how many pictures are sampled for the last time; negative: in passes before.
+    int sampled() const { return sampling.picture - pictures * (passes - 1); }
 
     static constexpr auto poll_interval = std::chrono::milliseconds(50);
     const sdcpp_callbacks_t callbacks{};
@@ -78,6 +81,7 @@ struct sdcpp_run {
     uint64_t bytes_read = 0;    // of a model's files
     std::vector<sdcpp_phase_t> phases;
     std::vector<sdcpp_lora_t> loras;  // what became of those that were asked for
+    std::function<void()> note_loras;  // fills them, while the call lasts
     std::vector<sdcpp::Converted> converted;  // what became of each tensor
     sdcpp::Images images;
     sdcpp::Finished finished;

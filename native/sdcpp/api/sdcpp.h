@@ -214,6 +214,9 @@ typedef void (*sdcpp_tap_cb_t)(const char* phase, const int64_t* ne, const float
 /* Returns a text in the form that a tokenizer looks at, "clip" or "t5"; it is valid until the next call. */
 typedef const char* (*sdcpp_text_cb_t)(const char* form, const char* text, void* data);
 
+/* Receives a picture as soon as it is decoded, in the order of the batch; the pixels are valid during the call. */
+typedef void (*sdcpp_picture_cb_t)(const sd_image_t* picture, void* data);
+
 /* Who listens to one run; NULL: nobody, for log lines whom sdcpp_log_set names. Those may come from any thread, everything
    else comes from the calling one. */
 typedef struct {
@@ -222,6 +225,7 @@ typedef struct {
     sdcpp_poll_cb_t poll;
     sdcpp_tap_cb_t tap;
     sdcpp_text_cb_t text;
+    sdcpp_picture_cb_t picture;
     sd_preview_cb_t preview;
     enum preview_t preview_mode; /* how previews are made */
     int preview_interval;        /* steps between two of them */
@@ -298,16 +302,12 @@ SD_API enum sdcpp_status_t sdcpp_ctx_load(sdcpp_run_t* run, sdcpp_ctx_t* ctx, co
 /* Reads the VAE's encoder, with the VAE itself, from the files of a loaded model; does nothing where it is loaded. Without
    it pictures cannot go in. The parameters are those that the model was loaded with. */
 SD_API enum sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_ctx_params_t* params);
-/* Generates params->batch_count images; they belong to the run. */
-SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params,
-                                                sd_image_t** images);
+/* Generates params->batch_count images, which the run's picture callback receives. */
+SD_API enum sdcpp_status_t sdcpp_image_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_img_gen_params_t* params);
 /* Generates a video; its frames belong to the run, and count says how many there are. */
 SD_API enum sdcpp_status_t sdcpp_video_generate(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const sd_vid_gen_params_t* params,
                                                 sd_image_t** frames, int* count);
-/* Fills in one of the pictures of a batch, or a video's frames, that were done when the run ended otherwise than it should;
-   returns false behind the last one. */
-SD_API bool sdcpp_run_finished(const sdcpp_run_t* run, int index, sd_image_t* picture);
-/* Frees the pixels of one of a run's images or frames, which have been read; else they are freed with the run. */
+/* Frees the pixels of one of a run's frames, which have been read; else they are freed with the run. */
 SD_API void sdcpp_run_pixels_free(sdcpp_run_t* run, int index);
 /* Fills in where the weights of the modules are, capacity rows at most, and how many there are. As in the next two, the
    strings live as long as the run. */

@@ -214,6 +214,9 @@ bool each_picture(int count, std::shared_ptr<RNG>& noise, std::shared_ptr<RNG>& 
             return false;
         }
         next = pictures.next();
+        if (next < count && !finish_sampled()) {
+            return false;
+        }
     }
     return true;
 }

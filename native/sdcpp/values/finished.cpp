@@ -1,6 +1,5 @@
 #include "sdcpp/values/finished.h"
 
-#include <cstdlib>
 #include <utility>
 
 #include "sdcpp/api/run.h"
@@ -8,21 +7,27 @@
 
 namespace sdcpp {
 
-Finished::~Finished() {
-    clear();
-}
+namespace {
 
-void Finished::clear() {
-    for (const sd_image_t& picture : pictures) {
-        std::free(picture.data);
+// Decodes what is sampled; false when a picture could not be.
+bool decode_sampled(Run& run) {
+    for (const auto& [number, latents] : std::exchange(run.finished.latents, {})) {
+        sd::Tensor<float> picture = run.finished.decode(latents);
+        picture_decoded(picture);
+        if (picture.empty()) {
+            return false;
+        }
+        run.finished.pictures.emplace(number, std::move(picture));
     }
-    pictures.clear();
-    latents.clear();
+    return true;
 }
 
-FinishedScope::FinishedScope(bool two_passes, Decode decode) : decode(std::move(decode)) {
+}  // namespace
+
+FinishedScope::FinishedScope(bool two_passes, decltype(Finished::decode) decode) {
     if (Run* run = run_current()) {
         run->passes = two_passes ? 2 : 1;
+        run->finished.decode = std::move(decode);
     }
 }
 
@@ -31,27 +36,38 @@ FinishedScope::~FinishedScope() {
     if (run == nullptr) {
         return;
     }
-    Finished& finished = run->finished;
-    if (run->decoded == run->pictures) {
-        finished.clear();  // the caller gets them all
-    }
-    const auto sampled = std::move(finished.latents);
-    finished.latents.clear();
-    if (sampled.size() == static_cast<size_t>(run->pictures) || run->cancelled || run->is_broken()) {
-        return;
-    }
-    try {
-        for (const auto& latents : sampled) {
-            const sd::Tensor<float> picture = decode(latents);
-            if (picture.empty()) {
-                break;
-            }
-            picture_decoded(picture);
+    const bool failed = run->decoded + run->finished.latents.size() < static_cast<size_t>(run->pictures);
+    if (failed && !run->cancelled && !run->is_broken()) {
+        try {
+            decode_sampled(*run);
+        } catch (...) {
+            // What failed first is told, and what was decoded before this is kept.
         }
-    } catch (...) {
-        // What failed first is told, and what was decoded before this is kept.
+        run->stopping = false;  // a cancel that came meanwhile does not hide it either
     }
-    run->stopping = false;  // a cancel that came meanwhile does not hide it either
+    run->finished = {};
+}
+
+bool finish_sampled() {
+    Run* const run = run_current();
+    if (run == nullptr || run->finished.latents.empty()) {
+        return true;
+    }
+    run->phase_begin("decoding");
+    const bool decoded = decode_sampled(*run);
+    run->phase_begin("sampling");
+    return decoded;
+}
+
+sd::Tensor<float> finished_picture(size_t number, const std::function<sd::Tensor<float>()>& decode) {
+    if (Run* const run = run_current()) {
+        if (auto found = run->finished.pictures.extract(static_cast<int>(number))) {
+            return std::move(found.mapped());
+        }
+    }
+    sd::Tensor<float> picture = decode();
+    picture_decoded(picture);
+    return picture;
 }
 
 }  // namespace sdcpp

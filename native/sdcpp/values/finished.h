@@ -1,38 +1,35 @@
-// The pictures of a batch that are done, kept for the case that a later one fails.
+// The pictures of a batch that are sampled, and those of them that are decoded, which the caller hears of at once.
 #pragma once
 
 #include <functional>
-#include <vector>
+#include <map>
 
 #include "stable-diffusion.h"
 #include "tensor.hpp"
 
 namespace sdcpp {
 
-// What a run has of them. Pixels are allocated with malloc, as the engine's.
+// What a run has of them, by number.
 struct Finished {
-    Finished() = default;
-    ~Finished();
-    Finished(const Finished&) = delete;
-    Finished& operator=(const Finished&) = delete;
-    void clear();
-
-    std::vector<sd::Tensor<float>> latents;  // sampled in the last pass
-    std::vector<sd_image_t> pictures;
+    std::map<int, sd::Tensor<float>> latents;  // sampled in the last pass, and not decoded
+    std::map<int, sd::Tensor<float>> pictures;
+    std::function<sd::Tensor<float>(const sd::Tensor<float>&)> decode;  // NULL: nothing is kept
 };
 
 // Keeps the pictures of this thread's run from here to the end of the scope. When a later one cannot be sampled, those that
 // are sampled are decoded at that end, which no cancel waits for.
 class FinishedScope {
 public:
-    using Decode = std::function<sd::Tensor<float>(const sd::Tensor<float>&)>;
-    FinishedScope(bool two_passes, Decode decode);
+    FinishedScope(bool two_passes, decltype(Finished::decode) decode);
     ~FinishedScope();
     FinishedScope(const FinishedScope&) = delete;
     FinishedScope& operator=(const FinishedScope&) = delete;
-
-private:
-    const Decode decode;
 };
+
+// Decodes what is sampled while more pictures are to come, so that a caller has the first ones when a later one is
+// cancelled or fails; false when one could not be decoded.
+bool finish_sampled();
+// Returns a decoded picture: the one that finish_sampled made, or the one that `decode` makes now.
+sd::Tensor<float> finished_picture(size_t number, const std::function<sd::Tensor<float>()>& decode);
 
 }  // namespace sdcpp

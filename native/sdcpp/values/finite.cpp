@@ -1,7 +1,9 @@
 #include "sdcpp/values/finite.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -184,8 +186,10 @@ void sampling_end(const sd::Tensor<float>& latents) {
     }
     if (Run* run = run_current()) {
         run->sampling.steps = 0;
-        if (++run->sampling.picture > run->pictures * (run->passes - 1) && run->pictures > 1) {
-            run->finished.latents.push_back(latents);
+        const int number = run->sampled();
+        ++run->sampling.picture;
+        if (number >= 0 && run->finished.decode) {
+            run->finished.latents.emplace(number, latents);
         }
     }
 }
@@ -195,13 +199,18 @@ void picture_decoded(const sd::Tensor<float>& picture) {
         fail(decoding_text(), advice("vae"));
     }
     Run* const run = run_current();
-    if (run == nullptr || picture.empty()) {
+    if (run == nullptr || picture.empty() || run->pictures == 0) {
         return;
     }
-    if (run->pictures > 1) {
-        run->finished.pictures.push_back(tensor_to_sd_image(picture));
+    if (run->callbacks.picture != nullptr) {
+        if (run->decoded == 0) {
+            run->note_loras();
+        }
+        const sd_image_t image = tensor_to_sd_image(picture);
+        const std::unique_ptr<uint8_t, decltype(&std::free)> pixels(image.data, std::free);
+        run->callbacks.picture(&image, run->callbacks.data);
     }
-    if (++run->decoded < run->pictures) {
+    if (++run->decoded < run->sampled()) {
         run->progressed(0, 0, 0.0);
     }
 }

@@ -60,7 +60,8 @@ void sampling_step(const Latents& latents, int step, size_t steps) {
 // Notes that a picture is sampled, and keeps its latents; throws NotFinite unless they are finite.
 void sampling_end(const sd::Tensor<float>& latents);
 
-// Notes that a picture, or a video, is decoded, and keeps the picture; throws NotFinite unless its pixels are finite.
+// Notes that a picture, or a video, is decoded, and hands the picture to the caller; throws NotFinite unless its pixels are
+// finite.
 void picture_decoded(const sd::Tensor<float>& picture);
 
 }  // namespace sdcpp
