@@ -7,19 +7,17 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ArgumentError, ModelError
 from .model_files import SUFFIXES, StrPath, check_folder, show_path
 from .options import Lora, show
-from .options.loras import HIGH_NOISE
+from .options.loras import HIGH_NOISE, called
 
 # A1111's web UI calls LoRAs, LyCORIS and hypernetworks so.
 _TAG = re.compile(r"<\s*(?P<kind>lora|lyco|hypernet)\s*:(?P<inner>[^<>]*)(?P<end>>?)", re.IGNORECASE)
-_STRENGTH = re.compile(r"(?P<of>te=|unet=)?(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
-_NUMBERS = 2  # of a tag: the strength for the text encoders, and that for the diffusion model
 
 
 def _composed(name: str) -> str:
@@ -116,42 +114,16 @@ class LoraFolder:
         return f", which has {len(self._files)}" if self._files else ", which has none"
 
 
-def _tag_readings(inner: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield what a tag may mean, the likeliest first: a name, which may hold colons itself, and numbers."""
-    parts = inner.split(":")
-    count = 0
-    while count < min(_NUMBERS, len(parts) - 1) and _STRENGTH.fullmatch(parts[-1 - count].strip()):
-        count += 1
-    for kept in range(count, -1, -1):
-        yield ":".join(parts[: len(parts) - kept]), parts[len(parts) - kept :]
-
-
-def _strengths(numbers: Sequence[str]) -> dict[str, float]:
-    """Return the strengths that a tag's numbers are: by name, or the text encoders' first."""
-    found: dict[str, float] = {}
-    for position, each in zip(("te", "unet"), numbers, strict=False):
-        if match := _STRENGTH.fullmatch(each.strip()):
-            found[(match["of"] or position).rstrip("=").lower()] = float(match["number"])
-    return found
-
-
 def _read_tag(inner: str, folder: LoraFolder) -> Lora:
     """Return the LoRA that a tag calls."""
-    is_high_noise = inner.startswith(HIGH_NOISE)
-    inner = inner.removeprefix(HIGH_NOISE)
-    what = f"prompt: {show(f'<lora:{inner}>')}"
-    readings = list(_tag_readings(inner))
-    name, numbers = next((each for each in readings if folder.holds(each[0])), readings[0])
-    if not name.strip():
-        raise ArgumentError(f"{what} names no LoRA; write <lora:NAME:STRENGTH>")
-    strengths = _strengths(numbers)
-    te = strengths.get("te", 1.0)
-    unet = strengths.get("unet", te)
-    path = folder.find(name, what)
-    try:
-        return Lora(path, unet, is_high_noise, None if te == unet else te)
-    except ArgumentError as error:
-        raise ArgumentError(f"{what}: {error}") from None
+    what = f"prompt: {show(f'<lora:{inner.removeprefix(HIGH_NOISE)}>')}"
+
+    def find(name: str) -> str:
+        if not name.strip():
+            raise ArgumentError(f"{what} names no LoRA; write <lora:NAME:STRENGTH>")
+        return folder.find(name, what)
+
+    return called(inner, folder.holds, find, what)
 
 
 def take_tags(prompt: str, folder: StrPath | None, shown: str = "") -> tuple[str, list[Lora]]:

@@ -104,7 +104,7 @@ def test_two_strengths(folder: Path) -> None:
         ("", ArgumentError, "names no LoRA; write <lora:NAME:STRENGTH>"),
         (" ", ArgumentError, "names no LoRA"),
         ("style:1000", ArgumentError, "must be a finite number from -100 to 100"),
-        ("style:nan", ModelError, "there is no such LoRA"),
+        ("style:nan", ArgumentError, "a strength must be a finite number"),
     ],
 )
 def test_what_no_tag_reaches(name: str, kind: type[Exception], message: str, folder: Path) -> None:

@@ -166,7 +166,8 @@ class Steering(TypedDict, total=False):
     loras: Annotated[
         Sequence[Lora | StrPath] | Mapping[Any, float],
         Opt("Lora objects or paths, or a mapping of path to multiplier", field="loras", flags="--lora", default=(),
-            png="Lora", panel="LoRA", kind=Loras(), flag_doc="LoRA; repeat it for more"),
+            png="Lora", panel="LoRA", kind=Loras(),
+            flag_doc="LoRA; repeat it for more; of FILE:0.5:0.8 the text encoders get 0.5"),
     ]  # fmt: skip
     sigmas: Annotated[
         Sequence[float] | None,

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +16,11 @@ from .kinds import Kind, UnreadableError, number_text
 
 HIGH_NOISE = "|high_noise|"
 """What stands before the name of a LoRA for the high-noise model, as sd-cli has it."""
-_MULTIPLIER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+_STRENGTH = re.compile(
+    r"(?P<of>te=|unet=)?(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf|infinity))", re.IGNORECASE
+)
+_STRENGTHS = ("te", "unet")
+"""What the numbers behind a LoRA's name are for, unless they say it: the text encoders, and the diffusion model."""
 _LORA_TEXT = re.compile(
     rf'(?P<high>{re.escape(HIGH_NOISE)})?((?P<quoted>"(?:\\.|[^"\\])*")|(?P<name>.+?)): '
     r"(?P<multiplier>[-+.\de]+)(?: \(te (?P<te>[-+.\de]+)\))?(, |$)",
@@ -62,6 +66,47 @@ def as_loras(loras: Any, name: str = "loras") -> tuple[Lora, ...]:
         raise ArgumentError(f"{name} must be {wanted}: {error}") from None
 
 
+def _readings(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield what NAME:NUMBER:NUMBER may mean, the likeliest first: a name, which may hold colons, and numbers."""
+    parts = text.split(":")
+    count = 0
+    while count < min(len(_STRENGTHS), len(parts) - 1) and _STRENGTH.fullmatch(parts[-1 - count].strip()):
+        count += 1
+    for kept in range(count, -1, -1):
+        yield ":".join(parts[: len(parts) - kept]), parts[len(parts) - kept :]
+
+
+def called(text: str, holds: Callable[[str], bool], find: Callable[[str], StrPath], what: str) -> Lora:
+    """Return the LoRA that a text means, as A1111 has it: ``NAME``, ``NAME:STRENGTH`` or ``NAME:TE:UNET``.
+
+    Of two numbers the first is for the text encoders and the second for the diffusion model; ``te=`` and ``unet=``
+    before one say which it is. ``|high_noise|`` before the name is as in sd-cli's prompts.
+
+    Args:
+        text: the text.
+        holds: tells whether there is a file of a name, which may hold colons and numbers itself.
+        find: returns the path that a name means.
+        what: stands for it in messages.
+
+    Raises:
+        ArgumentError: a strength is out of range; or what *find* raises.
+    """
+    is_high_noise = text.startswith(HIGH_NOISE)
+    readings = list(_readings(text.removeprefix(HIGH_NOISE)))
+    name, numbers = next((each for each in readings if holds(each[0])), readings[0])
+    strengths: dict[str, float] = {}
+    for position, each in zip(_STRENGTHS, numbers, strict=False):
+        if match := _STRENGTH.fullmatch(each.strip()):
+            strengths[(match["of"] or position).rstrip("=").lower()] = float(match["number"])
+    te = strengths.get("te", 1.0)
+    unet = strengths.get("unet", te)
+    path = find(name)
+    try:
+        return Lora(path, unet, is_high_noise, None if te == unet else te)
+    except ArgumentError as error:
+        raise ArgumentError(f"{what}: {re.sub('^Lora.[a-z_]*', 'a strength', str(error))}") from None
+
+
 def _named(name: str) -> str:
     """Return a LoRA's name as pictures carry it: quoted where it could be read otherwise."""
     plain = not name.startswith(('"', HIGH_NOISE)) and ": " not in name
@@ -71,7 +116,7 @@ def _named(name: str) -> str:
 class Loras(Kind):
     """LoRAs, in any of the forms that as_loras takes."""
 
-    metavar = "FILE[:MULTIPLIER]"
+    metavar = "FILE[:STRENGTH]"
     several = True
     schema = {"type": "array", "items": {"type": "string"}}  # noqa: RUF012 (as the base class has it)
     _each = Grouped(Lora)
@@ -119,13 +164,11 @@ class Loras(Kind):
         return found
 
     def read(self, text: str, option: Option) -> list[Lora]:
-        """Return what ``PATH`` or ``PATH:MULTIPLIER`` means; ``|high_noise|`` before it is as in sd-cli's prompts."""
-        is_high_noise = text.startswith(HIGH_NOISE)
-        text = text.removeprefix(HIGH_NOISE)
-        path, separator, number = text.rpartition(":")
-        # A path may hold colons of its own, and so may one on Windows.
-        if not separator or os.path.exists(text) or not _MULTIPLIER.fullmatch(number):
-            return [Lora(text, is_high_noise=is_high_noise)]
-        if not path:
-            raise UnreadableError(f"{show(text)} names no file")
-        return [Lora(path, float(number), is_high_noise)]
+        """Return what ``PATH``, ``PATH:STRENGTH`` or ``PATH:TE:UNET`` means, as :func:`called` reads it."""
+
+        def find(path: str) -> str:
+            if not path:
+                raise UnreadableError(f"{show(text)} names no file")
+            return path
+
+        return [called(text, os.path.exists, find, f"{option.flags[0]} {show(text)}")]

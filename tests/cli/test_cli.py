@@ -157,7 +157,7 @@ BAD = {
     "report folder": (["--report", "folder"], "--report folder is a directory"),
     "report and picture": (["--report", "out.png", "-o", "out.png"], "is a picture's file too"),
     "pictures that nothing holds": (["-W", "16384", "-H", "16384", "-b", "1024"], "--batch-count may be at most"),
-    "multiplier": (["--lora", "x.safetensors:nan"], "Lora.multiplier must be a finite number"),
+    "multiplier": (["--lora", "x.safetensors:nan"], "--lora 'x.safetensors:nan': a strength must be a finite number"),
     "report directory": (["--report", "none/r.json"], "the directory does not exist"),
     "preview path alone": (["--preview-path", "p.png"], "--preview-path has no effect without --preview"),
     "preview and picture": (
@@ -254,24 +254,28 @@ def test_what_cannot_be_read_is_a_usage_error(
     assert err.startswith("Usage: ")
 
 
-def test_lora_paths_with_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_paths_and_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file:0.5").touch()
     option = TXT2IMG.declared["loras"]
-    for text, path, multiplier in [
-        ("a.safetensors", "a.safetensors", 1.0),
-        ("a.safetensors:0.8", "a.safetensors", 0.8),
-        ("C:\\x.safetensors:0.8", "C:\\x.safetensors", 0.8),
-        ("C:\\x.safetensors", "C:\\x.safetensors", 1.0),
-        ("a:b.safetensors", "a:b.safetensors", 1.0),
-        ("a:b.safetensors:-.5", "a:b.safetensors", -0.5),
-        ("a:1e-1", "a", 0.1),
-        ("file:0.5", "file:0.5", 1.0),
-        ("file:0.5:2", "file:0.5", 2.0),
-        ("a:1_0", "a:1_0", 1.0),
+    for text, path, multiplier, te in [
+        ("a.safetensors", "a.safetensors", 1.0, None),
+        ("a.safetensors:0.8", "a.safetensors", 0.8, None),
+        ("C:\\x.safetensors:0.8", "C:\\x.safetensors", 0.8, None),
+        ("C:\\x.safetensors", "C:\\x.safetensors", 1.0, None),
+        ("a:b.safetensors", "a:b.safetensors", 1.0, None),
+        ("a:b.safetensors:-.5", "a:b.safetensors", -0.5, None),
+        ("a:1e-1", "a", 0.1, None),
+        ("file:0.5", "file:0.5", 1.0, None),
+        ("file:0.5:2", "file:0.5", 2.0, None),
+        ("a:1_0", "a:1_0", 1.0, None),
+        ("C:\\x.safetensors:0.5:0.8", "C:\\x.safetensors", 0.8, 0.5),
+        ("a.safetensors:unet=0.8:te=0", "a.safetensors", 0.8, 0.0),
+        ("|high_noise|a.gguf:1:2", "a.gguf", 2.0, 1.0),
     ]:
         (lora,) = option.kind.read(text, option)
-        assert (lora.path, lora.multiplier) == (path, multiplier), text
+        assert (lora.path, lora.multiplier, lora.te_multiplier) == (path, multiplier, te), text
+        assert lora.is_high_noise == text.startswith("|")
 
 
 COMPLETIONS = {
