@@ -203,6 +203,15 @@ def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
         yield advance
 
 
+def beside_bars() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which lines may be written to a terminal: bars are drawn again below them."""
+    if "tqdm" not in sys.modules:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()
+
+
 @contextlib.contextmanager
 def progress(
     wanted: bool | Progress | None, *phases: str, passes: int = 1, part: Part = WHOLE

@@ -15,6 +15,7 @@ import typer
 from ..errors import OutputError
 from ..images import check_writable, write_whole
 from ..model_files import show_path
+from ..progress import beside_bars
 
 
 def echo(text: str) -> None:
@@ -25,7 +26,8 @@ def echo(text: str) -> None:
         OutputError: standard output cannot be written.
     """
     try:
-        typer.echo(text)
+        with beside_bars():
+            typer.echo(text)
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
