@@ -231,7 +231,7 @@ def _check_kind(kind: FileKind, role: Role, what: str, shown: str) -> None:
         # The engine knows it by the prefix that it has in a checkpoint.
         raise ModelError(f"{what}: {shown} holds {_held(kind)}; {_PARTS['diffusion'][1]}")
     if not role.takes & there:
-        raise ModelError(f"{what}: {shown} holds {_held(kind)}, not {wanted}{_hint(kind, role)}")
+        raise ModelError(f"{what}: {shown} holds {_held(kind)}, not {wanted}{_hint(kind, role, what)}")
     if "diffusion" in role.takes and kind.family is None:
         raise ModelError(
             f"{what}: {shown} holds a diffusion model of a family that the engine does not know; "
@@ -256,8 +256,10 @@ def _held(kind: FileKind) -> str:
     return " and ".join(_PARTS[part][0] for part in _PARTS if part in kind.parts)
 
 
-def _hint(kind: FileKind, role: Role) -> str:
-    """Say where a file would go."""
+def _hint(kind: FileKind, role: Role, what: str) -> str:
+    """Say where a file would go, unless the call takes none but *what*."""
+    if what == "upscaler":
+        return ""
     if kind.whole:
         return "; pass it as model=" if role.takes != ROLES["model"].takes else ""
     part = next((part for part in _PARTS if part in kind.parts), None)

@@ -232,9 +232,9 @@ def _read_file(file: Any, what: str) -> Image.Image:
             raise ArgumentError(f"{what} must be {_EXPECTED}, not a path of bytes")
         shown = " ".join(show_path(path).split()) or "''"
         if "\0" in path or not os.path.exists(path):
-            raise ArgumentError(f"{what} must be {_EXPECTED}; {shown}: not a picture, there is no such file")
+            raise ArgumentError(f"{what} {shown}: not a picture, there is no such file")
         if os.path.isdir(path):
-            raise ArgumentError(f"{what} must be {_EXPECTED}; {shown}: not a picture, but a directory")
+            raise ArgumentError(f"{what} {shown}: not a picture, but a directory")
         what = f"{what} {shown}"
     with reading(what), Image.open(file) as image:
         _check_size(*image.size, what)

@@ -151,7 +151,7 @@ def test_what_is_no_upscaler_is_said(weights: esrgan.Weights, message: str, tmp_
 
 
 def test_its_life(model: Path, checkpoint: Path) -> None:
-    with pytest.raises(ModelError, match="^upscaler: .* holds a whole checkpoint .*, not an upscaler"):
+    with pytest.raises(ModelError, match="^upscaler: .* holds a whole checkpoint .*, not an upscaler$"):
         Upscaler(checkpoint)
     with Upscaler(model, progress=False) as upscaler:
         before = upscaler.upscale(noise(40, 40), tile_size=32).tobytes()
