@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,32 +166,44 @@ def test_parts_may_come_in_files_of_their_own(tmp_path: Path) -> None:
 
 
 # 2.2's autoencoder is named otherwise; the first of these has everything that a transformer may have but for control.
-@pytest.mark.parametrize("family", ["wan_flf2v", "wan_vace", "wan_ti2v"])
+@pytest.mark.parametrize("family", ["wan_flf2v", "wan_vace", "wan_ti2v", "wan_t2v_pair"])
 def test_names_of_diffusers(family: str, load: Load, tmp_path: Path) -> None:
+    """Files of parts, and the folder of a pipeline that they lie in, draw as the file of it all does."""
     path = write_checkpoint(family, tmp_path / "own.safetensors", tiny=True)["model"]
     tensors = read_tensors(path)
     files = {}
-    for part, prefix, name in (
-        ("transformer", "model.diffusion_model.", "diffusion_model"),
-        ("vae", "first_stage_model.", "vae"),
-        ("", "text_encoders.t5xxl.transformer.", "t5xxl"),
-        ("", "cond_stage_model.transformer.", "clip_vision"),
+    pair = family.endswith("pair")
+    index: dict[str, Any] = {"_class_name": "WanPipeline", "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
+    for part, kind, prefix, name in (
+        ("transformer", "WanTransformer3DModel", f"model.{'high_noise_' * pair}diffusion_model.", "diffusion_model"),
+        ("transformer_2", "WanTransformer3DModel", "model.diffusion_model." if pair else "none", "low_noise"),
+        ("vae", "AutoencoderKLWan", "first_stage_model.", "vae"),
+        ("text_encoder", "UMT5EncoderModel", "text_encoders.t5xxl.transformer.", "t5xxl"),
+        ("image_encoder", "CLIPVisionModel", "cond_stage_model.transformer.", "clip_vision"),
     ):
-        own = {key: each for key, each in tensors.items() if key.startswith(prefix)}
-        named = {key.removeprefix(prefix): each for key, each in own.items()}
-        if part:
-            named = {wan_name(key, part): each for key, each in named.items()}
+        named = {key.removeprefix(prefix): each for key, each in tensors.items() if key.startswith(prefix)}
+        if not part.endswith("encoder"):
+            named = {wan_name(key, part.removesuffix("_2")): each for key, each in named.items()}
+        index[part] = ["diffusers", kind] if named else [None, None]
         if named:
-            files[name] = tmp_path / f"{name}.safetensors"
+            files[name] = tmp_path / "pipeline" / part / "model.safetensors"
+            files[name].parent.mkdir(parents=True)
             write_tensors(files[name], named, "F16")
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    if pair:
+        files["high_noise_diffusion_model"] = files["diffusion_model"]
+        files["diffusion_model"] = files.pop("low_noise")
 
     def draw(sd: StableDiffusion) -> Video:
         if family == "wan_vace":
             return sd.txt2vid("a", control_frames=[PHOTO] * 5, **FEW)
+        if pair:
+            return sd.txt2vid("a", **FEW)
         return sd.img2vid("a", PHOTO, **({"end_image": OTHER} if family == "wan_flf2v" else {}), **FEW)
 
-    with StableDiffusion(**files, threads=1) as sd:
-        assert digest(draw(sd)) == digest(draw(load(family)))
+    for given in (files, {"model": tmp_path / "pipeline"}):
+        with StableDiffusion(**given, threads=1) as sd:
+            assert digest(draw(sd)) == digest(draw(load(family))), given
 
 
 def test_a_small_autoencoder(load: Load, parts: Path, tmp_path: Path) -> None:

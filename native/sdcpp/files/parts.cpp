@@ -181,6 +181,10 @@ std::vector<Part> pipeline_parts(const fs::path& folder) {
     if (!class_of(pipeline, "vae").empty()) {
         take("vae", "vae.");
     }
+    // Beside a UNet it serves IP adapters, which the engine does not know.
+    if (!unet && contains(class_of(pipeline, "image_encoder"), "CLIPVision")) {
+        take("image_encoder", "cond_stage_model.transformer.");
+    }
     int clips = 0;
     for (const char* name : {"text_encoder", "text_encoder_2", "text_encoder_3"}) {
         const std::string kind = class_of(pipeline, name);
