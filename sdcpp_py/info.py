@@ -1,4 +1,4 @@
-"""What a file is: a model, by its header, or a picture."""
+"""What a file is: a model, by its header, or a picture or a video."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .engine.files import Listing
-from .errors import ModelError
+from .errors import ArgumentError, ModelError
 from .file_kinds import FileKind, kind_of
 from .metadata import picture_text
 from .model_files import PART_NOUNS, PART_USES, StrPath, list_file, show_path
 from .parameters import Parameters, parameters_of
+from .parameters.plain_text import read_text
 from .reports import show_bytes, table
-from .video_files import is_film
+from .video_files import is_film, read_film
 
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _LONGEST = 200
@@ -97,14 +98,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What a picture's file holds.
+    """What a picture's file holds, or a video's.
 
     Attributes:
         path: as it was asked for.
-        format: as Pillow calls it, such as ``PNG``.
+        format: as Pillow calls it, such as ``PNG``; ``MP4`` or ``WEBM``.
         width: in pixels.
         height: in pixels.
-        mode: as Pillow calls it, such as ``RGB``.
+        mode: as Pillow calls it, such as ``RGB``; of an MP4 or a WebM the pixel format as FFmpeg calls it.
         frames: more than 1 of an animation.
         parameters: the text that it carries; None without one.
         options: what that text says, as options; None for nothing that is known.
@@ -122,7 +123,8 @@ class PictureInfo:
     def __str__(self) -> str:
         """Return lines of text."""
         frames = f", {self.frames} frames" if self.frames > 1 else ""
-        lines = [f"{self.path}: a picture of {self.width}x{self.height}, {self.mode}{frames} ({self.format})"]
+        what = "video" if self.format in ("MP4", "WEBM") else "picture"
+        lines = [f"{self.path}: a {what} of {self.width}x{self.height}, {self.mode}{frames} ({self.format})"]
         lines += ["", self.parameters] if self.parameters else []
         lines += ["", str(self.options)] if self.options is not None else []
         return "\n".join(lines)
@@ -134,17 +136,17 @@ class PictureInfo:
 
 
 def info(path: StrPath) -> ModelInfo | PictureInfo:
-    """Return what a file is: a model's, by its header alone, or a picture.
+    """Return what a file is: a model's, by its header alone, or a picture or a video.
 
     Args:
-        path: a model's file, index of shards or folder, or a picture.
+        path: a model's file, index of shards or folder, a picture, or, with PyAV, an MP4 or a WebM.
 
     Raises:
         ModelError: there is no such file, or it is damaged or neither.
     """
     start = _start_of(path)
     if is_film(start):
-        raise ModelError(f"file: {show_path(path)} is a video; read_parameters tells what it was drawn with")
+        return _film_info(path)
     if start.startswith(_PICTURE_STARTS) or start[4:12] in (b"ftypavif", b"ftypheic"):
         return _picture_info(path)
     listing = list_file(path, "file")
@@ -178,6 +180,16 @@ def _picture_info(path: StrPath) -> PictureInfo:
     except Exception as error:  # whatever a decoder raises
         said = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"file: {shown} is a damaged picture ({said})") from None
+
+
+def _film_info(path: StrPath) -> PictureInfo:
+    shown = show_path(path)
+    try:
+        film = read_film(path, f"file: {shown}")
+    except ArgumentError as error:
+        raise ModelError(str(error)) from None
+    options = read_text(film.comment) if film.comment else None
+    return PictureInfo(shown, film.format, film.width, film.height, film.pixels, film.frames, film.comment, options)
 
 
 def _model_info(shown: str, listing: Listing, kind: FileKind) -> ModelInfo:

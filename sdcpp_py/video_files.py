@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, features
 
@@ -104,8 +104,19 @@ def is_film(start: bytes) -> bool:
     return start.startswith(b"\x1aE\xdf\xa3") or (start[4:8] == b"ftyp" and start[8:12] not in _STILLS)
 
 
-def film_comment(file: StrPath | IO[bytes], shown: str) -> str | None:
-    """Return the text that an MP4 or a WebM carries as its comment.
+class Film(NamedTuple):
+    """What an MP4 or a WebM says of itself; the pixel format is FFmpeg's name of it."""
+
+    format: str
+    width: int
+    height: int
+    pixels: str
+    frames: int
+    comment: str | None
+
+
+def read_film(file: StrPath | IO[bytes], shown: str) -> Film:
+    """Return what an MP4 or a WebM says of itself.
 
     Args:
         file: its path, or a binary file object that can seek.
@@ -119,11 +130,16 @@ def film_comment(file: StrPath | IO[bytes], shown: str) -> str | None:
     except ImportError:
         raise ArgumentError(f'{shown} is a video, which PyAV reads; run pip install "sdcpp-py[video]"') from None
     try:
-        with av.open(os.fspath(file) if isinstance(file, (str, bytes, os.PathLike)) else file) as container:
+        with av.open(os.fspath(file) if isinstance(file, (str, bytes, os.PathLike)) else file, "r") as container:
+            stream = container.streams.video[0]
+            kind = "WEBM" if "webm" in container.format.name else "MP4"
+            # A WebM does not say how many there are.
+            long = float(container.duration or 0) / av.time_base
+            frames = stream.frames or round(long * float(stream.average_rate or 0))
             found = {key.lower(): text for key, text in container.metadata.items()}
+            return Film(kind, stream.width, stream.height, str(stream.pix_fmt), frames, found.get("comment"))
     except Exception as error:  # whatever FFmpeg finds
         raise ArgumentError(f"{shown} is a damaged video ({' '.join(str(error).split())})") from None
-    return found.get("comment")
 
 
 def _encoder(kind: str, shown: str) -> Any:

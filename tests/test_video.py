@@ -102,11 +102,15 @@ def test_players_read_what_was_written(suffix: str, tmp_path: Path) -> None:
     for source in (path, path.read_bytes(), held):
         held.seek(0)
         assert sdcpp_py.read_parameters(source).text == TEXT
-    with pytest.raises(ModelError, match="is a video; read_parameters tells"):
-        sdcpp_py.info(path)
+    found = sdcpp_py.info(path)
+    assert isinstance(found, sdcpp_py.PictureInfo)
+    assert str(found).startswith(f"{path}: a video of {WIDTH}x{HEIGHT}, yuv420p, {COUNT} frames ({suffix.upper()})")
+    assert (found.parameters, found.options) == (TEXT, sdcpp_py.read_parameters(path))
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ArgumentError, match="is a damaged video"):
         sdcpp_py.read_parameters(path)
+    with pytest.raises(ModelError, match="is a damaged video"):
+        sdcpp_py.info(path)
     # Colour has half the resolution, and hard edges of colour suffer.
     assert np.abs(np.stack(decoded).astype(int) - FRAMES).mean() < 3
 

@@ -11,7 +11,7 @@ from ..errors import ArgumentError
 from ..metadata import picture_text
 from ..model_files import show_path
 from ..pictures import reading
-from ..video_files import film_comment, is_film
+from ..video_files import is_film, read_film
 from .comfyui import read_graph
 from .found import Parameters
 from .invokeai import read_invokeai
@@ -91,7 +91,7 @@ def read_parameters(picture: Any) -> Parameters:
         if isinstance(picture, (str, os.PathLike)) and ("\0" in os.fspath(picture) or not os.path.isfile(picture)):
             raise ArgumentError(f"{what}: there is no such file")
         if is_film(_start_of(picture, what)):
-            text = film_comment(picture, what)
+            text = read_film(picture, what).comment
             found = read_text(text) if text else None
         else:
             with reading(what), PIL.Image.open(picture) as image:
