@@ -138,15 +138,15 @@ def strength_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"strength": 1.0 if drawn == steps else (drawn - 0.5) / steps}
 
 
-def check_control(values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
-    """Raise ArgumentError for what would do nothing without a control picture, or without its edges."""
+def check_beside(values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
+    """Raise ArgumentError for what would do nothing without a control picture, or without a switch."""
     for name in ("control_strength", "canny"):
         given = values.get(name) is not None and values[name] is not False
         if given and values.get("control_image") is None:
             raise ArgumentError(f"{name} needs a control_image")
-    for name in ("canny_low", "canny_high"):
-        if name in values and values[name] != options[name].default and not values["canny"]:
-            raise ArgumentError(f"{name} needs canny")
+    for name, switch in (("canny_low", "canny"), ("canny_high", "canny"), ("padding", "only_masked")):
+        if name in values and values[name] != options[name].default and not values[switch]:
+            raise ArgumentError(f"{name} needs {switch}")
     if values.get("canny") and values["canny_low"] > values["canny_high"]:
         raise ArgumentError(
             f"canny_low must be at most canny_high, {values['canny_high']:g}, not {values['canny_low']:g}"

@@ -15,7 +15,7 @@ from ..model_files import StrPath
 from ..options import MAX_SEED
 from ..options.values import check_sigmas, used
 from ..reports import GIB
-from .inputs import Abilities, Finish, Prepared, check_control
+from .inputs import Abilities, Finish, Prepared, check_beside
 from .mode import Mode
 
 BYTES_A_PIXEL = 3 + 3 + 4
@@ -128,7 +128,7 @@ def make_request(
     values = mode.check(given, defaults)
     prompt = values.get("prompt")
     values, tagged = with_loras(values, lora_folder)
-    check_control(values, mode.declared)
+    check_beside(values, mode.declared)
     check_sigmas(values.get("sigmas"))
     if values.get("sigmas"):
         steps = len(values["sigmas"]) - 1

@@ -107,6 +107,8 @@ def test_bad_masks(only_masked: bool, mask: Any, options: dict[str, object], mes
 
 
 def test_sizes() -> None:
+    with pytest.raises(ArgumentError, match="^padding needs only_masked$"):
+        request(MASK, padding=8)
     odd = Image.new("RGB", (100, 70))
     with pytest.raises(ArgumentError, match="^image is 100x70, but sides"):
         request(box(1, 1, 5, 5, (100, 70)), odd)

@@ -77,7 +77,7 @@ def test_a_seed_is_drawn() -> None:
         ("cache", "eazycache", "valid: easycache, ucache"),
         ("hires", Hires(upscaler="bicubic"), "valid: .*Latent"),
         ("control_strength", 1.0, "needs a control_image"),
-        ("control_image", "cat.png", "control_image must be a Pillow image"),
+        ("control_image", "cat.png", "control_image cat.png: not a picture, there is no such file"),
         ("vae_tiling", None, "^vae_tiling must be True, False or a Tiling, not None"),
         ("hires", 2.0, "^hires must be a Hires, not 2.0"),
         ("hires", Hires(upscaler="None"), "^hires.upscaler 'None' is unknown; valid: Latent, .*Lanczos"),
