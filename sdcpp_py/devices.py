@@ -65,7 +65,7 @@ def choices() -> dict[str, tuple[str, ...]]:
         "prediction": engine.enum_names("prediction"),
         "lora_apply_mode": engine.enum_names("lora_apply_mode"),
         "cache": engine.enum_names("cache"),
-        "hires_upscaler": engine.enum_names("upscaler"),
+        "hires_upscaler": tuple(name for name in engine.enum_names("upscaler") if name != "None"),
     }
 
 

@@ -70,7 +70,7 @@ def explained_upscaler(path: StrPath | None) -> Iterator[None]:
     except GenerationError as error:
         if path is None or not _TENSOR.match(str(error)):
             raise
-        raise ModelError(f"hires model: {show_path(path)} does not fit: {error}", error.engine_log) from None
+        raise ModelError(f"hires.model: {show_path(path)} does not fit: {error}", error.engine_log) from None
 
 
 def _message(error: ModelError, files: Mapping[str, StrPath]) -> str | None:

@@ -92,7 +92,7 @@ ROLES = {
     "photo_maker": _role("photo_maker", bare=False),
     "LoRA": _role("lora", bare=False),
     "embedding": _role("embedding"),
-    "hires model": _role("upscaler"),
+    "hires.model": _role("upscaler"),
     "upscaler": _role("upscaler"),
 }
 """Argument -> what its file must hold."""

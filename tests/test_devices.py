@@ -28,6 +28,8 @@ def test_cpu_is_there() -> None:
 
 def test_choices_are_the_engines() -> None:
     choices = sdcpp_py.choices()
+    assert "Lanczos" in choices["hires_upscaler"]
+    assert "None" not in choices["hires_upscaler"], "which Hires refuses"
     assert {"euler", "euler_a", "dpm++2m"} <= set(choices["sampler"])
     assert {"discrete", "karras"} <= set(choices["scheduler"])
     assert {"f16", "q8_0"} <= set(choices["weight_type"])

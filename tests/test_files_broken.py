@@ -223,7 +223,7 @@ def test_names_that_end_early(tmp_path: Path) -> None:
     assert "substr" not in str(caught.value)
 
 
-LOADING_ROLES = [role for role in ROLES if role not in ("model", "LoRA", "embedding", "hires model", "upscaler")]
+LOADING_ROLES = [role for role in ROLES if role not in ("model", "LoRA", "embedding", "hires.model", "upscaler")]
 
 
 @pytest.mark.parametrize("name", ["gguf: zero dimension", "gguf: unknown type", "torch: dicts in dicts"])
@@ -240,7 +240,7 @@ def test_every_argument_is_checked(
         StableDiffusion(checkpoint, embeddings={"word": path})
     with pytest.raises(ModelError, match=r"^LoRA: "):
         sd.txt2img("a", width=64, height=64, steps=1, loras=[sdcpp_py.Lora(path)])
-    with pytest.raises(ModelError, match=r"^hires model: "):
+    with pytest.raises(ModelError, match=r"^hires.model: "):
         sd.txt2img("a", width=64, height=64, steps=1, hires=sdcpp_py.Hires(model=path))
 
 

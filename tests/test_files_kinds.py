@@ -77,7 +77,7 @@ class Kind:
     says: str
 
 
-UPSCALERS = ("hires model", "upscaler")
+UPSCALERS = ("hires.model", "upscaler")
 DIFFUSION_ALONE = ("diffusion_model", "high_noise_diffusion_model")
 CHECKPOINT = ("model", *DIFFUSION_ALONE)
 KINDS = {
@@ -198,7 +198,7 @@ def test_files_without_anything(tmp_path: Path) -> None:
 def test_arguments_are_checked(kinds: Callable[[str], Path], checkpoint: Path, sd: StableDiffusion) -> None:
     lora = kinds("lora")
     for role in ROLES:
-        if role in ("LoRA", "embedding", "upscaler", "model", "hires model"):
+        if role in ("LoRA", "embedding", "upscaler", "model", "hires.model"):
             continue
         with pytest.raises(ModelError, match=f"^{role}: .*a LoRA"):
             StableDiffusion(checkpoint, **{role: lora})
@@ -208,7 +208,7 @@ def test_arguments_are_checked(kinds: Callable[[str], Path], checkpoint: Path, s
         StableDiffusion(checkpoint, embeddings={"word": lora})
     with pytest.raises(ModelError, match=r"^LoRA: .*a whole checkpoint"):
         sd.txt2img("a", width=64, height=64, steps=1, loras=[sdcpp_py.Lora(checkpoint)])
-    with pytest.raises(ModelError, match=r"^hires model: .*a LoRA"):
+    with pytest.raises(ModelError, match=r"^hires.model: .*a LoRA"):
         sd.txt2img("a", width=64, height=64, steps=1, hires=sdcpp_py.Hires(model=lora))
 
 

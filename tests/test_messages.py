@@ -183,5 +183,5 @@ def test_an_upscaler_of_a_second_pass_that_is_incomplete(parts: Path, sd: Stable
     del weights["conv_last.bias"]
     path = tmp_path / "half.safetensors"
     path.write_bytes(safetensors_of(weights))
-    with pytest.raises(ModelError, match=f"^hires model: {path} does not fit: tensor 'conv_last.bias' .* is missing"):
+    with pytest.raises(ModelError, match=f"^hires.model: {path} does not fit: tensor 'conv_last.bias' .* is missing"):
         sd.txt2img("a", width=64, height=64, steps=1, hires=Hires(model=path, steps=1))

@@ -303,7 +303,7 @@ class Hires(Group):
     model: Annotated[
         StrPath | None,
         _hires("file of an upscaler's model", field="model_path", flags="--hires-model", metavar="FILE",
-               png="Hires model", label="hires model"),
+               png="Hires model", label="hires.model"),
     ] = None  # fmt: skip
     scale: Annotated[
         float | None,

@@ -166,6 +166,7 @@ BAD = {
     ),
     "control image": (["--control-image", "none.png"], "not a picture"),
     "lora": (["--lora", "none.safetensors:0.5"], "LoRA: none.safetensors does not exist"),
+    "hires model": (["--hires-model", "none.pth"], "error: --hires-model: none.pth does not exist"),
 }
 
 
