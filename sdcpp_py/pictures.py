@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from .model_files import show_path
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+log = logging.getLogger("sdcpp_py")
 
 MAX_SIDE = 16384
 """Pixels of the longest side of a picture that can be drawn, and of one that is read."""
@@ -238,6 +241,8 @@ def _read_file(file: Any, what: str) -> Image.Image:
         what = f"{what} {shown}"
     with reading(what), Image.open(file) as image:
         _check_size(*image.size, what)
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo, and what its camera has besides
+            log.warning("%s: of %d frames the first one is taken", what, getattr(image, "n_frames", 0))
         image.load()
         # The file is closed here; a copy keeps pixels and what is known of them.
         return _upright(image.copy() if _orientation(image) == 1 else image)

@@ -173,7 +173,7 @@ def test_orientation() -> None:
             assert (np.asarray(pictures.open_picture(source, "image")) == COLOURS).all(), tag
 
 
-def test_sources(tmp_path: Path) -> None:
+def test_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "ä b.png"
     Image.fromarray(COLOURS).save(path)
     data = path.read_bytes()
@@ -208,6 +208,7 @@ def test_sources(tmp_path: Path) -> None:
     first, second = Image.new("L", (4, 4), 9), Image.new("L", (4, 4), 200)
     first.save(frames, "GIF", save_all=True, append_images=[second])
     assert pictures.open_picture(frames.getvalue(), "image").getpixel((0, 0)) == (9, 9, 9)
+    assert caplog.messages == ["image: of 2 frames the first one is taken"]
 
 
 def damaged() -> dict[str, Any]:

@@ -36,18 +36,18 @@ def echo(text: str) -> None:
         typer.echo(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
 
 
-def check_apart(file: Path, shown: str, pictures: Sequence[Path]) -> None:
-    """Raise OutputError for a file that is one of the pictures'; *shown* is what messages call it."""
-    if os.path.realpath(file) in [os.path.realpath(each) for each in pictures]:
-        raise OutputError(f"{shown} is a picture's file too; choose another name")
+def check_apart(file: Path, shown: str, results: Sequence[Path]) -> None:
+    """Raise OutputError for a file that is one of the results'; *shown* is what messages call it."""
+    if os.path.realpath(file) in [os.path.realpath(each) for each in results]:
+        raise OutputError(f"{shown} is what -o writes; choose another name")
 
 
-def check_report(report: Path | None, pictures: list[Path]) -> None:
-    """Raise OutputError unless the report can be written, beside the pictures."""
+def check_report(report: Path | None, results: list[Path]) -> None:
+    """Raise OutputError unless the report can be written, beside the results."""
     if report is None:
         return
     shown = f"--report {show_path(report)}"
-    check_apart(report, shown, pictures)
+    check_apart(report, shown, results)
     check_writable(report, shown)
 
 

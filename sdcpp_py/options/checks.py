@@ -57,7 +57,7 @@ def check_int(name: str, value: Any, low: int, high: int, hint: str = "", multip
     if not low <= number <= high:
         raise ArgumentError(f"{name} must be from {low} to {high}, not {show(number)}{hint}")
     if number % multiple:
-        near = max(number // multiple * multiple, -(-low // multiple) * multiple)
+        near = max(number // multiple * multiple or multiple, -(-low // multiple) * multiple)
         raise ArgumentError(f"{name} must be a multiple of {multiple}, not {number}; try {near}")
     return number
 

@@ -35,6 +35,7 @@ PICTURE = Image.new("RGB", (8, 8))
         (lambda: SkipLayerGuidance([1], None), "SkipLayerGuidance.scale must be a number"),
         (lambda: Hires(scale=0.0), "Hires.scale must be a finite number from 0.01 to 16"),
         (lambda: Hires(target_width=100), "Hires.target_width must be a multiple of 8, not 100; try 96"),
+        (lambda: Hires(target_width=3), "Hires.target_width must be a multiple of 8, not 3; try 8"),
         (lambda: Hires(denoising_strength=2.0), "Hires.denoising_strength must be"),
         (lambda: Hires(model="a", upscaler="Lanczos"), "Hires.model has no effect with upscaler 'Lanczos'"),
         (lambda: Hires(upscaler="model"), "Hires.upscaler Model needs a model"),
