@@ -15,6 +15,6 @@ def command(
     file: Annotated[str, typer.Argument(help="A model's file, index of shards or folder, a picture or a video.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a model's file holds and needs beside it, or what a picture or a video carries."""
+    """Say what a file is: a model's, a picture or a video."""
     found = describe_file(file)
     echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else str(found))
