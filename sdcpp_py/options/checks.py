@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ArgumentError
 
+_GAPS = dict.fromkeys(map(ord, " _"))
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -95,12 +96,15 @@ def fold(name: str) -> str:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Return the one of *choices* that value names, in whatever case, or raise ArgumentError with the valid names."""
+    """Return the one of *choices* that value names, or raise ArgumentError with the valid names.
+
+    Case, dashes and spaces do not matter, so that names as web UIs show them are found: ``DPM++ 2M``.
+    """
     if isinstance(value, str):
         if value in choices:
             return str(value)
         for choice in choices:
-            if fold(choice) == fold(value):
+            if fold(choice).translate(_GAPS) == fold(value).translate(_GAPS):
                 return choice
     raise ArgumentError(f"{name} {show(value)} is unknown; valid: {', '.join(choices)}")
 

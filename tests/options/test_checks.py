@@ -105,10 +105,17 @@ def test_check_choice_lists_the_valid_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"), [("LANCZOS", "Lanczos"), ("cache-dit", "cache_dit"), ("latent (NEAREST-exact)", None)]
+    ("said", "meant"),
+    [
+        ("LANCZOS", "Lanczos"),
+        ("cache-dit", "cache_dit"),
+        ("latent (NEAREST-exact)", None),
+        ("DPM++ 2M", "dpm++2m"),
+        ("Euler a", "euler_a"),
+    ],
 )
 def test_check_choice_is_not_particular_about_case(said: str, meant: str | None) -> None:
-    names = ["Latent (nearest)", "Latent (nearest-exact)", "Lanczos", "cache_dit"]
+    names = ["Latent (nearest)", "Latent (nearest-exact)", "Lanczos", "cache_dit", "euler", "euler_a", "dpm++2m"]
     assert options.check_choice("x", said, names) == (meant or "Latent (nearest-exact)")
 
 
