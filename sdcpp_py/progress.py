@@ -190,7 +190,8 @@ def bar(label: str, wanted: bool | None = None) -> Iterator[Progress | None]:
                     before = (min(sampled) - 1) * event.steps  # of a stream
                     done, total = before + sum(sampled.values()), event.steps * event.pictures
                 elif sampled:  # others are sampled yet
-                    shown.set_description(label)
+                    if not shown.desc.startswith(label):
+                        shown.set_description(label)
                     return
             if not total:
                 return
