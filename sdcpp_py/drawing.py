@@ -82,7 +82,7 @@ class Noted:
 Hear = Callable[[Noted, engine.Frame], object]
 """Called with each picture that is done: its width, height and RGB bytes."""
 Keep = Callable[[GeneratedImage, int], object]
-"""Called with each picture that is done, and its seed."""
+"""Called with each picture that is done, and its seed; a batch of any length takes the memory of one."""
 
 
 def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOLE, keep: Keep | None = None) -> Images:
@@ -93,17 +93,21 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOL
         mode: the mode.
         given: its options.
         part: which call of how many this is for the one who hears of progress.
-        keep: called with each picture as soon as it is done; what it raises ends the call.
+        keep: is given each picture as soon as it is done, and then the result has none; what it raises ends the call.
     """
     start = time.perf_counter()
     images: list[GeneratedImage] = []
+    sizes: list[tuple[int, int]] = []
 
     def hear(noted: Noted, frame: engine.Frame) -> None:
-        seed = noted.request.seeds[len(images)]
+        seed = noted.request.seeds[len(sizes)]
         text = parameters_text({**noted.told, "seed": seed}, mode.declared)
-        images.append(from_pixels(*frame, text, noted.request.finish))
-        if keep is not None:
-            keep(images[-1], seed)
+        image = from_pixels(*frame, text, noted.request.finish)
+        sizes.append(image.size)
+        if keep is None:
+            images.append(image)
+        else:
+            keep(image, seed)
 
     try:
         noted, timings = _generate(loaded, mode, given, hear, part)
@@ -112,7 +116,7 @@ def draw(loaded: Loaded, mode: Mode, given: Mapping[str, Any], part: Part = WHOL
             keep_finished(error, images)
         raise
     timings = replace(timings, total=time.perf_counter() - start)
-    size = f"{images[0].width}x{images[0].height}"
+    size = "x".join(map(str, sizes[0]))
     return Images(images, noted.request.seeds, timings, {**noted.used, "size": size}, noted.loras)
 
 

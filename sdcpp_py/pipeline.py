@@ -316,7 +316,7 @@ class StableDiffusion(ModelHandle):
         return film(self._loaded, mode, given)
 
     def _draw(self, mode: Mode, given: Mapping[str, Any], keep: Keep | None = None) -> Images:
-        """Draw what a mode is asked for; *keep* is called with each picture as soon as it is done, and its seed."""
+        """Draw what a mode is asked for; *keep* is given each picture as soon as it is done, and its seed."""
         self._open_context()
         return draw(self._loaded, mode, given, keep=keep)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,24 @@ def test_batch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert status == 0
     assert out.splitlines() == [f"{tmp_path}/a.png  seed 1", f"{tmp_path}/a_2.png  seed 2"]
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "a_2.png").read_bytes()
+
+
+def test_a_batch_is_not_held(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held: list[weakref.ref[sdcpp_py.GeneratedImage]] = []
+    alive: list[int] = []
+
+    def save(images: list[sdcpp_py.GeneratedImage], files: list[Path]) -> None:
+        held.extend(map(weakref.ref, images))
+        alive.append(sum(each() is not None for each in held))
+
+    monkeypatch.setattr(drawing, "save_all", save)
+    report = tmp_path / "r.json"
+    arguments = ["txt2img", "-m", checkpoint, "-p", "a", *SMALL, "-b", 3, "-o", tmp_path / "a.png", "--report", report]
+    assert run(*arguments, capsys=capsys)[0] == 0
+    assert alive == [1, 1, 1]
+    assert json.loads(report.read_text())["seeds"] == [1, 2, 3]
 
 
 BAD = {

@@ -12,7 +12,6 @@ namespace sdcpp {
 // What a run has of them, by number.
 struct Finished {
     std::map<int, sd::Tensor<float>> latents;  // sampled in the last pass, and not decoded
-    std::map<int, sd::Tensor<float>> pictures;
     std::function<sd::Tensor<float>(const sd::Tensor<float>&)> decode;  // NULL: nothing is kept
 };
 
@@ -29,7 +28,8 @@ public:
 // Decodes what is sampled while more pictures are to come, so that a caller has the first ones when a later one is
 // cancelled or fails; false when one could not be decoded.
 bool finish_sampled();
-// Returns a decoded picture: the one that finish_sampled made, or the one that `decode` makes now.
+// Decodes a picture unless finish_sampled has. Returns it, or, once the caller has it, a pixel in its place: a batch is
+// not held twice.
 sd::Tensor<float> finished_picture(size_t number, const std::function<sd::Tensor<float>()>& decode);
 
 }  // namespace sdcpp
