@@ -11,7 +11,8 @@ namespace sdcpp {
 
 // What a run has of them, by number.
 struct Finished {
-    std::map<int, sd::Tensor<float>> latents;  // sampled in the last pass, and not decoded
+    // Sampled in the last pass, and not decoded.
+    std::map<int, sd::Tensor<float>> latents;
     std::function<sd::Tensor<float>(const sd::Tensor<float>&)> decode;  // NULL: nothing is kept
 };
 
