@@ -76,7 +76,7 @@ class Request:
         key: idempotency key; the same of one client gives the same job.
         source: the API that it came through.
         notes: what the client is told besides: of what it asked for and has no equal here.
-        each: whether pictures are drawn one by one, so that those that are done are there when it is cancelled.
+        keep_finished: whether it ends with the pictures that are done when it is cancelled.
     """
 
     mode: str
@@ -91,7 +91,7 @@ class Request:
     key: str = ""
     source: str = "api"
     notes: Sequence[str] = ()
-    each: bool = False
+    keep_finished: bool = False
 
     def work(self) -> dict[str, Any]:
         """Return what a worker needs of it, as JSON."""
@@ -102,7 +102,7 @@ class Request:
             "output": dict(self.output),
             "otherwise": self.otherwise,
             "notes": list(self.notes),
-            "each": self.each,
+            "keep_finished": self.keep_finished,
         }
 
 

@@ -114,7 +114,7 @@ def router(front: Front) -> APIRouter:
         options = {**wanted.options}
         options.setdefault("preview", "proj")
         options.setdefault("preview_interval", max(1, min(10, (body.steps or 20) // 10)))
-        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "each": body.n_iter > 1}
+        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "keep_finished": True}
         job = await front.submit(http, wanted.mode, model, options, **more)
         parameters = body.model_dump(exclude_unset=True, exclude={"init_images", "mask", "alwayson_scripts"})
         try:

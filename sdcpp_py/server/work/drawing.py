@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from ... import engine
 from ...errors import ArgumentError, CancelledError, OutputError
-from ...images import GeneratedImage, Images, failure_reason, joined
+from ...images import GeneratedImage, Images, Timings, failure_reason
 from ...modes import FILMING, IMG2IMG, UPSCALE, Mode
 from ...options.json_values import built, replaced
 from ...pipeline import StableDiffusion
@@ -134,8 +135,8 @@ def draw_job(
     # Not the reports: of a job that is cancelled with pictures, too, there are some.
     with engine.watched(call), _warnings() as warned:
         warned += [f"{name} has no effect in {mode.name}" for name in idle]
-        if request.get("each") and isinstance(model, StableDiffusion):
-            drawn, cancelled = _drawn_each(model, options)
+        if request.get("keep_finished") and isinstance(model, StableDiffusion):
+            drawn, cancelled = _drawn_so_far(model, mode, options)
         else:
             drawn, cancelled = getattr(model, mode.name)(**options), None
     models.touch(request["model"])
@@ -150,20 +151,30 @@ def draw_job(
     return Drawn({**result, **told}, lambda: _files(drawn, output), cancelled)
 
 
-def _drawn_each(model: StableDiffusion, options: Mapping[str, Any]) -> tuple[Images, CancelledError | None]:
-    """Return pictures that are drawn one by one, those that were done when the job was cancelled with the error.
+def _drawn_so_far(
+    model: StableDiffusion, mode: Mode, options: Mapping[str, Any]
+) -> tuple[Images, CancelledError | None]:
+    """Return what was drawn, and the error with those pictures that were done when the job was cancelled.
 
     Raises:
         CancelledError: none was.
     """
-    done: list[Images] = []
+    images: list[GeneratedImage] = []
+    seeds: list[int] = []
+
+    def keep(image: GeneratedImage, seed: int) -> None:
+        images.append(image)
+        seeds.append(seed)
+
+    begin = time.perf_counter()
     try:
-        done.extend(model._draw_each(options))
+        whole = model._draw(mode, options, keep)
     except CancelledError as error:
-        if not done:
+        if not images:
             raise
-        return joined(done), error
-    return joined(done), None
+        unknown = Timings(load=0.0, text=0.0, sampling=0.0, decoding=0.0, total=time.perf_counter() - begin)
+        return Images(images, seeds, unknown, {}, ()), error
+    return Images(images, seeds, whole.timings, whole.parameters, whole.loras), None
 
 
 def _check_output(mode: Mode, output: Mapping[str, Any]) -> None:
