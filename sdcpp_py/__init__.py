@@ -32,19 +32,22 @@ from .info import ModelInfo, PictureInfo, info
 from .options import Cache, Hires, Lora, PhotoMaker, SkipLayerGuidance, Tiling
 from .parameters import Parameters, read_parameters
 from .pipeline import StableDiffusion
-from .placement import BudgetPart, DeviceBudget, ModulePlan, PinBudget, Plan
+from .placement import Alternative, BudgetPart, Choice, DeviceBudget, ModulePlan, PinBudget, Plan, PlanReport
+from .planning import plan
 from .progress import ProgressEvent
 from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, TransferReport
 from .upscaler import Upscaler
 from .video import Video
 
 __all__ = [
+    "Alternative",
     "AppliedLora",
     "ArgumentError",
     "BackendError",
     "BudgetPart",
     "Cache",
     "CancelledError",
+    "Choice",
     "ClosedError",
     "Conversion",
     "ConvertedTensor",
@@ -70,6 +73,7 @@ __all__ = [
     "PinBudget",
     "PlacementError",
     "Plan",
+    "PlanReport",
     "ProgressEvent",
     "SdcppError",
     "SkipLayerGuidance",
@@ -85,5 +89,6 @@ __all__ = [
     "devices",
     "doctor",
     "info",
+    "plan",
     "read_parameters",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from .drawing import Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
 from .errors import ArgumentError, ModelError
-from .handle import ModelHandle
 from .host_threads import threads_for
 from .images import GeneratedImage, Images
 from .load_failures import explained
@@ -23,12 +23,13 @@ from .metadata import notes
 from .model_files import check_embeddings, check_folder, files_by_name, show_path
 from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Abilities, Mode
 from .modes.able import modes_of
+from .moving import MovingModel
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
 from .options.signature import describe
 from .pictures import PictureSource
 from .placement import Plan
-from .progress import progress
+from .progress import Part, progress
 from .video import Video
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdcpp_py")
 
 
-class StableDiffusion(ModelHandle):
+class StableDiffusion(MovingModel):
     """A loaded model. Use it as a context manager, or call :meth:`close`.
 
     Objects may be used from any thread. Calls that compute on the same device take turns, first come first served;
@@ -79,6 +80,7 @@ class StableDiffusion(ModelHandle):
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
         self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
+        self._values, self._moving = values, threading.RLock()
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
         embeddings = self._given.pop("embeddings", {})
@@ -87,20 +89,12 @@ class StableDiffusion(ModelHandle):
         folder = {} if values["embd_dir"] is None else files_by_name(values["embd_dir"], "embd_dir")
         terms = check_embeddings(embeddings, encoders, folder)
         self._name = os.path.basename(show_path(values["model"] or values["diffusion_model"]))
-        self._encoder_surveyed = False
+        self._terms = terms
+        self._told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
         start = time.perf_counter()
-        places = self._place(values)
-        told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
-        with progress(values["progress"], "loading") as watch, explained(told):
-            self._context = engine.Context(self._given, terms, watch, placements=places)
-        try:
-            check_effects(EFFECTS_OF_LOADING, values, self._context.traits())
-            self._check_pins()
-        except BaseException:
-            self.close()
-            raise
+        context = self._load_somewhere(defaults)
         self._loaded = Loaded(
-            self._context,
+            context,
             self._given,
             self._name,
             defaults,
@@ -112,8 +106,21 @@ class StableDiffusion(ModelHandle):
             notes=notes({**values, "taesd": None if values["tae_preview_only"] else values["taesd"]}, LOADING.declared),
             lora_folder=values["lora_model_dir"],
             embeddings=tuple(terms),
+            fit=None if self._planner is None else self._fit,
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
+
+    def _load(self, places: Sequence[Mapping[str, Any]]) -> engine.Context:
+        """Load the model with its modules placed."""
+        with progress(self._values["progress"], "loading") as watch, explained(self._told):
+            self._context = context = engine.Context(self._given, self._terms, watch, placements=places)
+        try:
+            check_effects(EFFECTS_OF_LOADING, self._values, context.traits())
+            self._check_pins()
+        except BaseException:
+            context.close()
+            raise
+        return context
 
     def _survey(self) -> Mapping[str, int]:
         """Return what the weights of each module take, by the headers of the files."""
@@ -310,18 +317,21 @@ class StableDiffusion(ModelHandle):
 
     def _film(self, mode: Mode, given: Mapping[str, Any]) -> Video:
         """Draw the video that a mode is asked for."""
-        self._open_context()
-        return film(self._loaded, mode, given)
+        return self._where_it_fits(lambda loaded: film(loaded, mode, given))
 
     def _draw_each(self, given: Mapping[str, Any]) -> Iterator[Images]:
         """Draw the pictures of a batch as :meth:`stream` does, each as a generation."""
         self._open_context()
-        return draw_each(self._loaded, mode_of(given), given)
+        mode = mode_of(given)
+
+        def one(options: Mapping[str, Any], part: Part) -> Images:
+            return self._where_it_fits(lambda loaded: draw(loaded, mode, options, part))
+
+        return draw_each(mode, given, self._loaded.defaults, one)
 
     def _draw(self, mode: Mode, given: Mapping[str, Any]) -> Images:
         """Draw what a mode is asked for."""
-        self._open_context()
-        return draw(self._loaded, mode, given)
+        return self._where_it_fits(lambda loaded: draw(loaded, mode, given))
 
 
 describe(StableDiffusion.__init__, declared(LOADING.subject), declared(LOADING.options), doc=StableDiffusion)

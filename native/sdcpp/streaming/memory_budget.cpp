@@ -30,6 +30,12 @@ void MemoryBudget::remove(Streamer* streamer) {
     streamers_.erase(std::remove(streamers_.begin(), streamers_.end(), streamer), streamers_.end());
 }
 
+uint64_t MemoryBudget::reachable(ggml_backend_dev_t dev) const {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(dev, &free, &total);
+    return free + held(dev);
+}
+
 uint64_t MemoryBudget::bytes(ggml_backend_dev_t dev) const {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(dev, &free, &total);
@@ -50,13 +56,11 @@ bool MemoryBudget::give_up_reserve(ggml_backend_dev_t dev, uint64_t needed) {
     if (max_vram_ != 0.0f || bytes(dev) >= needed) {
         return false;
     }
-    size_t free = 0, total = 0;
-    ggml_backend_dev_memory(dev, &free, &total);
-    const uint64_t reachable = free + held(dev);
-    if (reachable < needed) {
+    const uint64_t all = reachable(dev);
+    if (all < needed) {
         return false;
     }
-    given_up_[dev] = {std::min(reachable / crowded_share, reachable - needed), needed};
+    given_up_[dev] = {std::min(all / crowded_share, all - needed), needed};
     return true;
 }
 

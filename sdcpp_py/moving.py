@@ -1,0 +1,249 @@
+"""A model that goes where it fits: placed by itself, and placed anew when memory is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import engine, placement
+from .errors import CancelledError, ClosedError, DeviceMemoryError, GenerationError, ModelError
+from .handle import NOTHING_PLACED, ModelHandle
+from .images import Timings
+from .placement import PlanReport
+from .planning import Planner, Surveyor, is_default, usual_size
+
+if TYPE_CHECKING:
+    from .drawing import Loaded
+    from .modes import Mode, Request
+
+log = logging.getLogger("sdcpp_py")
+
+Drawn = TypeVar("Drawn")
+
+
+class _ElsewhereError(Exception):
+    """A call does not fit where the model is, but does where it can be moved to."""
+
+
+class MovingModel(ModelHandle):
+    """What :class:`sdcpp_py.StableDiffusion` is besides what it draws: where its modules go.
+
+    With nothing asked about placement a planner chooses, before anything is loaded, and looks at each call: whether it
+    fits into what is free now, and with which tiles for the VAE. Where it does not, the model is loaded anew as the
+    planner chooses then. What fails for want of memory nevertheless is tried in the next best way, until none is left.
+    """
+
+    _planner: Planner | None = None
+    _values: Mapping[str, Any]
+    _moving: threading.RLock
+    _loaded: Loaded
+    _moves = 0
+    _cancels = 0
+    _ended = False  # by close(), not to be moved
+    _report: PlanReport | None = None
+    _encoder_surveyed = False
+    _is_moved = False
+
+    def _load(self, places: Sequence[Mapping[str, Any]]) -> engine.Context:
+        """Load the model with its modules placed."""
+        raise NotImplementedError
+
+    def _load_somewhere(self, suits: Mapping[str, Any]) -> engine.Context:
+        """Load the model where it was asked for, or where the planner says.
+
+        Args:
+            suits: defaults that suit the model.
+        """
+        values = self._values
+        if {name: values[name] for name in NOTHING_PLACED} != NOTHING_PLACED:
+            return self._load(self._place(values))
+        planner = Planner(Surveyor(self._given, self._files), values["threads"])
+        machine, _, _ = planner.machine()
+        if not machine.gpus:
+            return self._load(())
+        size = usual_size(values["model"] if values["model"] is not None else values["diffusion_model"])
+        demand = planner.usual_demand(machine, size, suits)
+        if demand is None:
+            log.info("what pictures of %s take cannot be told: it is placed as the engine does", self._name)
+            return self._load(())
+        self._planner = planner
+        return self._load_best(demand)
+
+    def _load_best(self, demand: placement.Demand) -> engine.Context:
+        """Load the model in the best way that its devices do not refuse.
+
+        Args:
+            demand: what is to be drawn.
+        """
+        planner = self._planner
+        assert planner is not None
+        refused: DeviceMemoryError | None = None
+        while True:
+            machine, found, budget = planner.machine()
+            choice = planner.choose(machine, demand)
+            if choice is None:
+                if refused is not None:
+                    raise refused
+                return self._load(())  # the engine says what is missing
+            self._plan = planner.plan(choice, found, budget)
+            self._encoder_surveyed = False
+            try:
+                return self._load(() if is_default(choice, machine) else self._plan.placements())
+            except DeviceMemoryError as error:
+                log.info("%s; another plan is tried", error)
+                refused = error
+                planner.tried.append(choice.chosen)
+
+    def _fit(self, mode: Mode, request: Request, encodes: bool) -> int:
+        """Return the side of the tiles that the VAE needs for a call, 0 for none; see ``Loaded.fit``."""
+        planner, context = self._planner, self._loaded.context
+        if planner is None or planner.choice is None:
+            return 0
+        planner.demanded = planner.running = None
+        places = planner.choice.chosen.places
+        used = {place.device for place in places.values()}
+        usable = {gpu.name: context.usable(gpu.name) for gpu in planner.choice.machine.gpus if gpu.name in used}
+        machine, _, _ = planner.machine(usable)
+        held = sum(row.bytes for row in self.memory_report().modules if row.params_device == machine.cpu)
+        machine = dataclasses.replace(machine, host_bytes=machine.host_bytes + held, pin_bytes=machine.pin_bytes + held)
+        try:
+            demand = planner.demand(mode, request, machine, encodes=encodes)
+        except (ModelError, GenerationError) as error:
+            log.debug("what the call takes cannot be told: %s", error)
+            return 0
+        planner.demanded = demand
+        found = placement.best_tile(machine, demand, places, planner.tried)
+        if found is None:
+            tried = {each.key for each in planner.tried}
+            if placement.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
+                return 0  # the engine says what does not fit
+            raise _ElsewhereError
+        planner.running = found
+        return found.tile
+
+    def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
+        """Return what a call with the loaded model draws, in another place where it does not fit.
+
+        Args:
+            call: draws with the model as it is loaded now.
+        """
+        if self._planner is None:
+            self._open_context()
+            return call(self._loaded)
+        cancels = self._cancels
+        while True:
+            with self._moving:
+                self._open_context()
+                loaded = self._loaded
+            try:
+                drawn = call(loaded)
+                self._planner.tried.clear()
+                self._note(getattr(drawn, "timings", None))
+                return drawn
+            except (DeviceMemoryError, _ElsewhereError) as error:
+                self._move(loaded, error)
+            except ClosedError:
+                if self._ended or self._loaded is loaded:
+                    raise
+            if self._cancels != cancels:
+                raise CancelledError("cancelled while the model was loaded anew")
+
+    def _move(self, loaded: Loaded, error: Exception) -> None:
+        """Load the model anew, where a call fits that did not; raise its error where it fits nowhere else.
+
+        Args:
+            loaded: the model that did not do.
+            error: what was raised.
+        """
+        planner = self._planner
+        with self._moving:
+            if planner is None or self._loaded is not loaded or self._ended:
+                return
+            demand = planner.demanded
+            if demand is None:
+                raise error
+            if planner.running is not None:
+                planner.tried.append(planner.running)
+            if str(error).startswith("module vae ") and not loaded.context.closed and self._tiles_left(demand):
+                return  # as it is, in smaller tiles
+            if planner.choice is not None:
+                planner.tried += [
+                    placement.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
+                    for side in (0, *demand.tiled)
+                ]
+            usable = {} if loaded.context.closed else self._all_usable(planner, loaded)
+            machine, _, _ = planner.machine(usable)
+            tried = {each.key for each in planner.tried}
+            if placement.choose(machine, demand, lambda each: each.key in tried) is None:
+                planner.tried.clear()
+                raise error
+            log.warning("memory is short: the model is loaded anew, placed otherwise; sd.plan says how")
+            self._moves += 1
+            self._is_moved = True
+            try:
+                loaded.context.close()
+                context = self._load_best(demand)
+            finally:
+                self._is_moved = False
+            self._loaded = dataclasses.replace(loaded, context=context)
+            if self._ended:  # meanwhile
+                context.close()
+
+    def _tiles_left(self, demand: placement.Demand) -> bool:
+        """Tell whether there are tiles for the VAE that are smaller than those that failed."""
+        running = self._planner.running if self._planner is not None else None
+        return running is not None and any(not running.tile or side < running.tile for side in demand.tiled)
+
+    def _all_usable(self, planner: Planner, loaded: Loaded) -> dict[str, int]:
+        """Return what of each GPU is there for a model once the loaded one is gone, in bytes."""
+        if planner.choice is None:
+            return {}
+        return {gpu.name: loaded.context.usable(gpu.name) for gpu in planner.choice.machine.gpus}
+
+    def _note(self, timings: Timings | None) -> None:
+        """Note what a call took, next to what was predicted."""
+        planner = self._planner
+        if planner is None or timings is None or planner.running is None or planner.demanded is None:
+            return
+        running = planner.running
+        happened = {name: float(getattr(timings, name)) for name in running.phases}
+        self._report = PlanReport(planner.demanded.text, running.tile, running.phases, happened, self._moves)
+        for group, place in running.places.items():
+            phase = placement.PHASES[group]
+            if place.home == "device" and group == "diffusion":
+                placement.note_speed(place.device, running.phases[phase], happened[phase])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the object can be used no more."""
+        return self._ended or (super().closed and not self._is_moved)
+
+    def plan_report(self) -> PlanReport | None:
+        """Return what the planner predicted of the last call and what happened; None where placement was asked for.
+
+        Raises:
+            ClosedError: the object is closed.
+        """
+        self._open_context()
+        return self._report
+
+    def close(self) -> None:
+        """Free the model; calling it again does nothing.
+
+        Calls that wait for their turn raise ClosedError, and one under way is waited for. In a callback of a call, or
+        in a signal handler during one, this returns at once: the object counts as closed, and its memory is freed when
+        that call has ended.
+        """
+        self._ended = True
+        super().close()
+
+    def cancel(self) -> None:
+        """Stop this object's calls in other threads, also those that wait for their turn: they raise CancelledError.
+
+        A call under way ends within a sampling step. Other objects draw on. May be called in a signal handler.
+        """
+        self._cancels += 1
+        super().cancel()
