@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdcpp_py")
 
 Drawn = TypeVar("Drawn")
+LOADING_RATE = 1e9
+"""Bytes of weights a second that loading anew is expected to read: 20 GB took 3 to 11 s (docs/performance.md)."""
 
 
 class _ElsewhereError(Exception):
@@ -104,9 +106,7 @@ class MovingModel(ModelHandle):
             return 0
         planner.demanded = planner.running = None
         places = planner.choice.chosen.places
-        used = {place.device for place in places.values()}
-        usable = {gpu.name: context.usable(gpu.name) for gpu in planner.choice.machine.gpus if gpu.name in used}
-        machine, _, _ = planner.machine(usable)
+        machine, _, _ = planner.machine(self._usable(planner, context))
         held = sum(row.bytes for row in self.memory_report().modules if row.params_device == machine.cpu)
         machine = dataclasses.replace(machine, host_bytes=machine.host_bytes + held, pin_bytes=machine.pin_bytes + held)
         try:
@@ -121,8 +121,27 @@ class MovingModel(ModelHandle):
             if placement.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
                 return 0  # the engine says what does not fit
             raise _ElsewhereError
+        if self._moves and self._gains_by_return(planner, machine, demand, found):
+            raise _ElsewhereError
         planner.running = found
         return found.tile
+
+    def _gains_by_return(
+        self, planner: Planner, machine: placement.Machine, demand: placement.Demand, found: placement.Alternative
+    ) -> bool:
+        """Tell whether a call of a model that was moved gains more than loading it takes, as memory is free again.
+
+        Args:
+            planner: chose.
+            machine: as it is now.
+            demand: what the call takes.
+            found: what it would do where the model is.
+        """
+        best = placement.choose(machine, demand)
+        if best is None or best.chosen.tight or best.chosen.places == found.places:
+            return False
+        loading = sum(demand.weights.values()) / LOADING_RATE
+        return best.seconds + loading < (found.seconds or 0.0)
 
     def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
         """Return what a call with the loaded model draws, in another place where it does not fit.
@@ -174,7 +193,7 @@ class MovingModel(ModelHandle):
                     placement.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
                     for side in (0, *demand.tiled)
                 ]
-            usable = {} if loaded.context.closed else self._all_usable(planner, loaded)
+            usable = {} if loaded.context.closed else self._usable(planner, loaded.context)
             machine, _, _ = planner.machine(usable)
             tried = {each.key for each in planner.tried}
             if placement.choose(machine, demand, lambda each: each.key in tried) is None:
@@ -197,11 +216,10 @@ class MovingModel(ModelHandle):
         running = self._planner.running if self._planner is not None else None
         return running is not None and any(not running.tile or side < running.tile for side in demand.tiled)
 
-    def _all_usable(self, planner: Planner, loaded: Loaded) -> dict[str, int]:
-        """Return what of each GPU is there for a model once the loaded one is gone, in bytes."""
-        if planner.choice is None:
-            return {}
-        return {gpu.name: loaded.context.usable(gpu.name) for gpu in planner.choice.machine.gpus}
+    def _usable(self, planner: Planner, context: engine.Handle) -> dict[str, int]:
+        """Return what of each GPU there is for the model, in bytes: what is free, and what it holds itself."""
+        gpus = () if planner.choice is None else planner.choice.machine.gpus
+        return {gpu.name: context.usable(gpu.name) for gpu in gpus}
 
     def _note(self, timings: Timings | None) -> None:
         """Note what a call took, next to what was predicted."""

@@ -277,7 +277,7 @@ class Planner:
         self.surveyor.weights  # noqa: B018 (files that are damaged are an error)
         for mode, request in usual_calls(size, suits):
             try:
-                return self.demand(mode, request, machine, encodes=request.values.get("image") is not None)
+                return self.demand(mode, request, machine, encodes=_encodes(mode, request))
             except (ModelError, ArgumentError) as error:
                 log.debug("%s cannot be surveyed: %s", mode.name, error)
         return None
@@ -351,7 +351,8 @@ def plan(
             budget = placement.measure_pin_budget(found, pin_budget=placing["pin_budget"])
         return placement.plan(planner.surveyor.weights, found, budget, **asked)
     size = usual_size(values["model"] if values["model"] is not None else values["diffusion_model"])
-    demand = planner.demand(which, _request(which, drawing, size, suits, values), machine, encodes=_encodes(drawing))
+    request = _request(which, drawing, size, suits, values)
+    demand = planner.demand(which, request, machine, encodes=_encodes(which, request))
     choice = planner.choose(machine, demand)
     if choice is None:
         raise ArgumentError(f"nothing fits: {nothing_fits(machine, demand)}")
@@ -379,6 +380,7 @@ def _request(
     return make_request(mode, {**missing, **given}, suits, able, lora_folder=values["lora_model_dir"])
 
 
-def _encodes(given: Mapping[str, Any]) -> bool:
-    """Tell whether pictures go in."""
-    return any(given.get(name) is not None for name in ("image", "images", "end_image"))
+def _encodes(mode: Mode, request: Request) -> bool:
+    """Tell whether pictures may go in; those of some models for videos do although none is given."""
+    given = any(request.values.get(name) is not None for name in ("image", "images", "end_image"))
+    return given or mode.struct == VIDEO

@@ -3,79 +3,109 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import sdcpp_py
+from plans import Clock, cells, demand_of
 from sdcpp_py import ArgumentError, placement
 from sdcpp_py.placement import Demand, Machine, Place, choose, parse_assume
 from sdcpp_py.placement.choice import alternatives
 from sdcpp_py.reports import GIB
+from support.children import in_child
 from support.denoiser_probe import MODELS, header_only
+from support.loopback import Loopback
 
 
 @pytest.fixture(scope="module", params=["SD 1.5", "Z-Image"])
-def model(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
+def demand(request: pytest.FixtureRequest) -> Demand:
     with header_only(MODELS[request.param]) as path:
-        yield request.param, path
+        return demand_of(MODELS[request.param], path)
 
 
-def plan(path: Path, assume: str, **options: object) -> sdcpp_py.Plan:
-    return sdcpp_py.plan(path, assume=assume, **options)
+def machine_of(assume: str) -> Machine:
+    return parse_assume(assume).machine(placement.PinBudget(()), 8)
 
 
-def test_more_memory_is_never_slower(model: tuple[str, Path]) -> None:
-    """Of some machines each has a plan, the fastest of all that fit, which asks for no more than there is."""
-    name, path = model
-    size = MODELS[name].width
+def test_more_memory_is_never_slower(demand: Demand) -> None:
+    """Each machine has a plan, the fastest of all that fit, which asks for no more than there is."""
     found = {}
-    for gpu, ram, bus in itertools.product((2, 6, 24, 80), (32, 64), (3, 25)):
-        made = plan(path, f"gpu={gpu}GiB,ram={ram}GiB,bus={bus}GB/s", width=size, height=size)
-        assert made.choice is not None
-        found[gpu, ram, bus] = made.choice.seconds
-        assert all(each.seconds is None or each.tight or each.seconds >= 0.999 * made.choice.seconds
-                   for each in made.choice.rejected)  # fmt: skip
-        on_gpu = sum(row.bytes for row in made.modules if row.params_device == "GPU0")
-        hosted = sum(row.bytes for row in made.modules if row.params_device == "CPU")
+    for gpu, ram, bus in itertools.product((2, 4, 8, 16, 24, 80), (32, 64), (3, 12, 50)):
+        machine = machine_of(f"gpu={gpu}GiB,ram={ram}GiB,bus={bus}GB/s")
+        choice = choose(machine, demand)
+        assert choice is not None
+        found[gpu, ram, bus] = choice.seconds
+        every = [each for each in alternatives(machine, demand) if each.fits and not each.tight]
+        assert min(each.seconds or 0.0 for each in every) >= 0.999 * choice.seconds
+        places = choice.chosen.places.items()
+        on_gpu = sum(demand.group_bytes(group) for group, place in places if str(place) == "GPU0")
         assert on_gpu <= gpu * GIB
-        assert hosted <= ram * GIB
+        assert sum(demand.group_bytes(group) for group, place in places if str(place) != "GPU0") <= ram * GIB
     for (gpu, ram, bus), seconds in found.items():
         more = [found[key] for key in found if key[0] >= gpu and key[1] >= ram and key[2] >= bus]
         assert max(more) <= 1.001 * seconds
-    everything = plan(path, "gpu=80GiB,ram=64GiB", width=size, height=size)
-    assert {row.params_device for row in everything.modules} == {"GPU0"}
-    none = plan(path, "gpu=none,ram=64GiB", width=size, height=size)
-    assert {row.runtime_device for row in none.modules} == {"CPU"}
-    assert none.seconds is not None
-    assert everything.seconds is not None
+    everything = choose(machine_of("gpu=80GiB,ram=64GiB"), demand)
+    assert everything is not None
+    assert {str(place) for place in everything.chosen.places.values()} == {"GPU0"}
+    none = choose(machine_of("gpu=none,ram=64GiB"), demand)
+    assert none is not None
+    assert {str(place) for place in none.chosen.places.values()} == {"CPU"}
     assert none.seconds > 10 * everything.seconds
-    with pytest.raises(ArgumentError, match="nothing fits: even on the CPU it needs .* of host memory"):
-        plan(path, "gpu=2MiB,ram=1GiB")
-    text = str(everything)
-    assert "chosen for txt2img" in text
-    assert "assumed machine: GPU0 80.00 GiB" in text
-    assert everything.to_dict()["choice"]["chosen"]["places"]["diffusion"] == {"device": "GPU0", "home": "device"}
+    assert choose(machine_of("gpu=2MiB,ram=1GiB"), demand) is None
 
 
-def test_modules_go_apart_and_tiles_are_taken(model: tuple[str, Path]) -> None:
-    name, path = model
-    if name == "SD 1.5":
-        tiled = plan(path, "gpu=3GiB,ram=32GiB", width=1536, height=1536)
-        assert tiled.choice is not None
-        assert tiled.choice.chosen.tile == 64
-        assert "tiles of 64 latent pixels that overlap by half" in str(tiled)
-        asked = plan(path, "gpu=3GiB,ram=32GiB", width=1536, height=1536, vae_tiling=True)
-        assert asked.choice is not None
-        assert asked.choice.chosen.tile == 0, "tiles that were asked for are not the planner's"
-    else:
-        one, two = (plan(path, f"gpu={gpus},ram=64GiB,bus=3GB/s") for gpus in ("16GiB", "16GiB+12GiB"))
-        devices = {row.runtime_device for row in two.modules if row.bytes}
-        assert devices == {"GPU0", "GPU1"}
-        assert one.seconds is not None
-        assert two.seconds is not None
-        assert two.seconds <= one.seconds
+@in_child
+def test_the_chosen_plan_is_the_best_by_the_clock() -> None:
+    """A small part of scripts/bench/plans.py: every way is tried on the virtual clock."""
+    loopback = Loopback(
+        dry=1, poison=0, check_uninitialised=0, check_sources=0, defer_downloads=0, memory_total=1 << 42
+    )
+    name = "SD 1.5"
+    with header_only(MODELS[name]) as path:
+        demand = demand_of(MODELS[name], path)
+        clock = Clock(loopback, MODELS[name], path, demand)
+        found = list(cells(name, clock, demand, ((2,), (32,), (3, 12))))
+        clock.close()
+    assert len(found) == 2
+    for each in found:
+        assert "diffusion GPU0 streamed" in each.plan
+        assert each.failed == ""
+        assert each.tried > 1
+        assert each.ratio is not None
+        assert each.ratio <= 1.05
+        assert each.predicted == pytest.approx(each.seconds, rel=0.25)
+
+
+def test_two_gpus_are_no_slower_than_one(demand: Demand) -> None:
+    one, two = (choose(machine_of(f"gpu={gpus},ram=64GiB,bus=3GB/s"), demand) for gpus in ("16GiB", "16GiB+12GiB"))
+    assert one is not None
+    assert two is not None
+    assert two.seconds <= one.seconds
+    used = {place.device for place in two.chosen.places.values()}
+    large = sum(demand.weights.values()) > 16 * GIB
+    assert used == ({"GPU0", "GPU1"} if large else {"GPU0"})
+
+
+def test_plans_without_loading() -> None:
+    """Of a file's header, with tiles where the VAE does not fit, and words for all of it."""
+    with header_only(MODELS["SD 1.5"]) as path:
+        tiled = sdcpp_py.plan(path, assume="gpu=3GiB,ram=32GiB", width=2048, height=2048)
+        with pytest.raises(ArgumentError, match=r"nothing fits: even on the CPU it needs .* of host memory"):
+            sdcpp_py.plan(path, assume="gpu=none,ram=2GiB")
+    assert tiled.choice is not None
+    tile = tiled.choice.chosen.tile
+    assert tile in (64, 128)
+    text = str(tiled)
+    assert "chosen for txt2img 2048x2048, 20 steps" in text
+    assert "assumed machine: GPU0 3.00 GiB" in text
+    assert f"tiles of {tile} latent pixels that overlap by half" in text
+    assert "not 9" in text or "its compute buffer" in text, "why the VAE needs tiles"
+    assert tiled.to_dict()["choice"]["chosen"]["vae_tile"] == tile
+    assert tiled.seconds == tiled.choice.seconds > 0
+    with pytest.raises(ArgumentError, match="mode 'draw' is unknown; valid: txt2img"):
+        sdcpp_py.plan(mode="draw")
+    with pytest.raises(ArgumentError, match="option 'frames' is none of txt2img"):
+        sdcpp_py.plan(frames=3)
 
 
 def test_asked_placement_is_not_chosen() -> None:

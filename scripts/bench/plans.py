@@ -4,10 +4,10 @@
     scripts/bench/plans.py [--quick] [--json FILE] [--family NAME ...]
 
 For each model and machine (2 to 80 GiB on the device, 8 to 128 GiB in the host, a slow, a usual and a fast bus) every
-way of placing the model is tried: how long a step of the denoiser takes is measured on the loopback accelerator's virtual
-clock, within the budget that the plan leaves it and with the machine's bus; what text encoders and the VAE take besides
-is the planner's own model. Printed are the chosen plan, its predicted seconds, what it takes by the clock, and that over
-the best one. Ways that could not be faster than the best so far if copies cost nothing are not measured.
+way of placing the model is tried: how long a step of the denoiser takes is measured on the loopback accelerator's
+virtual clock, within the budget that the plan leaves it and with the machine's bus; what text encoders and the VAE take
+besides is the planner's own model. Printed are the chosen plan, its predicted seconds, what it takes by the clock, and
+that over the best one. Ways that could not be faster than the best so far if copies cost nothing are not measured.
 
 Needs a build with SDCPP_TEST_BACKEND=ON (scripts/test makes one).
 """
@@ -100,7 +100,7 @@ class Clock:
         return self.known[key]
 
     def seconds(self, machine: Machine, each: Alternative) -> float | str:
-        """Return the seconds of a picture, or why it cannot be drawn; its denoiser's by the clock where that streams."""
+        """Return the seconds of a picture, or why it cannot be drawn; where the denoiser streams by the clock."""
         place = each.places["diffusion"]
         whole = each.seconds or 0.0
         if place.device == machine.cpu:
@@ -198,8 +198,8 @@ def summary(found: list[Cell]) -> str:
     nothing = sum(each.predicted is None for each in found)
     failed = sum(bool(each.failed) for each in found)
     return (
-        f"within 1.05 of the best: {near} of {len(some)} machines, worst {worst.ratio:.3f} ({worst.model}, {worst.device} "
-        f"GiB, {worst.host} GiB, {worst.bus:g} GB/s: {worst.best_plan} would be faster)\n"
+        f"within 1.05 of the best: {near} of {len(some)} machines, worst {worst.ratio:.3f} ({worst.model}, "
+        f"{worst.device} GiB, {worst.host} GiB, {worst.bus:g} GB/s: {worst.best_plan} would be faster)\n"
         f"predicted seconds are off by {sorted(off)[len(off) // 2]:.1%} in the middle, {max(off):.1%} at most\n"
         f"chosen plans that do not compute: {failed}; machines that no plan serves: {nothing}"
     )

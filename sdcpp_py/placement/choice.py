@@ -113,7 +113,7 @@ class Choice:
 
     Attributes:
         chosen: the one that is taken.
-        rejected: others, the fastest first, then those that do not fit; the best of each way of placing.
+        rejected: for each group and place the fastest other one with that, or why there is none; the fastest first.
         considered: how many there were in all.
         picture: what it was chosen for.
         machine: what it was chosen on.
@@ -133,7 +133,8 @@ class Choice:
     def __str__(self) -> str:
         """Return what was chosen and what was rejected, as a table."""
         groups = list(self.chosen.places)
-        shown = self.rejected[:SHOWN]
+        shown = [each for each in self.rejected if each.fits][:SHOWN]
+        shown += [each for each in self.rejected if not each.fits][: max(0, SHOWN - len(shown))]
         rows = [
             (
                 *(str(each.places[group]) for group in groups),
@@ -144,7 +145,7 @@ class Choice:
             for each in (self.chosen, *shown)
         ]
         more = self.considered - len(rows)
-        lines = [
+        lines: list[str] = [
             f"chosen for {self.picture}, {show_duration(self.seconds)} predicted",
             str(self.machine),
             table((*groups, "vae tiles", "seconds", "verdict"), rows, ("seconds",)),
@@ -205,14 +206,32 @@ def choose(
     if not fitting:
         return None
     best = fitting[0]
-    seconds = best.seconds or 0.0
-    ways: dict[tuple[Any, ...], Alternative] = {}
-    for each in [*fitting[1:], *(each for each in found if not each.fits)]:
-        way = each.key[:-1]
-        if way != best.key[:-1]:
-            ways.setdefault(way, each)
-    rejected = [_rejected(each, seconds) for each in ways.values()]
+    rejected = (_rejected(each, best) for each in _told(best, fitting, found))
     return Choice(best, tuple(rejected), len(found), demand.text, machine)
+
+
+def _told(best: Alternative, fitting: Sequence[Alternative], found: Sequence[Alternative]) -> list[Alternative]:
+    """Return those that say most of why the best one is it: for each group and each other place the best one with that.
+
+    Where none with it fits it is the best one with that place alone changed, which says what is missing.
+
+    Args:
+        best: the one that is taken.
+        fitting: all that fit, the best one first.
+        found: all.
+    """
+    told: dict[tuple[Any, ...], Alternative] = {}
+    for group, place in sorted({item for each in found for item in each.places.items()}, key=lambda item: str(item)):
+        if best.places[group] != place:
+            changed = {**best.places, group: place}
+            one = next((each for each in fitting if each.places[group] == place), None)
+            one = one or next((each for each in found if each.places == changed), None)
+            if one is not None:
+                told.setdefault(one.key, one)
+    whole = next((each for each in fitting if bool(each.tile) != bool(best.tile) and each.places == best.places), None)
+    if whole is not None:
+        told.setdefault(whole.key, whole)
+    return sorted(told.values(), key=lambda each: (not each.fits, _rank(each)))
 
 
 def _rank(each: Alternative) -> tuple[float, int, int]:
@@ -222,16 +241,16 @@ def _rank(each: Alternative) -> tuple[float, int, int]:
     return (slower * (each.seconds or 0.0), 1 if each.tile else 0, streamed)
 
 
-def _rejected(each: Alternative, best: float) -> Alternative:
+def _rejected(each: Alternative, best: Alternative) -> Alternative:
     """Return an alternative with the reason why it is not taken."""
-    if each.seconds is None:
+    if each.seconds is None or not best.seconds:
         return each
-    if each.tight:
+    if each.seconds > 1.005 * best.seconds:
+        reason = f"{each.seconds / best.seconds:.3g} times as long"
+    elif each.tight and not best.tight:
         reason = "needs the memory that a device keeps in reserve"
-    elif each.seconds > 1.005 * best:
-        reason = f"{each.seconds / best:.3g} times as long" if best else "slower"
     else:
-        reason = "no faster, and takes host memory besides" if _rank(each)[2] else "no faster"
+        reason = "no faster, and takes more host memory" if _rank(each)[2] > _rank(best)[2] else "no faster"
     return Alternative(each.places, each.tile, each.phases, each.tight, each.pageable, reason)
 
 
