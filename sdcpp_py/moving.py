@@ -22,12 +22,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdcpp_py")
 
 Drawn = TypeVar("Drawn")
+SHORT = "memory is short"
 LOADING_RATE = 1e9
 """Bytes of weights a second that loading anew is expected to read: 20 GB took 3 to 11 s (docs/performance.md)."""
 
 
 class _ElsewhereError(Exception):
     """A call does not fit where the model is, but does where it can be moved to."""
+
+
+class _Call(threading.local):
+    """What a thread's call of the model is about."""
+
+    def __init__(self) -> None:
+        self.demanded: placement.Demand | None = None  # what it takes
+        self.running: placement.Alternative | None = None  # where it is done, with the tiles that its pictures need
+        self.tried: list[placement.Alternative] = []  # in vain
 
 
 class MovingModel(ModelHandle):
@@ -41,6 +51,7 @@ class MovingModel(ModelHandle):
     _planner: Planner | None = None
     _values: Mapping[str, Any]
     _moving: threading.RLock
+    _call: _Call
     _loaded: Loaded
     _moves = 0
     _cancels = 0
@@ -85,7 +96,7 @@ class MovingModel(ModelHandle):
         refused: DeviceMemoryError | None = None
         while True:
             machine, found, budget = planner.machine()
-            choice = planner.choose(machine, demand)
+            choice = planner.choose(machine, demand, self._call.tried)
             if choice is None:
                 if refused is not None:
                     raise refused
@@ -97,14 +108,14 @@ class MovingModel(ModelHandle):
             except DeviceMemoryError as error:
                 log.info("%s; another plan is tried", error)
                 refused = error
-                planner.tried.append(choice.chosen)
+                self._call.tried.append(choice.chosen)
 
     def _fit(self, mode: Mode, request: Request, encodes: bool) -> int:
         """Return the side of the tiles that the VAE needs for a call, 0 for none; see ``Loaded.fit``."""
         planner, context = self._planner, self._loaded.context
         if planner is None or planner.choice is None:
             return 0
-        planner.demanded = planner.running = None
+        self._call.demanded = self._call.running = None
         places = planner.choice.chosen.places
         machine, _, _ = planner.machine(self._usable(planner, context))
         held = sum(row.bytes for row in self.memory_report().modules if row.params_device == machine.cpu)
@@ -114,16 +125,16 @@ class MovingModel(ModelHandle):
         except (ModelError, GenerationError) as error:
             log.debug("what the call takes cannot be told: %s", error)
             return 0
-        planner.demanded = demand
-        found = placement.best_tile(machine, demand, places, planner.tried)
+        self._call.demanded = demand
+        found = placement.best_tile(machine, demand, places, self._call.tried)
         if found is None:
-            tried = {each.key for each in planner.tried}
+            tried = {each.key for each in self._call.tried}
             if placement.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
                 return 0  # the engine says what does not fit
-            raise _ElsewhereError
+            raise _ElsewhereError(SHORT)
         if self._moves and self._gains_by_return(planner, machine, demand, found):
-            raise _ElsewhereError
-        planner.running = found
+            raise _ElsewhereError("memory is free again")
+        self._call.running = found
         return found.tile
 
     def _gains_by_return(
@@ -153,13 +164,13 @@ class MovingModel(ModelHandle):
             self._open_context()
             return call(self._loaded)
         cancels = self._cancels
+        self._call.tried.clear()
         while True:
             with self._moving:
                 self._open_context()
                 loaded = self._loaded
             try:
                 drawn = call(loaded)
-                self._planner.tried.clear()
                 self._note(getattr(drawn, "timings", None))
                 return drawn
             except (DeviceMemoryError, _ElsewhereError) as error:
@@ -181,25 +192,27 @@ class MovingModel(ModelHandle):
         with self._moving:
             if planner is None or self._loaded is not loaded or self._ended:
                 return
-            demand = planner.demanded
+            demand = self._call.demanded
             if demand is None:
                 raise error
-            if planner.running is not None:
-                planner.tried.append(planner.running)
+            if self._call.running is not None:
+                self._call.tried.append(self._call.running)
             if str(error).startswith("module vae ") and not loaded.context.closed and self._tiles_left(demand):
                 return  # as it is, in smaller tiles
             if planner.choice is not None:
-                planner.tried += [
+                self._call.tried += [
                     placement.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
                     for side in (0, *demand.tiled)
                 ]
             usable = {} if loaded.context.closed else self._usable(planner, loaded.context)
             machine, _, _ = planner.machine(usable)
-            tried = {each.key for each in planner.tried}
+            tried = {each.key for each in self._call.tried}
             if placement.choose(machine, demand, lambda each: each.key in tried) is None:
-                planner.tried.clear()
+                if isinstance(error, _ElsewhereError):
+                    return  # memory went meanwhile: the engine says what is missing
                 raise error
-            log.warning("memory is short: the model is loaded anew, placed otherwise; sd.plan says how")
+            why = str(error) if isinstance(error, _ElsewhereError) else SHORT
+            log.warning("%s: the model is loaded anew, placed otherwise; sd.plan says how", why)
             self._moves += 1
             self._is_moved = True
             try:
@@ -213,7 +226,7 @@ class MovingModel(ModelHandle):
 
     def _tiles_left(self, demand: placement.Demand) -> bool:
         """Tell whether there are tiles for the VAE that are smaller than those that failed."""
-        running = self._planner.running if self._planner is not None else None
+        running = self._call.running
         return running is not None and any(not running.tile or side < running.tile for side in demand.tiled)
 
     def _usable(self, planner: Planner, context: engine.Handle) -> dict[str, int]:
@@ -224,11 +237,11 @@ class MovingModel(ModelHandle):
     def _note(self, timings: Timings | None) -> None:
         """Note what a call took, next to what was predicted."""
         planner = self._planner
-        if planner is None or timings is None or planner.running is None or planner.demanded is None:
+        if planner is None or timings is None or self._call.running is None or self._call.demanded is None:
             return
-        running = planner.running
+        running = self._call.running
         happened = {name: float(getattr(timings, name)) for name in running.phases}
-        self._report = PlanReport(planner.demanded.text, running.tile, running.phases, happened, self._moves)
+        self._report = PlanReport(self._call.demanded.text, running.tile, running.phases, happened, self._moves)
         for group, place in running.places.items():
             phase = placement.PHASES[group]
             if place.home == "device" and group == "diffusion":

@@ -23,7 +23,7 @@ from .metadata import notes
 from .model_files import check_embeddings, check_folder, files_by_name, show_path
 from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Abilities, Mode
 from .modes.able import modes_of
-from .moving import MovingModel
+from .moving import MovingModel, _Call
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
 from .options.signature import describe
@@ -80,7 +80,7 @@ class StableDiffusion(MovingModel):
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
         self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
-        self._values, self._moving = values, threading.RLock()
+        self._values, self._moving, self._call = values, threading.RLock(), _Call()
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
         embeddings = self._given.pop("embeddings", {})

@@ -182,33 +182,31 @@ def usual_size(model: StrPath | None) -> tuple[int, int]:
     return side, side
 
 
-def usual_calls(size: tuple[int, int], suits: Mapping[str, Any]) -> list[tuple[Mode, Request]]:
-    """Return calls, of which a model can do the first one that the engine does not refuse.
+def usual_calls(size: tuple[int, int]) -> list[tuple[Mode, dict[str, Any]]]:
+    """Return calls, of which a model is able to do the first one that the engine does not refuse.
 
     Args:
         size: of pictures, in pixels.
-        suits: defaults that suit the model.
     """
+    grey, half = _stand_ins(size)
+    given = {"prompt": _PROMPT, "width": size[0], "height": size[1]}
+    return [
+        (TXT2IMG, given),
+        (INPAINT, {**given, "image": grey, "mask": half}),
+        (IMG2IMG, {**given, "image": grey}),
+        (EDIT, {**given, "images": [grey]}),
+        (TXT2VID, {"prompt": _PROMPT}),
+        (IMG2VID, {"prompt": _PROMPT, "image": grey}),
+    ]
+
+
+def _stand_ins(size: tuple[int, int]) -> tuple[Any, Any]:
+    """Return a grey picture of a size and a mask, half of it white, for pictures that nobody has given."""
     from PIL import Image
 
-    grey = Image.new("RGB", size, (128, 128, 128))
     half = Image.new("L", size)
     half.paste(255, (0, 0, size[0] // 2, size[1]))
-    wide, high = size
-    calls: list[tuple[Mode, dict[str, Any]]] = [
-        (TXT2IMG, {"width": wide, "height": high}),
-        (INPAINT, {"image": grey, "mask": half}),
-        (IMG2IMG, {"image": grey}),
-        (EDIT, {"images": [grey], "width": wide, "height": high}),
-        (TXT2VID, {}),
-        (IMG2VID, {"image": grey}),
-    ]
-    made = []
-    for mode, given in calls:
-        able = Abilities(size=size, fills_masks=mode is INPAINT) if mode.struct == IMAGE else ANY_VIDEO_MODEL
-        defaults_of = suits if mode.struct == IMAGE else {}
-        made.append((mode, make_request(mode, {"prompt": _PROMPT, **given}, defaults_of, able)))
-    return made
+    return Image.new("RGB", size, (128, 128, 128)), half
 
 
 class Planner:
@@ -223,11 +221,6 @@ class Planner:
     def __init__(self, surveyor: Surveyor, threads: int | None, machine: Described | None = None) -> None:
         self.surveyor, self.threads, self.described = surveyor, threads, machine
         self.choice: Choice | None = None
-        self.running: Alternative | None = None
-        """What the last call did: the chosen one, with the tiles that its pictures needed."""
-        self.tried: list[Alternative] = []
-        self.demanded: Demand | None = None
-        """What the last call took."""
 
     def machine(self, usable: Mapping[str, int] | None = None) -> tuple[Machine, list[Device], PinBudget]:
         """Return what there is now, with the devices and what may be pinned.
@@ -275,19 +268,21 @@ class Planner:
             ModelError: the files are missing or damaged.
         """
         self.surveyor.weights  # noqa: B018 (files that are damaged are an error)
-        for mode, request in usual_calls(size, suits):
+        for mode, given in usual_calls(size):
+            able = Abilities(size=size, fills_masks=mode is INPAINT) if mode.struct == IMAGE else ANY_VIDEO_MODEL
             try:
+                request = make_request(mode, given, suits if mode.struct == IMAGE else {}, able)
                 return self.demand(mode, request, machine, encodes=_encodes(mode, request))
             except (ModelError, ArgumentError) as error:
                 log.debug("%s cannot be surveyed: %s", mode.name, error)
         return None
 
-    def choose(self, machine: Machine, demand: Demand) -> Choice | None:
+    def choose(self, machine: Machine, demand: Demand, without: Sequence[Alternative] = ()) -> Choice | None:
         """Choose the fastest alternative that was not tried in vain; None where none is left."""
-        tried = {each.key for each in self.tried}
+        tried = {each.key for each in without}
         made = placement.choose(machine, demand, lambda each: each.key in tried)
         if made is not None:
-            self.choice, self.running = made, made.chosen
+            self.choice = made
         return made
 
     def plan(self, choice: Choice, found: Sequence[Device], budget: PinBudget) -> Plan:
@@ -369,11 +364,7 @@ def _request(
     mode: Mode, given: Mapping[str, Any], size: tuple[int, int], suits: Mapping[str, Any], values: Mapping[str, Any]
 ) -> Request:
     """Return the request that a plan is made for; pictures that go in and the prompt may be left out."""
-    from PIL import Image
-
-    grey = Image.new("RGB", (given.get("width") or size[0], given.get("height") or size[1]), (128, 128, 128))
-    half = Image.new("L", grey.size)
-    half.paste(255, (0, 0, grey.width // 2, grey.height))
+    grey, half = _stand_ins((given.get("width") or size[0], given.get("height") or size[1]))
     stand_ins: dict[str, Any] = {"prompt": _PROMPT, "image": grey, "mask": half, "images": [grey]}
     missing = {name: stand_ins[name] for name in declared(mode.subject) if name in stand_ins}
     able = Abilities(size=size, fills_masks=mode is INPAINT) if mode.struct != VIDEO else ANY_VIDEO_MODEL

@@ -175,10 +175,10 @@ def show_duration(seconds: float) -> str:
 
 def _homes(machine: Machine) -> list[Place]:
     """Return every place on a machine."""
-    return [
-        *(Place(gpu.name, home) for gpu in machine.gpus for home in ("device", "host")),
-        Place(machine.cpu, "device"),
-    ]
+    # A GPU for each group is as many as can help: the first one, and the others with most memory.
+    others = sorted(machine.gpus[1:], key=lambda gpu: -gpu.bytes)[: len(GROUPS) - 1]
+    gpus = [*machine.gpus[:1], *others]
+    return [*(Place(gpu.name, home) for gpu in gpus for home in ("device", "host")), Place(machine.cpu, "device")]
 
 
 def alternatives(machine: Machine, demand: Demand) -> Iterator[Alternative]:

@@ -143,11 +143,11 @@ sdcpp_status_t sdcpp_picture_survey(sdcpp_run_t* run, const sd_ctx_params_t* par
             request_check(made, *video);
             run->images.images = generate_video(made, video, &run->images.count);
         }
-        for (const auto& [key, demand] : placements->demands) {
+        for (const auto& [weights, found] : placements->demands) {
             if (*count < capacity) {
-                demands[*count] = demand;
-                demands[*count].module = run->keep(key.first.c_str());
-                demands[(*count)++].network = run->keep(key.second.c_str());
+                demands[*count] = found.demand;
+                demands[*count].module = run->keep(found.module.c_str());
+                demands[(*count)++].network = run->keep(found.network.c_str());
             }
         }
         return *count > 0 && run->images.images != nullptr;

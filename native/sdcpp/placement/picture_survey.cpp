@@ -57,7 +57,10 @@ bool graph_surveyed(Placement& placement, const std::string& network, ggml_conte
     const auto use = compute_use(placement, graph);
     const Scan scan =
         scan_graph(network, weights, graph, ggml_backend_get_default_buffer_type(placement.params_backend), use);
-    sdcpp_demand_t& demand = placement.placements->demands[{placement.module, network}];
+    NetworkDemand& counted = placement.placements->demands[params];
+    counted.module = placement.module;
+    counted.network = network;
+    sdcpp_demand_t& demand = counted.demand;
     demand.weight_bytes = std::max(demand.weight_bytes, scan.weight_bytes());
     demand.fixed_bytes = std::max(demand.fixed_bytes, scan.fixed_bytes);
     for (const Segment& segment : scan.segments) {

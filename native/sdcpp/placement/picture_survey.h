@@ -4,13 +4,20 @@
 
 #include <map>
 #include <string>
-#include <utility>
 
+#include "ggml.h"
 #include "sdcpp/api/sdcpp.h"
 
 namespace sdcpp {
 
-// (module, network) -> what its graphs take; the texts are the keys'.
-using NetworkDemands = std::map<std::pair<std::string, std::string>, sdcpp_demand_t>;
+// Of one network.
+struct NetworkDemand {
+    std::string module;
+    std::string network;
+    sdcpp_demand_t demand = {};  // but for the texts
+};
+
+// By the networks' weights: two may have one name.
+using NetworkDemands = std::map<const ggml_context*, NetworkDemand>;
 
 }  // namespace sdcpp
