@@ -362,7 +362,7 @@ class _GpuUse:
         """Return the seconds of a network that is streamed with a number of lanes."""
         if room < network.streaming_bytes - network.compute_bytes:
             return float("inf")
-        slots = min(2 * network.largest_segment_bytes, network.weight_bytes)
+        slots = min(network.largest_segment_bytes, network.weight_bytes)
         copied = min(network.weight_bytes - network.fixed_bytes, network.weight_bytes - room + slots)
         return self._both(computing, network.graphs / lanes * copied / rate) * STREAMED_OVERHEAD
 

@@ -53,8 +53,8 @@ class NetworkDemand:
 
     @property
     def streaming_bytes(self) -> int:
-        """The least device memory that it computes in: while one segment computes, the next one is copied."""
-        return min(self.weight_bytes, self.fixed_bytes + 2 * self.largest_segment_bytes) + self.compute_bytes
+        """The least device memory that it computes in: its compute buffer and its largest segment."""
+        return min(self.weight_bytes, self.fixed_bytes + self.largest_segment_bytes) + self.compute_bytes
 
     def times(self, count: float) -> NetworkDemand:
         """Return the same for so many times as many graphs."""
