@@ -24,7 +24,7 @@ from typing import Any
 
 import sdcpp_py
 from sdcpp_py.placement import Alternative, Demand, Described, Machine, choose, parse_assume
-from sdcpp_py.placement.choice import alternatives, show_duration
+from sdcpp_py.placement.choice import alternatives, recopied_seconds, show_duration
 from sdcpp_py.placement.demand import GROUPS
 from sdcpp_py.planning import Planner, Surveyor
 from sdcpp_py.reports import table
@@ -116,7 +116,7 @@ class Clock:
         )
         budget = gpu.bytes - (0 if each.tight else gpu.reserve) - resident - gpu.base_bytes
         step = self.step(budget, gpu.bus_rate * (0.4 if each.pageable else 1.0))
-        return step if isinstance(step, str) else others + STEPS * step
+        return step if isinstance(step, str) else others + STEPS * step + recopied_seconds(machine, self.demand, each)
 
     def close(self) -> None:
         """Free it."""

@@ -346,25 +346,32 @@ class _GpuUse:
         )
         if self.places[group].home == "device" or self.all_stay:
             return computing
-        rate = gpu.bus_rate * (PAGEABLE_SHARE if self.pageable or not gpu.pins else 1.0)
-        room = self.budget - self.resident - self._compute(network)
+        once = self.recopied_seconds(network)
+        room = self._room(network)
         if network.weight_bytes <= room:
             # It fits by itself, and others take its place between two pictures.
-            once = self._evicted(network) / rate
             return computing + once if group == "diffusion" else self._both(computing, once)
         lanes = self._lanes(network)
         return min(
-            self._streamed(network, computing, count, room - (count - 1) * network.compute_bytes, rate)
+            self._streamed(network, computing, once, count, room - (count - 1) * network.compute_bytes)
             for count in range(1, lanes + 1)
         )
 
-    def _streamed(self, network: NetworkDemand, computing: float, lanes: int, room: int, rate: float) -> float:
+    def _rate(self) -> float:
+        """Return the bytes of weights a second that arrive from host memory."""
+        return self.gpu.bus_rate * (PAGEABLE_SHARE if self.pageable or not self.gpu.pins else 1.0)
+
+    def _room(self, network: NetworkDemand) -> int:
+        """Return what a network's weights may take beside its compute buffer."""
+        return self.budget - self.resident - self._compute(network)
+
+    def _streamed(self, network: NetworkDemand, computing: float, once: float, lanes: int, room: int) -> float:
         """Return the seconds of a network that is streamed with a number of lanes."""
         if room < network.streaming_bytes - network.compute_bytes:
             return float("inf")
-        slots = min(network.largest_segment_bytes, network.weight_bytes)
-        copied = min(network.weight_bytes - network.fixed_bytes, network.weight_bytes - room + slots)
-        return self._both(computing, network.graphs / lanes * copied / rate) * STREAMED_OVERHEAD
+        copied = min(network.weight_bytes - network.fixed_bytes, network.weight_bytes - room + _slots(network))
+        copying = network.graphs / lanes * copied / self._rate()
+        return self._both(computing, copying + (once if network.module == "diffusion" else 0.0)) * STREAMED_OVERHEAD
 
     def _both(self, computing: float, copying: float) -> float:
         """Return what computing and copying take together."""
@@ -374,11 +381,17 @@ class _GpuUse:
         """Return the most passes of a step that may share a copy."""
         return max(1, min(8, self.demand.passes)) if network.module == "diffusion" else 1
 
+    def recopied_seconds(self, network: NetworkDemand) -> float:
+        """Return what copying takes, once a picture, of a network that others take the place of meanwhile."""
+        return 0.0 if self.all_stay else self._evicted(network) / self._rate()
+
     def _evicted(self, network: NetworkDemand) -> int:
         """Return the bytes of a network that others take the place of from one picture to the next."""
         others = [row for _, row in self.hosted if row is not network]
         if network.module != "diffusion":
             return network.weight_bytes
+        room = self._room(network)
+        stay = network.weight_bytes if network.weight_bytes <= room else max(0, room - _slots(network))
         largest = max((row.streaming_bytes + self.gpu.base_bytes for row in others), default=0)
         on_device = [
             self._compute(row)
@@ -387,7 +400,23 @@ class _GpuUse:
             if self.places[group].home == "device"
         ]
         needed = max([largest, *on_device], default=0)
-        return max(0, min(network.weight_bytes, self.resident + network.weight_bytes + needed - self.budget))
+        return max(0, min(stay, self.resident + stay + needed - self.budget))
+
+
+def _slots(network: NetworkDemand) -> int:
+    """Return what the slots of a streamed network take: one segment is copied ahead."""
+    return min(network.largest_segment_bytes, network.weight_bytes)
+
+
+def recopied_seconds(machine: Machine, demand: Demand, each: Alternative) -> float:
+    """Return the part of an alternative's seconds in which the denoiser is copied again that made room for others."""
+    place = each.places["diffusion"]
+    gpu = next((gpu for gpu in machine.gpus if gpu.name == place.device), None)
+    if gpu is None or place.home == "device":
+        return 0.0
+    here = {group: place for group, place in each.places.items() if place.device == gpu.name}
+    use = _GpuUse(gpu, demand, here, each.tile, each.pageable)
+    return sum(use.recopied_seconds(network) for network in use.networks["diffusion"])
 
 
 def best_tile(
