@@ -23,6 +23,8 @@ log = logging.getLogger("sdcpp_py")
 
 Drawn = TypeVar("Drawn")
 SHORT = "memory is short"
+LOADING_SECONDS = 0.5
+"""What loading takes besides reading: headers, vocabularies, a survey."""
 LOADING_RATE = 1e9
 """Bytes of weights a second that loading anew is expected to read: 20 GB took 3 to 11 s (docs/performance.md)."""
 
@@ -79,11 +81,26 @@ class MovingModel(ModelHandle):
             return self._load(())
         size = usual_size(values["model"] if values["model"] is not None else values["diffusion_model"])
         demand = planner.usual_demand(machine, size, suits)
-        if demand is None:
-            log.info("what pictures of %s take cannot be told: it is placed as the engine does", self._name)
+        if demand is not None:
+            self._planner = planner
+            return self._load_best(demand)
+        log.info("what pictures of %s take cannot be told: it goes where its weights fit", self._name)
+        return self._load_where_weights_fit()
+
+    def _load_where_weights_fit(self) -> engine.Context:
+        """Load the model on the first GPU, or else from host memory as it allows, or else on the CPU."""
+        try:
             return self._load(())
-        self._planner = planner
-        return self._load_best(demand)
+        except DeviceMemoryError as error:
+            log.info("%s; its weights are left in host memory", error)
+        hosted = {**NOTHING_PLACED, "params_backend": "cpu", "stream_layers": True}
+        try:
+            self._plan = self._make_plan(hosted)
+            return self._load(self._plan.placements())
+        except DeviceMemoryError as error:
+            log.info("%s; the model runs on the CPU", error)
+        self._plan = self._make_plan({**NOTHING_PLACED, "runtime_backend": "cpu"})
+        return self._load(self._plan.placements())
 
     def _load_best(self, demand: placement.Demand) -> engine.Context:
         """Load the model in the best way that its devices do not refuse.
@@ -132,15 +149,15 @@ class MovingModel(ModelHandle):
             if placement.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
                 return 0  # the engine says what does not fit
             raise _ElsewhereError(SHORT)
-        if self._moves and self._gains_by_return(planner, machine, demand, found):
-            raise _ElsewhereError("memory is free again")
+        if self._gains_elsewhere(planner, machine, demand, found):
+            raise _ElsewhereError("this call gains by it")
         self._call.running = found
         return found.tile
 
-    def _gains_by_return(
+    def _gains_elsewhere(
         self, planner: Planner, machine: placement.Machine, demand: placement.Demand, found: placement.Alternative
     ) -> bool:
-        """Tell whether a call of a model that was moved gains more than loading it takes, as memory is free again.
+        """Tell whether a call gains more than loading the model anew takes: memory is free again, or it is a small one.
 
         Args:
             planner: chose.
@@ -148,11 +165,12 @@ class MovingModel(ModelHandle):
             demand: what the call takes.
             found: what it would do where the model is.
         """
-        best = placement.choose(machine, demand)
-        if best is None or best.chosen.tight or best.chosen.places == found.places:
+        loading = LOADING_SECONDS + sum(demand.weights.values()) / LOADING_RATE
+        if (found.seconds or 0.0) <= loading:
             return False
-        loading = sum(demand.weights.values()) / LOADING_RATE
-        return best.seconds + loading < (found.seconds or 0.0)
+        tried = {each.key for each in self._call.tried}
+        best = placement.choose(machine, demand, lambda each: each.tight or each.key in tried)
+        return best is not None and best.seconds + loading < (found.seconds or 0.0)
 
     def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
         """Return what a call with the loaded model draws, in another place where it does not fit.

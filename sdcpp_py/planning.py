@@ -44,6 +44,7 @@ FEW_STEPS = 2
 """Steps that are surveyed: the others take what these do."""
 _SMALL = ("SD 1.x", "SD 2.x")
 _LARGE_PART = 2  # tiles are looked at where the VAE takes more than this part of the smallest GPU
+_LATENT = 8  # pixels of a side that one latent pixel is, of most families
 _PROMPT = "a picture"
 
 
@@ -57,7 +58,7 @@ class Surveyor:
 
     def __init__(self, given: Mapping[str, Any], files: Mapping[str, StrPath | None]) -> None:
         self.given, self.files = given, files
-        self._known: dict[Any, Demand] = {}
+        self._known: dict[Any, tuple[NetworkDemand, ...]] = {}
 
     @functools.cached_property
     def weights(self) -> Mapping[str, int]:
@@ -83,49 +84,42 @@ class Surveyor:
             ModelError: the engine cannot draw this with the model.
         """
         given = {**self.given, "vae_decode_only": bool(self.given.get("vae_decode_only", True)) and not encodes}
-        settings, times, pictures = _surveyed(mode, request)
+        settings, steps, pictures = _surveyed(mode, request)
+        few = dict(settings["sample_params"])
+        if not request.values.get("sigmas"):
+            few["sample_steps"] = min(few["sample_steps"], FEW_STEPS)
+        try:
+            networks = self._survey(given, mode, {**settings, "sample_params": few}, device)
+        except ArgumentError:  # too few steps for a pair of models
+            few = settings["sample_params"]
+            networks = self._survey(given, mode, settings, device)
+        passes = [row.graphs for row in networks if row.module == "diffusion"]
+        whole = max((row.compute_bytes for row in networks if row.module == "vae"), default=0)
         least = min((gpu.bytes for gpu in machine.gpus), default=0)
-        key = (mode.struct, device, encodes, times, pictures, least.bit_length(), _outline(settings))
+        tiled = {}
+        if least and whole * _LARGE_PART >= least and not request.values.get("vae_tiling"):
+            for side in (side for side in TILES if side * _LATENT < max(request.largest)):
+                tiling = {"enabled": True, "tile_size_x": side, "tile_size_y": side}
+                asked = {**settings, "sample_params": few, "vae_tiling_params": tiling}
+                rows = [row for row in self._survey(given, mode, asked, device) if row.module == "vae"]
+                tiled[side] = scaled(rows, 1.0, pictures)
+        return Demand(
+            networks=scaled(networks, steps / few["sample_steps"], pictures),
+            weights={**self.weights, **_encoder(self.weights, networks)},
+            tiled=tiled,
+            passes=max(1, round(max(passes, default=1) / few["sample_steps"])) * pictures,
+            text=_text(mode, request, pictures),
+        )
+
+    def _survey(
+        self, given: Mapping[str, Any], mode: Mode, settings: Mapping[str, Any], device: str | None
+    ) -> tuple[NetworkDemand, ...]:
+        """Return what each network takes, from memory where the same was asked before."""
+        key = (bool(given["vae_decode_only"]), mode.struct, device, _outline(settings))
         if key not in self._known:
             with explained(self.files):
-                networks = networks_of(engine.picture_survey(given, mode.struct, settings, device))
-            passes = [row.graphs for row in networks if row.module == "diffusion"]
-            few = settings["sample_params"]["sample_steps"]
-            tiled = self._tiled(given, mode, request, settings, networks, least, device, pictures)
-            self._known[key] = Demand(
-                networks=scaled(networks, times, pictures),
-                weights={**self.weights, **_encoder(self.weights, networks)},
-                tiled=tiled,
-                passes=max(1, round(max(passes, default=1) / few)) * pictures,
-                text=_text(mode, request, pictures),
-            )
+                self._known[key] = networks_of(engine.picture_survey(given, mode.struct, settings, device))
         return self._known[key]
-
-    def _tiled(
-        self,
-        given: Mapping[str, Any],
-        mode: Mode,
-        request: Request,
-        settings: Mapping[str, Any],
-        networks: Sequence[NetworkDemand],
-        least: int,
-        device: str | None,
-        pictures: int,
-    ) -> dict[int, tuple[NetworkDemand, ...]]:
-        """Return what the VAE takes with tiles of each side, where these are worth a look and the caller's to leave."""
-        whole = max((row.compute_bytes for row in networks if row.module == "vae"), default=0)
-        if request.values.get("vae_tiling") or not least or whole * _LARGE_PART < least:
-            return {}
-        sample = {**settings["sample_params"], "sample_steps": 1}
-        found = {}
-        for side in TILES:
-            if side * 8 >= max(request.largest):
-                continue
-            tiling = {"enabled": True, "tile_size_x": side, "tile_size_y": side}
-            asked = {**settings, "sample_params": sample, "vae_tiling_params": tiling}
-            rows = networks_of(engine.picture_survey(given, mode.struct, asked, device))
-            found[side] = scaled([row for row in rows if row.module == "vae"], 1.0, pictures)
-        return found
 
 
 def _encoder(weights: Mapping[str, int], networks: Sequence[NetworkDemand]) -> dict[str, int]:
@@ -135,17 +129,16 @@ def _encoder(weights: Mapping[str, int], networks: Sequence[NetworkDemand]) -> d
 
 
 def _surveyed(mode: Mode, request: Request) -> tuple[dict[str, Any], float, int]:
-    """Return the settings of a survey, how many times as many steps there are, and the number of pictures."""
+    """Return the settings of a survey of one picture, the steps that are drawn, and the number of pictures."""
     settings = {name: value for name, value in request.settings.items() if name not in ("loras", "batch_count")}
     sample = dict(settings.get("sample_params", {}))
-    steps = sample.get("sample_steps") or defaults(mode.struct)["sample_params.sample_steps"]
-    few = steps if request.values.get("sigmas") else min(steps, FEW_STEPS)
-    times = steps / few
+    sample["sample_steps"] = sample.get("sample_steps") or defaults(mode.struct)["sample_params.sample_steps"]
+    steps = float(sample["sample_steps"])
     if mode.struct == IMAGE:
-        times *= settings.get("strength", 1.0) if request.values.get("image") is not None else 1.0
+        steps *= settings.get("strength", 1.0) if request.values.get("image") is not None else 1.0
         settings |= {"batch_count": 1, "strength": 1.0}
-    settings["sample_params"] = {**sample, "sample_steps": few}
-    return settings, times, len(request.seeds) if mode.struct == IMAGE else 1
+    settings["sample_params"] = sample
+    return settings, steps, len(request.seeds) if mode.struct == IMAGE else 1
 
 
 def _outline(value: Any, name: str = "") -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import sdcpp_py
-from sdcpp_py import DeviceMemoryError, StableDiffusion, Tiling, cli
+from sdcpp_py import DeviceMemoryError, StableDiffusion, Tiling, cli, moving
 from support.children import in_child
 from support.loopback import Loopback
 from support.placed_model import assert_empty
@@ -72,6 +72,7 @@ def test_it_draws_with_whatever_memory_there_is() -> None:
 @in_child
 def test_it_goes_elsewhere_and_comes_back() -> None:
     loopback = Loopback()
+    moving.LOADING_SECONDS = 0.0  # of a model that is drawn with in less
     expected = on_cpu(128)
     loopback.set(memory_total=40 * MIB)
     with StableDiffusion(threads=1) as sd:

@@ -228,9 +228,9 @@ def _told(best: Alternative, fitting: Sequence[Alternative], found: Sequence[Alt
             one = one or next((each for each in found if each.places == changed), None)
             if one is not None:
                 told.setdefault(one.key, one)
-    whole = next((each for each in fitting if bool(each.tile) != bool(best.tile) and each.places == best.places), None)
-    if whole is not None:
-        told.setdefault(whole.key, whole)
+    if best.tile:
+        whole = next((each for each in found if not each.tile and each.places == best.places), None)
+        told |= {} if whole is None else {whole.key: whole}
     return sorted(told.values(), key=lambda each: (not each.fits, _rank(each)))
 
 
