@@ -128,10 +128,12 @@ class StableDiffusion(MovingModel):
 
     @property
     def plan(self) -> Plan:
-        """Where each module runs, where its weights lie and why; made before loading if any placement was asked for.
+        """Where each module runs, where its weights lie and why; made before loading if there was something to choose.
+
+        Where nothing was asked for, ``choice`` says what was chosen, what was not and why, with predicted seconds.
 
         Raises:
-            ModelError: nothing was asked for, and the files are gone now.
+            ModelError: nothing was to choose, and the files are gone now.
         """
         made = super().plan
         if not self._encoder_surveyed:

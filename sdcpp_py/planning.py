@@ -44,6 +44,7 @@ FEW_STEPS = 2
 """Steps that are surveyed: the others take what these do."""
 _SMALL = ("SD 1.x", "SD 2.x")
 _LARGE_PART = 2  # tiles are looked at where the VAE takes more than this part of the smallest GPU
+_ROOM_TO_MEASURE = 256 << 20
 _LATENT = 8  # pixels of a side that one latent pixel is, of most families
 _PROMPT = "a picture"
 
@@ -225,7 +226,9 @@ class Planner:
         budget = placement.measure_pin_budget(found)
         if self.described is None:
             made = placement.this_machine(found, budget, self.threads, usable)
-            rates = {gpu.name: engine.bus_rate(gpu.name) for gpu in made.gpus if gpu.pins}
+            # Pinning is never tried out: it is asked for where it is a small part of what may be pinned.
+            measured = made.gpus if budget.bytes > _ROOM_TO_MEASURE else ()
+            rates = {gpu.name: engine.bus_rate(gpu.name) for gpu in measured if gpu.pins}
             gpus = tuple(replace(gpu, bus_rate=rates.get(gpu.name) or gpu.bus_rate) for gpu in made.gpus)
             return replace(made, gpus=gpus), found, budget
         made = self.described.machine(budget, self.threads)
