@@ -8,16 +8,21 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import engine, placement
+from . import engine
+from .devices import devices
 from .errors import CancelledError, ClosedError, DeviceMemoryError, GenerationError, ModelError
 from .handle import NOTHING_PLACED, ModelHandle
 from .images import Timings
-from .placement import PlanReport
-from .planning import Planner, Surveyor, is_default, usual_size
 
+# What chooses is imported where there is something to choose: on a machine with a GPU.
 if TYPE_CHECKING:
     from .drawing import Loaded
     from .modes import Mode, Request
+    from .placement.choice import Alternative
+    from .placement.demand import Demand
+    from .placement.machine import Machine
+    from .placement.prediction import PlanReport
+    from .planning import Planner
 
 log = logging.getLogger("sdcpp_py")
 
@@ -37,9 +42,9 @@ class _Call(threading.local):
     """What a thread's call of the model is about."""
 
     def __init__(self) -> None:
-        self.demanded: placement.Demand | None = None  # what it takes
-        self.running: placement.Alternative | None = None  # where it is done, with the tiles that its pictures need
-        self.tried: list[placement.Alternative] = []  # in vain
+        self.demanded: Demand | None = None  # what it takes
+        self.running: Alternative | None = None  # where it is done, with the tiles that its pictures need
+        self.tried: list[Alternative] = []  # in vain
 
 
 class MovingModel(ModelHandle):
@@ -75,6 +80,10 @@ class MovingModel(ModelHandle):
         values = self._values
         if {name: values[name] for name in NOTHING_PLACED} != NOTHING_PLACED:
             return self._load(self._place(values))
+        if not any(device.kind in ("gpu", "igpu") for device in devices()):
+            return self._load(())
+        from .planning import Planner, Surveyor, usual_size
+
         planner = Planner(Surveyor(self._given, self._files), values["threads"])
         machine, _, _ = planner.machine()
         if not machine.gpus:
@@ -102,12 +111,14 @@ class MovingModel(ModelHandle):
         self._plan = self._make_plan({**NOTHING_PLACED, "runtime_backend": "cpu"})
         return self._load(self._plan.placements())
 
-    def _load_best(self, demand: placement.Demand) -> engine.Context:
+    def _load_best(self, demand: Demand) -> engine.Context:
         """Load the model in the best way that its devices do not refuse.
 
         Args:
             demand: what is to be drawn.
         """
+        from .planning import is_default
+
         planner = self._planner
         assert planner is not None
         refused: DeviceMemoryError | None = None
@@ -129,6 +140,8 @@ class MovingModel(ModelHandle):
 
     def _fit(self, mode: Mode, request: Request, encodes: bool) -> int:
         """Return the side of the tiles that the VAE needs for a call, 0 for none; see ``Loaded.fit``."""
+        from .placement import choice
+
         planner, context = self._planner, self._loaded.context
         if planner is None or planner.choice is None:
             return 0
@@ -143,10 +156,10 @@ class MovingModel(ModelHandle):
             log.debug("what the call takes cannot be told: %s", error)
             return 0
         self._call.demanded = demand
-        found = placement.best_tile(machine, demand, places, self._call.tried)
+        found = choice.best_tile(machine, demand, places, self._call.tried)
         if found is None:
             tried = {each.key for each in self._call.tried}
-            if placement.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
+            if choice.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
                 return 0  # the engine says what does not fit
             raise _ElsewhereError(SHORT)
         if self._gains_elsewhere(planner, machine, demand, found):
@@ -154,9 +167,7 @@ class MovingModel(ModelHandle):
         self._call.running = found
         return found.tile
 
-    def _gains_elsewhere(
-        self, planner: Planner, machine: placement.Machine, demand: placement.Demand, found: placement.Alternative
-    ) -> bool:
+    def _gains_elsewhere(self, planner: Planner, machine: Machine, demand: Demand, found: Alternative) -> bool:
         """Tell whether a call gains more than loading the model anew takes: memory is free again, or it is a small one.
 
         Args:
@@ -165,11 +176,13 @@ class MovingModel(ModelHandle):
             demand: what the call takes.
             found: what it would do where the model is.
         """
+        from .placement import choice
+
         loading = LOADING_SECONDS + sum(demand.weights.values()) / LOADING_RATE
         if (found.seconds or 0.0) <= loading:
             return False
         tried = {each.key for each in self._call.tried}
-        best = placement.choose(machine, demand, lambda each: each.tight or each.key in tried)
+        best = choice.choose(machine, demand, lambda each: each.tight or each.key in tried)
         return best is not None and best.seconds + loading < (found.seconds or 0.0)
 
     def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
@@ -206,6 +219,8 @@ class MovingModel(ModelHandle):
             loaded: the model that did not do.
             error: what was raised.
         """
+        from .placement import choice
+
         planner = self._planner
         with self._moving:
             if planner is None or self._loaded is not loaded or self._ended:
@@ -219,13 +234,13 @@ class MovingModel(ModelHandle):
                 return  # as it is, in smaller tiles
             if planner.choice is not None:
                 self._call.tried += [
-                    placement.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
+                    choice.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
                     for side in (0, *demand.tiled)
                 ]
             usable = {} if loaded.context.closed else self._usable(planner, loaded.context)
             machine, _, _ = planner.machine(usable)
             tried = {each.key for each in self._call.tried}
-            if placement.choose(machine, demand, lambda each: each.key in tried) is None:
+            if choice.choose(machine, demand, lambda each: each.key in tried) is None:
                 if isinstance(error, _ElsewhereError):
                     return  # memory went meanwhile: the engine says what is missing
                 raise error
@@ -242,7 +257,7 @@ class MovingModel(ModelHandle):
             if self._ended:  # meanwhile
                 context.close()
 
-    def _tiles_left(self, demand: placement.Demand) -> bool:
+    def _tiles_left(self, demand: Demand) -> bool:
         """Tell whether there are tiles for the VAE that are smaller than those that failed."""
         running = self._call.running
         return running is not None and any(not running.tile or side < running.tile for side in demand.tiled)
@@ -257,13 +272,17 @@ class MovingModel(ModelHandle):
         planner = self._planner
         if planner is None or timings is None or self._call.running is None or self._call.demanded is None:
             return
+        from .placement.demand import PHASES
+        from .placement.machine import note_speed
+        from .placement.prediction import PlanReport
+
         running = self._call.running
         happened = {name: float(getattr(timings, name)) for name in running.phases}
         self._report = PlanReport(self._call.demanded.text, running.tile, running.phases, happened, self._moves)
         for group, place in running.places.items():
-            phase = placement.PHASES[group]
+            phase = PHASES[group]
             if place.home == "device" and group == "diffusion":
-                placement.note_speed(place.device, running.phases[phase], happened[phase])
+                note_speed(place.device, running.phases[phase], happened[phase])
 
     @property
     def closed(self) -> bool:

@@ -35,8 +35,11 @@ from .modes import (
 )
 from .options import declared
 from .options.kinds import File
-from .placement import Alternative, BudgetPart, Choice, Demand, Described, Machine, PinBudget, Plan
-from .placement.demand import TILES, NetworkDemand, networks_of, scaled
+from .placement import BudgetPart, PinBudget, Plan
+from .placement.assume import Assumed, parse_assume
+from .placement.choice import Alternative, Choice, Place, choose, evaluate
+from .placement.demand import GROUPS, TILES, Demand, NetworkDemand, networks_of, scaled
+from .placement.machine import Described, Machine, this_machine
 
 log = logging.getLogger("sdcpp_py")
 
@@ -225,7 +228,7 @@ class Planner:
         found = devices()
         budget = placement.measure_pin_budget(found)
         if self.described is None:
-            made = placement.this_machine(found, budget, self.threads, usable)
+            made = this_machine(found, budget, self.threads, usable)
             # Pinning is never tried out: it is asked for where it is a small part of what may be pinned.
             measured = made.gpus if budget.bytes > _ROOM_TO_MEASURE else ()
             rates = {gpu.name: engine.bus_rate(gpu.name) for gpu in measured if gpu.pins}
@@ -276,7 +279,7 @@ class Planner:
     def choose(self, machine: Machine, demand: Demand, without: Sequence[Alternative] = ()) -> Choice | None:
         """Choose the fastest alternative that was not tried in vain; None where none is left."""
         tried = {each.key for each in without}
-        made = placement.choose(machine, demand, lambda each: each.key in tried)
+        made = choose(machine, demand, lambda each: each.key in tried)
         if made is not None:
             self.choice = made
         return made
@@ -290,13 +293,11 @@ class Planner:
 def is_default(choice: Choice, machine: Machine) -> bool:
     """Tell whether a choice is what the engine does by itself: everything on the first GPU."""
     return bool(machine.gpus) and all(
-        place == placement.Place(machine.gpus[0].name, "device") for place in choice.chosen.places.values()
+        place == Place(machine.gpus[0].name, "device") for place in choice.chosen.places.values()
     )
 
 
-def plan(
-    model: StrPath | None = None, *, mode: str = "txt2img", assume: placement.Assumed | None = None, **options: Any
-) -> Plan:
+def plan(model: StrPath | None = None, *, mode: str = "txt2img", assume: Assumed | None = None, **options: Any) -> Plan:
     """Return the plan for a model's files without loading them, for this machine or one that is described.
 
     With nothing asked about placement it is the fastest one that fits, with predicted seconds of the call, and what was
@@ -318,7 +319,7 @@ def plan(
     if mode not in modes:
         raise ArgumentError(f"mode {mode!r} is unknown; valid: {', '.join(modes)}")
     which = modes[mode]
-    described = None if assume is None else placement.parse_assume(assume)
+    described = None if assume is None else parse_assume(assume)
     for name in options:
         if name not in which.declared and name not in LOADING.declared:
             raise ArgumentError(f"option {name!r} is none of {mode}, or of loading a model")
@@ -352,8 +353,8 @@ def plan(
 
 def nothing_fits(machine: Machine, demand: Demand) -> str:
     """Say why no alternative fits, by the one that computes all on the CPU."""
-    places = {group: placement.Place(machine.cpu, "device") for group in placement.GROUPS if demand.group_bytes(group)}
-    return f"even on the CPU it {placement.evaluate(machine, demand, places).reason}"
+    places = {group: Place(machine.cpu, "device") for group in GROUPS if demand.group_bytes(group)}
+    return f"even on the CPU it {evaluate(machine, demand, places).reason}"
 
 
 def _request(

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import sdcpp_py
-from sdcpp_py.placement import Alternative, Demand, Described, Machine, choose, parse_assume
-from sdcpp_py.placement.choice import alternatives, recopied_seconds, show_duration
-from sdcpp_py.placement.demand import GROUPS
+from sdcpp_py.placement.assume import parse_assume
+from sdcpp_py.placement.choice import Alternative, alternatives, choose, recopied_seconds, show_duration
+from sdcpp_py.placement.demand import GROUPS, Demand
+from sdcpp_py.placement.machine import Described, Machine
 from sdcpp_py.planning import Planner, Surveyor
 from sdcpp_py.reports import table
 

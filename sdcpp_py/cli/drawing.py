@@ -21,7 +21,6 @@ from ..modes import ANY_VIDEO_MODEL, DRAWING, FILMING, LOADING, Abilities, Mode,
 from ..options import REQUIRED
 from ..parameters import read_parameters
 from ..pipeline import StableDiffusion
-from ..planning import plan
 from ..progress import Progress, ProgressEvent, bar
 from ..video import Video
 from ..video_files import check_video_file
@@ -189,6 +188,8 @@ def _planned(
         if assume is not None:
             raise ArgumentError("--assume has no effect without --dry-run")
         return False
+    from ..planning import plan
+
     check_report(report, [])
     made = plan(**loading, mode=mode.name, assume=assume, **options)
     echo(str(made))

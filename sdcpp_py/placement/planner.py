@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, PlacementError
 from ..reports import show_bytes, table
-from .choice import Choice
 from .device_memory import DeviceBudget, check_max_vram, device_budget
 from .pinning import PinBudget
 from .specs import DEFAULT, MODULES, Spec, find_device, parse_spec, pin_policy
 
 if TYPE_CHECKING:
     from ..devices import Device
+    from .choice import Choice
 
 
 @dataclass(frozen=True)
