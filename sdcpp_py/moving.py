@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdcpp_py")
 
 Drawn = TypeVar("Drawn")
-SHORT = "memory is short"
+SHORT, GAIN = "memory is short", "the call gains by it"
 LOADING_SECONDS = 0.5
 """What loading takes besides reading: headers, vocabularies, a survey."""
 LOADING_RATE = 1e9
@@ -163,7 +163,7 @@ class MovingModel(ModelHandle):
                 return 0  # the engine says what does not fit
             raise _ElsewhereError(SHORT)
         if self._gains_elsewhere(planner, machine, demand, found):
-            raise _ElsewhereError("this call gains by it")
+            raise _ElsewhereError(GAIN)
         self._call.running = found
         return found.tile
 
@@ -244,8 +244,9 @@ class MovingModel(ModelHandle):
                 if isinstance(error, _ElsewhereError):
                     return  # memory went meanwhile: the engine says what is missing
                 raise error
-            why = str(error) if isinstance(error, _ElsewhereError) else SHORT
-            log.warning("%s: the model is loaded anew, placed otherwise; sd.plan says how", why)
+            say = log.info if str(error) == GAIN else log.warning
+            why = GAIN if str(error) == GAIN else SHORT
+            say("%s: the model is loaded anew, placed otherwise; sd.plan says how", why)
             self._moves += 1
             self._is_moved = True
             try:
