@@ -10,6 +10,8 @@ Quick start::
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import _command as _command  # first: it watches the rest being imported, where this is the command
 from ._version import __version__
 from .applied_loras import AppliedLora
@@ -39,13 +41,38 @@ from .reports import MemoryReport, ModuleMemory, ModuleTransfer, NetworkStream, 
 from .upscaler import Upscaler
 from .video import Video
 
+if TYPE_CHECKING:
+    from .placement.choice import Alternative, Choice
+    from .placement.prediction import PlanReport
+    from .planning import plan
+
+# Imported when they are used: few programs do.
+_LATER = {
+    "Alternative": ".placement.choice",
+    "Choice": ".placement.choice",
+    "PlanReport": ".placement.prediction",
+    "plan": ".planning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name whose module is not imported yet."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LATER[name], __name__), name)
+
+
 __all__ = [
+    "Alternative",
     "AppliedLora",
     "ArgumentError",
     "BackendError",
     "BudgetPart",
     "Cache",
     "CancelledError",
+    "Choice",
     "ClosedError",
     "Conversion",
     "ConvertedTensor",
@@ -72,6 +99,7 @@ __all__ = [
     "PinBudget",
     "PlacementError",
     "Plan",
+    "PlanReport",
     "ProgressEvent",
     "SdcppError",
     "SkipLayerGuidance",
@@ -87,5 +115,6 @@ __all__ = [
     "devices",
     "doctor",
     "info",
+    "plan",
     "read_parameters",
 ]

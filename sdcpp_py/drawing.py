@@ -20,7 +20,7 @@ from .load_failures import explained_upscaler
 from .metadata import ALSO_GIVEN, MODE, VERSION, parameters_text
 from .model_files import StrPath
 from .modes import DRAWING, LOADING, TXT2IMG, Abilities, Mode, Request, draw_seed, make_request
-from .options import Hires, declared
+from .options import Hires, Tiling, declared
 from .progress import WHOLE, Part, Progress, progress
 from .video import Video
 
@@ -45,6 +45,8 @@ class Loaded:
         lora_folder: where LoRAs are found that are called by name; None for nowhere.
         embeddings: names of the textual inversions that prompts may call.
         said_of_loras: the LoRA files and numbers of skipped tensors that were warned of.
+        fit: says, by mode, request and whether pictures go in, the side of the tiles that the VAE needs, in latent
+            pixels, 0 for none; raises where the model has to be placed otherwise. None where placement was asked for.
     """
 
     context: engine.Context
@@ -60,6 +62,7 @@ class Loaded:
     lora_folder: StrPath | None = None
     embeddings: tuple[str, ...] = ()
     said_of_loras: set[tuple[str, int]] = field(default_factory=set)
+    fit: Callable[[Mode, Request, bool], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,12 +170,16 @@ def _generate(
         check_generation({**asked, "prediction": loaded.prediction}, traits)
 
     request = make_request(mode, given, loaded.defaults, able, check, loaded.lora_folder)
+    encodes = _needs_encoder(request, able)
+    if loaded.fit is not None and (side := loaded.fit(mode, request, encodes)):
+        tiled = {**given, "vae_tiling": Tiling(tile_size_x=side, tile_size_y=side)}
+        tiled |= {"seed": request.seeds[0]} if "seed" in mode.declared else {}
+        request = make_request(mode, tiled, loaded.defaults, able, check, loaded.lora_folder)
     warn = log.warning if part.index == 0 else log.debug  # of several calls that count as one, once
     for message in request.warnings:
         warn("%s", message)
     wanted = request.values["progress"]
     wanted = loaded.progress if wanted is None else wanted
-    encodes = _needs_encoder(request, able)
     loads = encodes and not context.has_encoder
     phases = [*["loading"] * loads, *["encoding"] * encodes, "text", "sampling", "decoding"]
     pair = is_video and loaded.settings.get("high_noise_diffusion_model_path")
@@ -277,19 +284,27 @@ def _used(
     return used
 
 
-def draw_each(loaded: Loaded, mode: Mode, given: Mapping[str, Any]) -> Iterator[GeneratedImage]:
-    """Draw pictures one after the other, each as a generation; the arguments and errors are those of :func:`draw`.
+def draw_each(
+    mode: Mode, given: Mapping[str, Any], suits: Mapping[str, Any], one: Callable[[Mapping[str, Any], Part], Images]
+) -> Iterator[GeneratedImage]:
+    """Draw pictures one after the other, each as a generation; the errors are those of :func:`draw`.
 
     An error has what was drawn before it as ``finished``.
+
+    Args:
+        mode: the mode.
+        given: its options.
+        suits: defaults that suit the model.
+        one: draws one of them, by its options and which part of the call it is.
     """
-    values = mode.check(given, loaded.defaults)
+    values = mode.check(given, suits)
     count = values["batch_count"]
     seed = draw_seed(values["seed"], count)
     finished: list[GeneratedImage] = []
     begin = time.perf_counter()
     for index in range(count):
         try:
-            images = draw(loaded, mode, {**given, "batch_count": 1, "seed": seed + index}, Part(index, count, begin))
+            images = one({**given, "batch_count": 1, "seed": seed + index}, Part(index, count, begin))
         except BaseException as error:
             keep_finished(error, finished)
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,20 +16,33 @@ from .drawing import Keep, Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
 from .errors import ArgumentError, ModelError
-from .handle import ModelHandle
 from .host_threads import threads_for
 from .images import GeneratedImage, Images
 from .load_failures import explained
 from .metadata import notes
 from .model_files import check_embeddings, check_folder, files_by_name, show_path
-from .modes import DRAWING, EDIT, FILMING, IMG2IMG, IMG2VID, INPAINT, LOADING, TXT2IMG, TXT2VID, Abilities, Mode
+from .modes import (
+    DRAWING,
+    EDIT,
+    FILMING,
+    IMG2IMG,
+    IMG2VID,
+    INPAINT,
+    LOADING,
+    TXT2IMG,
+    TXT2VID,
+    Abilities,
+    Mode,
+    draw_seed,
+)
 from .modes.able import modes_of
+from .moving import MovingModel, _Call
 from .options import LoadingOptions, StrPath, declared
 from .options.kinds import File
 from .options.signature import describe
 from .pictures import PictureSource
 from .placement import Plan
-from .progress import progress
+from .progress import Part, progress
 from .video import Video
 
 if TYPE_CHECKING:
@@ -46,7 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdcpp_py")
 
 
-class StableDiffusion(ModelHandle):
+class StableDiffusion(MovingModel):
     """A loaded model. Use it as a context manager, or call :meth:`close`.
 
     Objects may be used from any thread. Calls that compute on the same device take turns, first come first served;
@@ -81,6 +95,7 @@ class StableDiffusion(ModelHandle):
         # The engine would free the weights after the first image; an object here lives until it is closed.
         self._given = {**LOADING.fields(values), "free_params_immediately": False}
         self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
+        self._values, self._moving, self._call = values, threading.RLock(), _Call()
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
         embeddings = self._given.pop("embeddings", {})
@@ -90,20 +105,12 @@ class StableDiffusion(ModelHandle):
         terms = check_embeddings(embeddings, encoders, folder)
         path = show_path(values["model"] or values["diffusion_model"])
         self._name = hub.shown_name(named) if hub.is_name(named) else os.path.basename(path)
-        self._encoder_surveyed = False
+        self._terms = terms
+        self._told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
         start = time.perf_counter()
-        places = self._place(values)
-        told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
-        with progress(values["progress"], "loading") as watch, explained(told):
-            self._context = engine.Context(self._given, terms, watch, placements=places)
-        try:
-            check_effects(EFFECTS_OF_LOADING, values, self._context.traits())
-            self._check_pins()
-        except BaseException:
-            self.close()
-            raise
+        context = self._load_somewhere(defaults)
         self._loaded = Loaded(
-            self._context,
+            context,
             self._given,
             self._name,
             defaults,
@@ -115,6 +122,7 @@ class StableDiffusion(ModelHandle):
             notes=notes({**values, "taesd": None if values["tae_preview_only"] else values["taesd"]}, LOADING.declared),
             lora_folder=values["lora_model_dir"],
             embeddings=tuple(terms),
+            fit=None if self._planner is None else self._fit,
         )
         log.info("loaded %s in %.2f s", self._name, self._loaded.seconds)
 
@@ -144,16 +152,30 @@ class StableDiffusion(ModelHandle):
         whole = dataclasses.replace(found, file=file or found.file, revision=revision or found.revision)
         return cls(whole.address, **options)
 
+    def _load(self, places: Sequence[Mapping[str, Any]]) -> engine.Context:
+        """Load the model with its modules placed."""
+        with progress(self._values["progress"], "loading") as watch, explained(self._told):
+            self._context = context = engine.Context(self._given, self._terms, watch, placements=places)
+        try:
+            check_effects(EFFECTS_OF_LOADING, self._values, context.traits())
+            self._check_pins()
+        except BaseException:
+            context.close()
+            raise
+        return context
+
     def _survey(self) -> Mapping[str, int]:
         """Return what the weights of each module take, by the headers of the files."""
         return engine.weights_survey(self._given)
 
     @property
     def plan(self) -> Plan:
-        """Where each module runs, where its weights lie and why; made before loading if any placement was asked for.
+        """Where each module runs, where its weights lie and why; made before loading if there was something to choose.
+
+        Where nothing was asked for, ``choice`` says what was chosen, what was not and why, with predicted seconds.
 
         Raises:
-            ModelError: nothing was asked for, and the files are gone now.
+            ModelError: nothing was to choose, and the files are gone now.
         """
         made = super().plan
         if not self._encoder_surveyed:
@@ -303,7 +325,12 @@ class StableDiffusion(ModelHandle):
         """
         self._open_context()
         given = {"prompt": prompt, **options}
-        return draw_each(self._loaded, mode_of(given), given)
+        mode = mode_of(given)
+
+        def one(options: Mapping[str, Any], part: Part) -> Images:
+            return self._where_it_fits(lambda loaded: draw(loaded, mode, options, part))
+
+        return draw_each(mode, given, self._loaded.defaults, one)
 
     # --- the same, awaited --------------------------------------------------------------------------------------------
 
@@ -341,13 +368,24 @@ class StableDiffusion(ModelHandle):
 
     def _film(self, mode: Mode, given: Mapping[str, Any]) -> Video:
         """Draw the video that a mode is asked for."""
-        self._open_context()
-        return film(self._loaded, mode, given)
+        return self._where_it_fits(lambda loaded: film(loaded, mode, given))
 
     def _draw(self, mode: Mode, given: Mapping[str, Any], keep: Keep | None = None) -> Images:
         """Draw what a mode is asked for; *keep* is given each picture as soon as it is done, and its seed."""
         self._open_context()
-        return draw(self._loaded, mode, given, keep=keep)
+        if keep is None:
+            return self._where_it_fits(lambda loaded: draw(loaded, mode, given))
+        # A call that is moved in the middle of a batch begins again, with the same seeds.
+        values = mode.check(given, self._loaded.defaults)
+        fixed = {**given, "seed": draw_seed(values["seed"], values["batch_count"])}
+        kept: set[int] = set()
+
+        def once(image: GeneratedImage, seed: int) -> None:
+            if seed not in kept:
+                keep(image, seed)
+                kept.add(seed)
+
+        return self._where_it_fits(lambda loaded: draw(loaded, mode, fixed, keep=once))
 
 
 describe(StableDiffusion.__init__, declared(LOADING.subject), declared(LOADING.options), doc=StableDiffusion)

@@ -13,13 +13,13 @@ import sdcpp_py
 from sdcpp_py import engine
 
 PUBLIC = {
-    "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "ClosedError",
-    "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
+    "Alternative", "AppliedLora", "ArgumentError", "BackendError", "BudgetPart", "Cache", "CancelledError", "Choice",
+    "ClosedError", "Conversion", "ConvertedTensor", "Device", "DeviceBudget", "DeviceMemoryError", "GeneratedImage",
     "GenerationError", "Hires", "HubError", "Images", "Lora", "MemoryReport", "ModelError", "ModelInfo", "ModuleMemory",
     "ModulePlan", "ModuleTransfer", "NetworkStream", "OutputError", "Parameters", "PhotoMaker", "PictureInfo",
-    "PinBudget", "PlacementError", "Plan", "ProgressEvent", "SdcppError", "SkipLayerGuidance", "StableDiffusion",
-    "Tiling", "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices", "convert", "devices",
-    "doctor", "info", "read_parameters",
+    "PinBudget", "PlacementError", "Plan", "PlanReport", "ProgressEvent", "SdcppError", "SkipLayerGuidance",
+    "StableDiffusion", "Tiling", "Timings", "TransferReport", "Upscaler", "Video", "__version__", "choices",
+    "convert", "devices", "doctor", "info", "plan", "read_parameters",
 }  # fmt: skip
 
 

@@ -278,13 +278,15 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_nothing_asked_is_left_to_the_engine(native_placement: NativePlacement, checkpoint: Path) -> None:
+    """Where what pictures take cannot be told, as on a device that only lists itself."""
     with StableDiffusion(checkpoint) as sd:
-        assert native_placement.calls == ["new"]
+        assert native_placement.calls == ["survey", "new"]
+        assert sd.plan_report() is None
         plan = sd.plan
         assert {row.params_device for row in plan.modules} == {"Fake0"}
         assert not any(row.pinned for row in plan.modules)
         assert sd.plan is plan
-        assert native_placement.calls == ["new", "survey"]
+        assert native_placement.calls == ["survey", "new", "survey"]
 
 
 @pytest.mark.parametrize(

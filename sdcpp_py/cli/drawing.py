@@ -44,6 +44,7 @@ def _report(sd: StableDiffusion, drawn: Images | Video, files: Sequence[Path]) -
         "loras": [lora.to_dict() for lora in drawn.loras],
         "devices": [device.to_dict() for device in devices()],
         "plan": sd.plan.to_dict(),
+        "prediction": None if (told := sd.plan_report()) is None else told.to_dict(),
         "memory": sd.memory_report().to_dict(),
         "transfer": sd.transfer_report().to_dict(),
     }
@@ -68,6 +69,7 @@ def start_logging(verbose: bool) -> None:
 
 
 _output = functools.partial(typer.Option, rich_help_panel="Output")
+_planning = functools.partial(typer.Option, rich_help_panel="Placement")
 FROM = "--from"
 From = Annotated[
     str | None,
@@ -89,6 +91,24 @@ PreviewPath = Annotated[
     ),
 ]
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Show the engine's log.")]
+DryRun = Annotated[
+    bool,
+    _planning(
+        "--dry-run",
+        help="Print where the model would go and what a picture would take, without loading or drawing anything.",
+        show_default=False,
+    ),
+]
+Assume = Annotated[
+    str | None,
+    _planning(
+        "--assume",
+        metavar="KEY=VALUE,...",
+        help="With --dry-run: another machine, such as gpu=12GiB,ram=16GiB,bus=12GB/s; gpu=8GiB+8GiB are two GPUs, "
+        "gpu=none is none, and compute=40TFLOPS is their speed.",
+        show_default=False,
+    ),
+]
 WithoutText = Annotated[
     bool, _output("--disable-image-metadata", help="Write no parameters into the files.", show_default=False)
 ]
@@ -151,6 +171,33 @@ def _previews(files: Sequence[Path]) -> Iterator[Progress | None]:
         yield watch
 
 
+def _planned(
+    mode: Mode,
+    options: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    dry_run: bool,
+    assume: str | None,
+    report: Path | None,
+) -> bool:
+    """Print the plan where only that is asked for, and tell whether it was.
+
+    Raises:
+        ArgumentError: a machine is described for nothing.
+    """
+    if not dry_run:
+        if assume is not None:
+            raise ArgumentError("--assume has no effect without --dry-run")
+        return False
+    from ..planning import plan
+
+    check_report(report, [])
+    made = plan(**loading, mode=mode.name, assume=assume, **options)
+    echo(str(made))
+    if report is not None:
+        write_report(report, {"version": __version__, "plan": made.to_dict()})
+    return True
+
+
 def _draw(
     mode: Mode,
     source: From = None,
@@ -169,6 +216,8 @@ def _draw(
     preview_path: PreviewPath = None,
     verbose: Verbose = False,
     disable_image_metadata: WithoutText = False,
+    dry_run: DryRun = False,
+    assume: Assume = None,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
@@ -176,6 +225,8 @@ def _draw(
     start_logging(verbose)
     # What is cheap to find wrong is found first, and all of it before the model is loaded.
     options, loading = _asked(mode, given, source)
+    if _planned(mode, options, loading, dry_run, assume, report):
+        return
     checked = mode.check(options)
     LOADING.check(loading)
     able = Abilities() if mode.takes_size else None
@@ -211,12 +262,16 @@ def _film(
     preview_path: PreviewPath = None,
     verbose: Verbose = False,
     disable_image_metadata: WithoutText = False,
+    dry_run: DryRun = False,
+    assume: Assume = None,
     *,
     given: Mapping[Flag, Any],
 ) -> None:
     """Load a model, draw a video, and write it."""
     start_logging(verbose)
     options, loading = _asked(mode, given, source)
+    if _planned(mode, options, loading, dry_run, assume, report):
+        return
     LOADING.check(loading)
     make_request(mode, options, able=ANY_VIDEO_MODEL, lora_folder=loading.get("lora_model_dir"))
     file = check_video_file(output)

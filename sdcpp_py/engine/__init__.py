@@ -9,13 +9,14 @@ garbage collection can come in between.
 
 from __future__ import annotations
 
-from .context import Context, encoder_bytes, weights_survey
+from .context import Context
 from .conversion import convert_file
-from .devices import backend_load, cuda_backend, device_list
+from .devices import backend_load, bus_rate, cuda_backend, device_list
 from .handle import Handle
 from .library import ENGINE_LOG_LINES, Frame, Progress, Step, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
 from .runtime import Call, Run, tap, watched
+from .survey import encoder_bytes, picture_survey, weights_survey
 from .upscaler import UpscalerContext, upscaler_bytes
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Tap",
     "UpscalerContext",
     "backend_load",
+    "bus_rate",
     "cache_mode",
     "convert_file",
     "cuda_backend",
@@ -38,6 +40,7 @@ __all__ = [
     "enum_names",
     "library",
     "physical_cores",
+    "picture_survey",
     "tap",
     "upscaler_bytes",
     "versions",

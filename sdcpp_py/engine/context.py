@@ -6,50 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import GenerationError, ModelError
-from .devices import cuda_backend
 from .fields import IMAGE, VIDEO
-from .handle import CANNOT_LOAD, MOST_ROWS, Handle
+from .handle import Handle
 from .library import Frame, Progress, library, row_values, text
 from .runtime import Run
 from .structs import Filler
-
-
-def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
-    """Return the bytes that the weights of each module will take, from the headers of the model's files.
-
-    Args:
-        options: fields of the engine's context parameters, as for Context.
-
-    Returns:
-        Module -> bytes, without the padding that a device's alignment adds between tensors.
-
-    Raises:
-        ModelError: the engine refused the files.
-    """
-    ffi, lib = library()
-    cuda_backend()
-    filler = Filler()
-    found = ffi.new("sdcpp_weights_t[]", MOST_ROWS)
-    count = ffi.new("int*")
-    with Run(quiet=True) as run:
-        status = lib.sdcpp_weights_survey(run.native, filler.context_params(options), found, len(found), count)
-        run.check(status, ModelError, CANNOT_LOAD)
-        return {str(text(row.module)): int(row.bytes) for row in found[0 : count[0]]}
-
-
-def encoder_bytes(options: Mapping[str, Any]) -> int:
-    """Return the bytes that the VAE's encoder takes besides, when it is loaded; 0 where the files hold none.
-
-    Args:
-        options: fields of the engine's context parameters, as for Context.
-    """
-    ffi, lib = library()
-    filler = Filler()
-    found = ffi.new("uint64_t*")
-    with Run(quiet=True) as run:
-        status = lib.sdcpp_encoder_survey(run.native, filler.context_params(options), found)
-        run.check(status, ModelError, CANNOT_LOAD)
-    return int(found[0])
 
 
 class Context(Handle):

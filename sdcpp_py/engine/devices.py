@@ -69,3 +69,20 @@ def device_list() -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+@functools.cache
+def bus_rate(device: str) -> float | None:
+    """Return the bytes a second that arrive on a device from its host buffer type, measured once.
+
+    Args:
+        device: its name.
+
+    Returns:
+        The rate; None where the device has no host buffer type, or could not be measured.
+    """
+    ffi, lib = library()
+    rate = ffi.new("double*")
+    with Run(quiet=True) as run:
+        lib.sdcpp_device_bus_rate(run.native, device.encode(), rate)
+    return float(rate[0]) or None

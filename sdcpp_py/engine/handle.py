@@ -137,6 +137,14 @@ class Handle:
         """Return what was copied for the weights of each module so far: the fields of sdcpp_transfer_t."""
         return self._rows("sdcpp_transfer_t", "sdcpp_ctx_transfers")
 
+    def usable(self, device: str) -> int:
+        """Return the bytes of a device that the model may use, with the reserve: what is free and what it holds."""
+        found = self.ffi.new("uint64_t*")
+        with Run() as run:
+            status = self.lib.sdcpp_ctx_usable(run.native, self._handle, device.encode(), found)
+            run.check(status, GenerationError, "the engine cannot tell; engine_log has what it says", self._closed)
+        return int(found[0])
+
     def streams(self) -> list[dict[str, Any]]:
         """Return how each network was streamed when it was last computed: the fields of sdcpp_stream_t."""
         return self._rows("sdcpp_stream_t", "sdcpp_ctx_streams")

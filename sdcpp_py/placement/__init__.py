@@ -1,4 +1,7 @@
-"""Where modules run and their weights live: from what a caller asks and what the system has to a plan."""
+"""Where modules run and their weights live: from what a caller asks and what the system has to a plan.
+
+What chooses where nothing is asked is in ``choice``, ``demand``, ``machine`` and ``assume``, imported when it is used.
+"""
 
 from .device_memory import DeviceBudget, check_max_vram, device_budget
 from .pinning import BudgetPart, PinBudget, measure_pin_budget

@@ -17,6 +17,7 @@ from .specs import DEFAULT, MODULES, Spec, find_device, parse_spec, pin_policy
 
 if TYPE_CHECKING:
     from ..devices import Device
+    from .choice import Choice
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Plan:
             files hold none, or it is loaded at once.
         kernels: what computes on the CPU and on CUDA: ``fast`` (kernels of this package where it has them) or
             ``engine``.
+        choice: what was chosen and what was rejected where nothing was asked for; None where something was, or there is
+            no GPU to choose.
     """
 
     modules: tuple[ModulePlan, ...]
@@ -71,6 +74,12 @@ class Plan:
     device_budgets: tuple[DeviceBudget, ...] = ()
     encoder_bytes: int = 0
     kernels: str = "fast"
+    choice: Choice | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Predicted seconds of a picture; None where nothing was to choose."""
+        return None if self.choice is None else self.choice.seconds
 
     @property
     def pinned_bytes(self) -> int:
@@ -119,6 +128,8 @@ class Plan:
         if self.device_budgets:
             budgets = [(budget.device, show_bytes(budget.bytes), budget.detail) for budget in self.device_budgets]
             lines += ["", table(("device", "budget", "because"), budgets, ("budget",))]
+        if self.choice is not None:
+            lines += ["", str(self.choice)]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +142,7 @@ class Plan:
             "device_budgets": [asdict(budget) for budget in self.device_budgets],
             "encoder_bytes": self.encoder_bytes,
             "kernels": self.kernels,
+            "choice": None if self.choice is None else self.choice.to_dict(),
         }
 
 

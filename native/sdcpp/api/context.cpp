@@ -140,75 +140,7 @@ sdcpp_status_t load(Run& run, const sdcpp_ctx_t& ctx, const sdcpp_placement_t* p
     return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
 }
 
-// Returns what the weights of each module would take.
-std::map<std::string, uint64_t> survey(const sd_ctx_params_t& params) {
-    backends_load();
-    sd_ctx_params_t wanted = params;
-    // Loading PhotoMaker reads weights while the context is made, so its file is looked at by itself.
-    wanted.photo_maker_path = nullptr;
-    auto placements = std::make_shared<Placements>(&wanted);
-    placements->survey_begin();
-    PlacementScope scope(placements);
-    if (sd_ctx_t* made = new_sd_ctx(&wanted)) {
-        free_sd_ctx(made);
-    }
-    return placements->surveyed;
-}
-
-// Returns a model's parameters without what its autoencoder has nothing to do with.
-sd_ctx_params_t autoencoder_params(const sd_ctx_params_t& params) {
-    sd_ctx_params_t wanted = params;
-    wanted.vae_decode_only = false;
-    wanted.embeddings = nullptr;
-    wanted.embedding_count = 0;
-    return wanted;
-}
-
 }  // namespace
-
-sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, sdcpp_weights_t* weights,
-                                    int capacity, int* count) {
-    *count = 0;
-    const Turn turn(*run, Claim{});
-    if (turn.status() != SDCPP_OK) {
-        return turn.status();
-    }
-    const sdcpp_status_t status = run_guarded(*run, [&] {
-        auto bytes = survey(*params);
-        if (bytes.empty()) {
-            return false;
-        }
-        if (params->photo_maker_path != nullptr && params->photo_maker_path[0] != '\0') {
-            bytes["photomaker"] += file_bytes(params->photo_maker_path, "pmid.");
-        }
-        for (const auto& name : module_names) {
-            if (bytes.count(name) != 0 && *count < capacity) {
-                weights[(*count)++] = {name.c_str(), bytes[name]};
-            }
-        }
-        return true;
-    });
-    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
-}
-
-sdcpp_status_t sdcpp_encoder_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, uint64_t* bytes) {
-    *bytes = 0;
-    const Turn turn(*run, Claim{});
-    if (turn.status() != SDCPP_OK) {
-        return turn.status();
-    }
-    const sdcpp_status_t status = run_guarded(*run, [&] {
-        const AutoencoderScope autoencoder;
-        const sd_ctx_params_t with = autoencoder_params(*params);
-        sd_ctx_params_t without = with;
-        without.vae_decode_only = true;
-        const uint64_t whole = survey(with)["vae"];
-        const bool none = !run->error.empty();  // NoEncoder, or files that are gone
-        *bytes = params->vae_decode_only && !none ? whole - survey(without)["vae"] : 0;
-        return true;
-    });
-    return status == SDCPP_BROKEN ? SDCPP_FAILED : status;
-}
 
 sdcpp_ctx_t* sdcpp_ctx_new(void) {
     return forked() ? new sdcpp_ctx{} : new sdcpp_ctx{context_new()};
@@ -336,6 +268,14 @@ sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_memory
             }
         }
         return filled;
+    });
+}
+
+sdcpp_status_t sdcpp_ctx_usable(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const char* device, uint64_t* bytes) {
+    *bytes = 0;
+    return with_context(*run, *ctx, [&](const Context& context) {
+        *bytes = context.placements->memory_budget.reachable(named_device(device, "device"));
+        return true;
     });
 }
 

@@ -78,6 +78,19 @@ typedef struct {
 } sdcpp_weights_t;
 
 typedef struct {
+    const char* module;             /* as in sdcpp_placement_t */
+    const char* network;            /* the engine's name of the network; a module may have several */
+    uint64_t weight_bytes;          /* its weights that a graph reads, as the device stores them */
+    uint64_t fixed_bytes;           /* the part that stays on the device in any case while it computes */
+    uint64_t largest_segment_bytes; /* the largest part that is streamed as one */
+    uint64_t compute_bytes;         /* the largest compute buffer, and what computing takes besides */
+    uint64_t graphs;                /* how many there are */
+    uint64_t operations;            /* in all of them */
+    double flops;                   /* of products and convolutions in all of them */
+    double moved_bytes;             /* read and written by the other operations in all of them */
+} sdcpp_demand_t;
+
+typedef struct {
     const char* module;              /* as in sdcpp_placement_t; "MODULE.lora" for LoRA weights that are loaded */
     const char* runtime_device;      /* name of the device that computes it */
     const char* params_device;       /* name of the device whose memory keeps its weights */
@@ -286,6 +299,9 @@ SD_API enum sdcpp_status_t sdcpp_backend_load(sdcpp_run_t* run, const char* path
 /* Fills in the devices, capacity at most, and how many there are; the strings live as long as the run. */
 SD_API enum sdcpp_status_t sdcpp_devices(sdcpp_run_t* run, sdcpp_device_t* devices, int capacity, int* count);
 
+/* Measures how many bytes a second arrive on a device from its host buffer type; 0: it has none, or refuses the memory. */
+SD_API enum sdcpp_status_t sdcpp_device_bus_rate(sdcpp_run_t* run, const char* device, double* rate);
+
 /* --- models --- */
 
 /* Reads the headers of a model's files and fills in what the weights of each module will take. */
@@ -294,6 +310,11 @@ SD_API enum sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_p
 /* Reads the headers of a model's files and says what the VAE's encoder takes besides what the survey says; 0: they hold
    none, or it counts there already. */
 SD_API enum sdcpp_status_t sdcpp_encoder_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, uint64_t* bytes);
+/* Goes through a generation, of which nothing is loaded or computed, and fills in what each network takes of a device;
+   NULL: of the CPU. One of the two structs says what is drawn. The strings live as long as the run. */
+SD_API enum sdcpp_status_t sdcpp_picture_survey(sdcpp_run_t* run, const sd_ctx_params_t* params, const char* device,
+                                                const sd_img_gen_params_t* images, const sd_vid_gen_params_t* video,
+                                                sdcpp_demand_t* demands, int capacity, int* count);
 /* Makes an empty context; sdcpp_ctx_free frees it. */
 SD_API sdcpp_ctx_t* sdcpp_ctx_new(void);
 /* Loads a model into an empty context with its modules placed, those not named as the flags in params say. */
@@ -316,6 +337,8 @@ SD_API enum sdcpp_status_t sdcpp_ctx_memory(sdcpp_run_t* run, sdcpp_ctx_t* ctx, 
 /* Fills in what was copied for each module since the context was loaded. */
 SD_API enum sdcpp_status_t sdcpp_ctx_transfers(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_transfer_t* rows, int capacity,
                                                int* count);
+/* Says how much memory of a device a context may use with its reserve: what is free, and what it holds there itself. */
+SD_API enum sdcpp_status_t sdcpp_ctx_usable(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const char* device, uint64_t* bytes);
 /* Describes how the networks that can be streamed were last computed. */
 SD_API enum sdcpp_status_t sdcpp_ctx_streams(sdcpp_run_t* run, sdcpp_ctx_t* ctx, sdcpp_stream_t* rows, int capacity,
                                              int* count);

@@ -101,4 +101,12 @@ bool fills_anew() {
     return fills;
 }
 
+sd_ctx_params_t autoencoder_params(const sd_ctx_params_t& params) {
+    sd_ctx_params_t wanted = params;
+    wanted.vae_decode_only = false;
+    wanted.embeddings = nullptr;
+    wanted.embedding_count = 0;
+    return wanted;
+}
+
 }  // namespace sdcpp

@@ -30,6 +30,9 @@ bool autoencoder_only();
 // The same; compares a model's tensors with those in its files, and leaves of both only the autoencoder's.
 bool autoencoder_only(SDVersion version, std::map<std::string, ggml_tensor*>& tensors, String2TensorStorage& in_files);
 
+// Returns a model's parameters without what its autoencoder has nothing to do with.
+sd_ctx_params_t autoencoder_params(const sd_ctx_params_t& params);
+
 // Replaces the autoencoder of a context by one that has its encoder, if it has none, within an AutoencoderScope and the
 // scope of its placements. Applied LoRAs are taken off. Throws NoEncoder.
 bool encoder_load(sd_ctx_t* ctx, const sd_ctx_params_t* params);

@@ -76,12 +76,13 @@ void Placements::synchronize() const {
     }
 }
 
-void Placements::survey_begin() {
+void Placements::survey_begin(ggml_backend_dev_t dev, bool pictures) {
     for (auto& [name, place] : modules) {
         place = ModulePlacement{};
-        place.runtime = place.params = cpu_device();
+        place.runtime = place.params = dev != nullptr ? dev : cpu_device();
     }
     survey = true;
+    survey_pictures = pictures;
 }
 
 const sd_ctx_params_t* Placements::load_begin(const sd_ctx_params_t* params) {

@@ -14,6 +14,7 @@
 #include "sdcpp/architecture/own_files.h"
 #include "sdcpp/placement/device.h"
 #include "sdcpp/placement/modules.h"
+#include "sdcpp/placement/picture_survey.h"
 #include "sdcpp/placement/weights_record.h"
 #include "sdcpp/streaming/memory_budget.h"
 
@@ -44,8 +45,9 @@ public:
     std::vector<ggml_backend_dev_t> runtime_devices() const;
     // Waits for the opened devices.
     void synchronize() const;
-    // Places every module on the CPU and makes its runners only say how large their weights are.
-    void survey_begin();
+    // Places every module on a device, the CPU where that is NULL, and makes its runners only say how large their
+    // weights are and, with `pictures`, what their graphs take.
+    void survey_begin(ggml_backend_dev_t dev = nullptr, bool pictures = false);
     // Makes runners wait with their weights; returns the engine's parameters without its own flags for placing modules.
     const sd_ctx_params_t* load_begin(const sd_ctx_params_t* params);
     // Allocates the weights of the runners that wait, and lets no more wait.
@@ -75,6 +77,8 @@ public:
     int clip_layers = 0;  // the least number that a CLIP text encoder has; 0 without one
     bool survey = false;
     std::map<std::string, uint64_t> surveyed;  // module -> bytes
+    bool survey_pictures = false;
+    NetworkDemands demands;
     bool loading = false;
     std::vector<std::function<void()>> waiting;  // runners that allocate their weights once the checkpoint is compared
 

@@ -1,12 +1,15 @@
 // Finding, opening and sharing devices.
 #include "sdcpp/placement/device.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 
+#include "ggml-cpp.h"
 #include "util.h"
 
 namespace sdcpp {
@@ -76,6 +79,28 @@ ggml_backend_dev_t named_device(const char* name, const char* module) {
         names += (i > 0 ? ", " : "") + std::string(ggml_backend_dev_name(ggml_backend_dev_get(i)));
     }
     throw std::runtime_error("module " + std::string(module) + ": there is no device " + name + ", only " + names);
+}
+
+double bus_rate(Device& device) {
+    constexpr int64_t bytes = 16 << 20;  // of which the time to begin is no part
+    constexpr int tries = 3;             // the first one touches the pages
+    ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(device.dev);
+    ggml_backend_buffer_ptr source(host != nullptr ? ggml_backend_buft_alloc_buffer(host, bytes) : nullptr);
+    ggml_context_ptr ctx(ggml_init({ggml_tensor_overhead(), nullptr, true}));
+    ggml_tensor* const tensor = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, bytes);
+    ggml_backend_buffer_ptr target(source ? ggml_backend_alloc_ctx_tensors(ctx.get(), device.backend) : nullptr);
+    if (!target || ggml_backend_buffer_get_type(source.get()) != host) {
+        return 0.0;
+    }
+    ggml_backend_buffer_clear(source.get(), 0);
+    double rate = 0.0;
+    for (int i = 0; i < tries; ++i) {
+        const auto begin = std::chrono::steady_clock::now();
+        ggml_backend_tensor_set(tensor, ggml_backend_buffer_get_base(source.get()), 0, bytes);
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+        rate = std::max(rate, static_cast<double>(bytes) / seconds.count());
+    }
+    return rate;
 }
 
 void forget_buffers(ggml_context* ctx) {

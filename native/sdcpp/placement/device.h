@@ -39,6 +39,9 @@ ggml_backend_dev_t default_device();
 // Returns the device that a caller named for a module; throws std::runtime_error, with the names there are, without it.
 ggml_backend_dev_t named_device(const char* name, const char* module);
 
+// Returns the bytes a second that a device takes from its host buffer type; 0 where it has none or refuses the memory.
+double bus_rate(Device& device);
+
 // Forgets what the tensors of a failed allocation point to: memory that was freed again.
 void forget_buffers(ggml_context* ctx);
 

@@ -89,7 +89,12 @@ void* graph_memory(Placement& placement, size_t bytes);
 // Notes how many layers a CLIP text encoder of the context that is being made has.
 void clip_layers_note(int layers);
 
-// Tells whether this thread only wants to know how large the weights would be.
+// Tells whether this thread only wants to know how large the weights would be,
 bool surveying();
+// and what pictures would take: see picture_survey.h.
+bool surveying_pictures();
+// Counts one of a runner's graphs where its context surveys pictures; false where it is to be computed. The network is
+// the engine's description of it.
+bool graph_surveyed(Placement& placement, const std::string& network, ggml_context* params, ggml_cgraph* graph);
 
 }  // namespace sdcpp

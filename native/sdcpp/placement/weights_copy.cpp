@@ -62,6 +62,9 @@ void weights_get(const ggml_tensor* tensor, void* data, size_t offset, size_t si
 }
 
 float weights_scalar(const ggml_tensor* tensor) {
+    if (tensor->buffer == nullptr) {
+        return 1.0f;  // of a survey
+    }
     const auto read = [&](auto value) {
         weights_get(tensor, &value, 0, sizeof(value));
         return value;

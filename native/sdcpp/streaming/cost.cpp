@@ -12,20 +12,23 @@ double bytes_of(const ggml_tensor* tensor) {
     return static_cast<double>(ggml_row_size(tensor->type, tensor->ne[0])) * static_cast<double>(ggml_nrows(tensor));
 }
 
-double working_seconds(const ggml_tensor* node) {
+}  // namespace
+
+Work work_of(const ggml_tensor* node) {
     const auto elements = static_cast<double>(ggml_nelements(node));
     const ggml_tensor* a = node->src[0];
     switch (node->op) {
         case GGML_OP_MUL_MAT:
         case GGML_OP_MUL_MAT_ID:
-            return 2.0 * static_cast<double>(a->ne[0]) * elements / flop_rate;
+            return {2.0 * static_cast<double>(a->ne[0]) * elements, 0.0};
         case GGML_OP_CONV_2D:
-            return 2.0 * static_cast<double>(a->ne[0] * a->ne[1] * a->ne[2]) * elements / flop_rate;
+            return {2.0 * static_cast<double>(a->ne[0] * a->ne[1] * a->ne[2]) * elements, 0.0};
         case GGML_OP_FLASH_ATTN_EXT:
-            return 2.0 * static_cast<double>(a->ne[1] * a->ne[2] * a->ne[3] * node->src[1]->ne[1]) *
-                   static_cast<double>(node->src[1]->ne[0] + node->src[2]->ne[0]) / flop_rate;
+            return {2.0 * static_cast<double>(a->ne[1] * a->ne[2] * a->ne[3] * node->src[1]->ne[1]) *
+                        static_cast<double>(node->src[1]->ne[0] + node->src[2]->ne[0]),
+                    0.0};
         case GGML_OP_GET_ROWS:
-            return 2.0 * bytes_of(node) / memory_rate;
+            return {0.0, 2.0 * bytes_of(node)};
         default:
             break;
     }
@@ -36,10 +39,8 @@ double working_seconds(const ggml_tensor* node) {
     for (int i = 0; i < GGML_MAX_SRC && node->src[i] != nullptr; ++i) {
         bytes += i != unread ? bytes_of(node->src[i]) : 0.0;
     }
-    return bytes / memory_rate;
+    return {0.0, bytes};
 }
-
-}  // namespace
 
 bool computes(const ggml_tensor* node) {
     switch (node->op) {
@@ -55,7 +56,8 @@ bool computes(const ggml_tensor* node) {
 }
 
 double cost_of(const ggml_tensor* node) {
-    return operation_seconds + working_seconds(node);
+    const Work work = work_of(node);
+    return operation_seconds + work.flops / flop_rate + work.moved_bytes / memory_rate;
 }
 
 }  // namespace sdcpp

@@ -30,33 +30,37 @@ void MemoryBudget::remove(Streamer* streamer) {
     streamers_.erase(std::remove(streamers_.begin(), streamers_.end(), streamer), streamers_.end());
 }
 
+uint64_t MemoryBudget::reachable(ggml_backend_dev_t dev) const {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(dev, &free, &total);
+    return free + held(dev);
+}
+
 uint64_t MemoryBudget::bytes(ggml_backend_dev_t dev) const {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(dev, &free, &total);
-    const uint64_t reachable = free + held(dev);
+    const uint64_t all = free + held(dev);
     if (max_vram_ > 0.0f) {
         // Others may hold what was given to this context: it is not an error to be left less.
-        return std::min(static_cast<uint64_t>(static_cast<double>(max_vram_) * gib), reachable);
+        return std::min(static_cast<uint64_t>(static_cast<double>(max_vram_) * gib), all);
     }
     if (max_vram_ < 0.0f) {
-        return saturating_sub(reachable, static_cast<uint64_t>(static_cast<double>(-max_vram_) * gib));
+        return saturating_sub(all, static_cast<uint64_t>(static_cast<double>(-max_vram_) * gib));
     }
     const auto given_up = given_up_.find(dev);
-    const uint64_t reserve = device_reserve(total, reachable);
-    return reachable - (given_up != given_up_.end() ? std::min(given_up->second.reserve, reserve) : reserve);
+    const uint64_t reserve = device_reserve(total, all);
+    return all - (given_up != given_up_.end() ? std::min(given_up->second.reserve, reserve) : reserve);
 }
 
 bool MemoryBudget::give_up_reserve(ggml_backend_dev_t dev, uint64_t needed) {
     if (max_vram_ != 0.0f || bytes(dev) >= needed) {
         return false;
     }
-    size_t free = 0, total = 0;
-    ggml_backend_dev_memory(dev, &free, &total);
-    const uint64_t reachable = free + held(dev);
-    if (reachable < needed) {
+    const uint64_t all = reachable(dev);
+    if (all < needed) {
         return false;
     }
-    given_up_[dev] = {std::min(reachable / crowded_share, reachable - needed), needed};
+    given_up_[dev] = {std::min(all / crowded_share, all - needed), needed};
     return true;
 }
 

@@ -33,6 +33,8 @@ public:
     void count(ggml_backend_dev_t dev, uint64_t bytes) { others_[dev] += bytes; }
     void discount(ggml_backend_dev_t dev, uint64_t bytes) { others_[dev] -= bytes; }
 
+    // Returns what is free on a device and what the context holds there, in bytes.
+    uint64_t reachable(ggml_backend_dev_t dev) const;
     // Returns the device memory that the context may use, in bytes.
     uint64_t bytes(ggml_backend_dev_t dev) const;
     // Gives up as much of a measured budget's reserve as lets the context use `needed` bytes; false where that does not

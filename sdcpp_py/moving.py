@@ -1,0 +1,318 @@
+"""A model that goes where it fits: placed by itself, and placed anew when memory is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import engine
+from .devices import devices
+from .errors import CancelledError, ClosedError, DeviceMemoryError, GenerationError, ModelError
+from .handle import NOTHING_PLACED, ModelHandle
+from .images import Timings
+
+# What chooses is imported where there is something to choose: on a machine with a GPU.
+if TYPE_CHECKING:
+    from .drawing import Loaded
+    from .modes import Mode, Request
+    from .placement.choice import Alternative
+    from .placement.demand import Demand
+    from .placement.machine import Machine
+    from .placement.prediction import PlanReport
+    from .planning import Planner
+
+log = logging.getLogger("sdcpp_py")
+
+Drawn = TypeVar("Drawn")
+SHORT, GAIN = "memory is short", "the call gains by it"
+LOADING_SECONDS = 0.5
+"""What loading takes besides reading: headers, vocabularies, a survey."""
+LOADING_RATE = 1e9
+"""Bytes of weights a second that loading anew is expected to read: 20 GB took 3 to 11 s (docs/performance.md)."""
+
+
+class _ElsewhereError(Exception):
+    """A call does not fit where the model is, but does where it can be moved to."""
+
+
+class _Call(threading.local):
+    """What a thread's call of the model is about."""
+
+    def __init__(self) -> None:
+        self.demanded: Demand | None = None  # what it takes
+        self.running: Alternative | None = None  # where it is done, with the tiles that its pictures need
+        self.tried: list[Alternative] = []  # in vain
+
+
+class MovingModel(ModelHandle):
+    """What :class:`sdcpp_py.StableDiffusion` is besides what it draws: where its modules go.
+
+    With nothing asked about placement a planner chooses, before anything is loaded, and looks at each call: whether it
+    fits into what is free now, and with which tiles for the VAE. Where it does not, the model is loaded anew as the
+    planner chooses then. What fails for want of memory nevertheless is tried in the next best way, until none is left.
+    """
+
+    _planner: Planner | None = None
+    _values: Mapping[str, Any]
+    _moving: threading.RLock
+    _call: _Call
+    _loaded: Loaded
+    _moves = 0
+    _cancels = 0
+    _ended = False  # by close(), not to be moved
+    _report: PlanReport | None = None
+    _encoder_surveyed = False
+    _is_moved = False
+
+    def _load(self, places: Sequence[Mapping[str, Any]]) -> engine.Context:
+        """Load the model with its modules placed."""
+        raise NotImplementedError
+
+    def _load_somewhere(self, suits: Mapping[str, Any]) -> engine.Context:
+        """Load the model where it was asked for, or where the planner says.
+
+        Args:
+            suits: defaults that suit the model.
+        """
+        values = self._values
+        if {name: values[name] for name in NOTHING_PLACED} != NOTHING_PLACED:
+            return self._load(self._place(values))
+        if not any(device.kind in ("gpu", "igpu") for device in devices()):
+            return self._load(())
+        from .planning import Planner, Surveyor, usual_size
+
+        planner = Planner(Surveyor(self._given, self._files), values["threads"])
+        machine, _, _ = planner.machine()
+        if not machine.gpus:
+            return self._load(())
+        size = usual_size(values["model"] if values["model"] is not None else values["diffusion_model"])
+        demand = planner.usual_demand(machine, size, suits)
+        if demand is not None:
+            self._planner = planner
+            return self._load_best(demand)
+        log.info("what pictures of %s take cannot be told: it goes where its weights fit", self._name)
+        return self._load_where_weights_fit()
+
+    def _load_where_weights_fit(self) -> engine.Context:
+        """Load the model on the first GPU, or else from host memory as it allows, or else on the CPU."""
+        try:
+            return self._load(())
+        except DeviceMemoryError as error:
+            log.info("%s; its weights are left in host memory", error)
+        hosted = {**NOTHING_PLACED, "params_backend": "cpu", "stream_layers": True}
+        try:
+            self._plan = self._make_plan(hosted)
+            return self._load(self._plan.placements())
+        except DeviceMemoryError as error:
+            log.info("%s; the model runs on the CPU", error)
+        self._plan = self._make_plan({**NOTHING_PLACED, "runtime_backend": "cpu"})
+        return self._load(self._plan.placements())
+
+    def _load_best(self, demand: Demand) -> engine.Context:
+        """Load the model in the best way that its devices do not refuse.
+
+        Args:
+            demand: what is to be drawn.
+        """
+        from .planning import is_default
+
+        planner = self._planner
+        assert planner is not None
+        refused: DeviceMemoryError | None = None
+        while True:
+            machine, found, budget = planner.machine()
+            choice = planner.choose(machine, demand, self._call.tried)
+            if choice is None:
+                if refused is not None:
+                    raise refused
+                return self._load(())  # the engine says what is missing
+            self._plan = planner.plan(choice, found, budget)
+            self._encoder_surveyed = False
+            try:
+                return self._load(() if is_default(choice, machine) else self._plan.placements())
+            except DeviceMemoryError as error:
+                log.info("%s; another plan is tried", error)
+                refused = error
+                self._call.tried.append(choice.chosen)
+
+    def _fit(self, mode: Mode, request: Request, encodes: bool) -> int:
+        """Return the side of the tiles that the VAE needs for a call, 0 for none; see ``Loaded.fit``."""
+        from .placement import choice
+
+        planner, context = self._planner, self._loaded.context
+        if planner is None or planner.choice is None:
+            return 0
+        self._call.demanded = self._call.running = None
+        places = planner.choice.chosen.places
+        machine, _, _ = planner.machine(self._usable(planner, context))
+        held = sum(row.bytes for row in self.memory_report().modules if row.params_device == machine.cpu)
+        machine = dataclasses.replace(machine, host_bytes=machine.host_bytes + held, pin_bytes=machine.pin_bytes + held)
+        try:
+            demand = planner.demand(mode, request, machine, encodes=encodes)
+        except (ModelError, GenerationError) as error:
+            log.debug("what the call takes cannot be told: %s", error)
+            return 0
+        self._call.demanded = demand
+        found = choice.best_tile(machine, demand, places, self._call.tried)
+        if found is None:
+            tried = {each.key for each in self._call.tried}
+            if choice.choose(machine, demand, lambda each: each.key in tried or each.places == places) is None:
+                return 0  # the engine says what does not fit
+            raise _ElsewhereError(SHORT)
+        if self._gains_elsewhere(planner, machine, demand, found):
+            raise _ElsewhereError(GAIN)
+        self._call.running = found
+        return found.tile
+
+    def _gains_elsewhere(self, planner: Planner, machine: Machine, demand: Demand, found: Alternative) -> bool:
+        """Tell whether a call gains more than loading the model anew takes: memory is free again, or it is a small one.
+
+        Args:
+            planner: chose.
+            machine: as it is now.
+            demand: what the call takes.
+            found: what it would do where the model is.
+        """
+        from .placement import choice
+
+        loading = LOADING_SECONDS + sum(demand.weights.values()) / LOADING_RATE
+        if (found.seconds or 0.0) <= loading:
+            return False
+        tried = {each.key for each in self._call.tried}
+        best = choice.choose(machine, demand, lambda each: each.tight or each.key in tried)
+        return best is not None and best.seconds + loading < (found.seconds or 0.0)
+
+    def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
+        """Return what a call with the loaded model draws, in another place where it does not fit.
+
+        Args:
+            call: draws with the model as it is loaded now.
+        """
+        if self._planner is None:
+            self._open_context()
+            return call(self._loaded)
+        cancels = self._cancels
+        self._call.tried.clear()
+        while True:
+            with self._moving:
+                self._open_context()
+                loaded = self._loaded
+            try:
+                drawn = call(loaded)
+                self._note(getattr(drawn, "timings", None))
+                return drawn
+            except (DeviceMemoryError, _ElsewhereError) as error:
+                self._move(loaded, error)
+            except ClosedError:
+                if self._ended or self._loaded is loaded:
+                    raise
+            if self._cancels != cancels:
+                raise CancelledError("cancelled while the model was loaded anew")
+
+    def _move(self, loaded: Loaded, error: Exception) -> None:
+        """Load the model anew, where a call fits that did not; raise its error where it fits nowhere else.
+
+        Args:
+            loaded: the model that did not do.
+            error: what was raised.
+        """
+        from .placement import choice
+
+        planner = self._planner
+        with self._moving:
+            if planner is None or self._loaded is not loaded or self._ended:
+                return
+            demand = self._call.demanded
+            if demand is None:
+                raise error
+            if self._call.running is not None:
+                self._call.tried.append(self._call.running)
+            if str(error).startswith("module vae ") and not loaded.context.closed and self._tiles_left(demand):
+                return  # as it is, in smaller tiles
+            if planner.choice is not None:
+                self._call.tried += [
+                    choice.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
+                    for side in (0, *demand.tiled)
+                ]
+            usable = {} if loaded.context.closed else self._usable(planner, loaded.context)
+            machine, _, _ = planner.machine(usable)
+            tried = {each.key for each in self._call.tried}
+            if choice.choose(machine, demand, lambda each: each.key in tried) is None:
+                if isinstance(error, _ElsewhereError):
+                    return  # memory went meanwhile: the engine says what is missing
+                raise error
+            say = log.info if str(error) == GAIN else log.warning
+            why = GAIN if str(error) == GAIN else SHORT
+            say("%s: the model is loaded anew, placed otherwise; sd.plan says how", why)
+            self._moves += 1
+            self._is_moved = True
+            try:
+                loaded.context.close()
+                context = self._load_best(demand)
+            finally:
+                self._is_moved = False
+            self._loaded = dataclasses.replace(loaded, context=context)
+            if self._ended:  # meanwhile
+                context.close()
+
+    def _tiles_left(self, demand: Demand) -> bool:
+        """Tell whether there are tiles for the VAE that are smaller than those that failed."""
+        running = self._call.running
+        return running is not None and any(not running.tile or side < running.tile for side in demand.tiled)
+
+    def _usable(self, planner: Planner, context: engine.Handle) -> dict[str, int]:
+        """Return what of each GPU there is for the model, in bytes: what is free, and what it holds itself."""
+        gpus = () if planner.choice is None else planner.choice.machine.gpus
+        return {gpu.name: context.usable(gpu.name) for gpu in gpus}
+
+    def _note(self, timings: Timings | None) -> None:
+        """Note what a call took, next to what was predicted."""
+        planner = self._planner
+        if planner is None or timings is None or self._call.running is None or self._call.demanded is None:
+            return
+        from .placement.demand import PHASES
+        from .placement.machine import note_speed
+        from .placement.prediction import PlanReport
+
+        running = self._call.running
+        happened = {name: float(getattr(timings, name)) for name in running.phases}
+        self._report = PlanReport(self._call.demanded.text, running.tile, running.phases, happened, self._moves)
+        for group, place in running.places.items():
+            phase = PHASES[group]
+            if place.home == "device" and group == "diffusion":
+                note_speed(place.device, running.phases[phase], happened[phase])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the object can be used no more."""
+        return self._ended or (super().closed and not self._is_moved)
+
+    def plan_report(self) -> PlanReport | None:
+        """Return what the planner predicted of the last call and what happened; None where placement was asked for.
+
+        Raises:
+            ClosedError: the object is closed.
+        """
+        self._open_context()
+        return self._report
+
+    def close(self) -> None:
+        """Free the model; calling it again does nothing.
+
+        Calls that wait for their turn raise ClosedError, and one under way is waited for. In a callback of a call, or
+        in a signal handler during one, this returns at once: the object counts as closed, and its memory is freed when
+        that call has ended.
+        """
+        self._ended = True
+        super().close()
+
+    def cancel(self) -> None:
+        """Stop this object's calls in other threads, also those that wait for their turn: they raise CancelledError.
+
+        A call under way ends within a sampling step. Other objects draw on. May be called in a signal handler.
+        """
+        self._cancels += 1
+        super().cancel()
