@@ -10,6 +10,7 @@
 #include <string>
 
 #include "ggml-cpp.h"
+#include "sdcpp/disk/disk_weights.h"
 #include "util.h"
 
 namespace sdcpp {
@@ -105,9 +106,11 @@ double bus_rate(Device& device) {
 
 void forget_buffers(ggml_context* ctx) {
     for (auto* tensor = ggml_get_first_tensor(ctx); tensor != nullptr; tensor = ggml_get_next_tensor(ctx, tensor)) {
-        tensor->buffer = nullptr;
-        tensor->data = nullptr;
-        tensor->extra = nullptr;
+        if (disk_weights_of(tensor) == nullptr) {
+            tensor->buffer = nullptr;
+            tensor->data = nullptr;
+            tensor->extra = nullptr;
+        }
     }
 }
 

@@ -42,7 +42,7 @@ ggml_backend_dev_t named_device(const char* name, const char* module);
 // Returns the bytes a second that a device takes from its host buffer type; 0 where it has none or refuses the memory.
 double bus_rate(Device& device);
 
-// Forgets what the tensors of a failed allocation point to: memory that was freed again.
+// Forgets what the tensors of a failed allocation point to: memory that was freed again. Those on disk stay there.
 void forget_buffers(ggml_context* ctx);
 
 }  // namespace sdcpp

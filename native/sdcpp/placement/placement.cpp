@@ -3,10 +3,12 @@
 #include "sdcpp/placement/placement.h"
 
 #include <algorithm>
+#include <iterator>
 #include <sstream>
 #include <utility>
 
 #include "ggml-alloc.h"
+#include "ggml-backend-impl.h"
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/autoencoder/autoencoder.h"
 #include "sdcpp/placement/runner_placement.h"
@@ -21,12 +23,45 @@ using namespace sdcpp;
 thread_local std::shared_ptr<Placements> current;
 thread_local const char* lora_module = "diffusion";
 
-std::string weights_size(ggml_context* ctx, ggml_backend_buffer_type_t type) {
+std::string in_mib(size_t bytes) {
     std::ostringstream text;
     text.precision(1);
-    text << std::fixed;
-    text << static_cast<double>(ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type)) / (1024.0 * 1024.0);
+    text << std::fixed << static_cast<double>(bytes) / (1024.0 * 1024.0);
     return text.str() + " MiB";
+}
+
+std::string weights_size(ggml_context* ctx, ggml_backend_buffer_type_t type) {
+    return in_mib(ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type));
+}
+
+std::string refusal(ggml_backend_buffer_type_t host, const std::string& size) {
+    return std::string(ggml_backend_buft_name(host)) + " refused " + size;
+}
+
+// Says that weights are not pinned as wanted.
+void miss(const Placement& placement, const std::string& why) {
+    placement.placements->say_pageable(placement.module, why);
+    placement.record->missed(why);
+}
+
+// Lets a runner be settled, once.
+void settle_later(Placement& placement, ggml_context* ctx) {
+    if (std::exchange(placement.unsettled, ctx) == nullptr) {
+        placement.placements->unsettled.push_back(&placement);
+    }
+}
+
+bool needs_memory(ggml_context* ctx) {
+    for (ggml_tensor* t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        if (t->data == nullptr && t->view_src == nullptr) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void erase(std::vector<Placement*>& all, const Placement* one) {
+    all.erase(std::remove(all.begin(), all.end(), one), all.end());
 }
 
 // Gives a runner what its module's placement says.
@@ -43,7 +78,9 @@ void place(Placement& placement, const std::string& network, const RunnerFields&
     placement.params_backend = placement.params->backend;
     placement.pin = !lora && wanted.pin;
     placement.overlap = wanted.overlap;
-    placement.record = current->record(placement.module, *placement.runtime, *placement.params);
+    placement.on_disk = !lora && wanted.disk;
+    placement.record = current->record(placement.module, *placement.runtime,
+                                       placement.on_disk ? "disk" : ggml_backend_dev_name(placement.params->dev));
     placement.placements = current;
     if (wanted.stream && !lora && placement.runtime != placement.params && !is_cpu(placement.runtime->dev) &&
         is_cpu(placement.params->dev)) {
@@ -148,13 +185,8 @@ bool place_runner(Placement& placement, const std::string& network, RunnerFields
     return false;
 }
 
-ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
-    if (!placement.record) {
-        return ggml_backend_alloc_ctx_tensors(ctx, placement.params_backend);
-    }
-    if (ggml_get_first_tensor(ctx) == nullptr) {
-        return nullptr;
-    }
+// Allocates, of a runner's weights, what is not on disk.
+static ggml_backend_buffer_t host_alloc(Placement& placement, ggml_context* ctx) {
     ggml_backend_buffer_type_t plain = ggml_backend_get_default_buffer_type(placement.params_backend);
     ggml_backend_buffer_type_t host = nullptr;
     std::string reason;
@@ -177,10 +209,16 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     ggml_backend_buffer_t buffer = nullptr;
     std::string warning;
     if (host != nullptr) {
+        placement.host = HostWeights::alloc(placement.placements->locker, placement.runtime->dev, plain, ctx);
+        if (placement.host != nullptr) {
+            placement.weights.count(placement.record, ctx, nullptr);
+            settle_later(placement, ctx);
+            return placement.host->buffer();
+        }
         buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, host);
         if (buffer == nullptr) {
             forget_buffers(ctx);
-            warning = std::string(ggml_backend_buft_name(host)) + " refused " + weights_size(ctx, host);
+            warning = refusal(host, weights_size(ctx, host));
         }
     }
     if (buffer == nullptr) {
@@ -198,19 +236,62 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         warning = std::string(ggml_backend_buft_name(host)) + " silently gave memory of type " + other;
     }
     if (!warning.empty()) {
-        placement.placements->say_pageable(placement.module, warning);
-        reason = warning;
-    }
-    if (!reason.empty()) {
+        miss(placement, warning);
+    } else if (!reason.empty()) {
         placement.record->missed(reason);
     }
     return buffer;
+}
+
+ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
+    if (!placement.record) {
+        return ggml_backend_alloc_ctx_tensors(ctx, placement.params_backend);
+    }
+    if (ggml_get_first_tensor(ctx) == nullptr) {
+        return nullptr;
+    }
+    if (placement.on_disk) {
+        placement.disk = DiskWeights::place(ctx, placement.placements->keep_bytes(placement.module), placement.record);
+        settle_later(placement, ctx);
+    }
+    if (placement.disk == nullptr) {
+        return host_alloc(placement, ctx);
+    }
+    if (!needs_memory(ctx)) {
+        placement.record->wanted("disk");
+        placement.weights.count(placement.record, ctx, nullptr);
+        return placement.disk->buffer();
+    }
+    ggml_backend_buffer_t both[] = {host_alloc(placement, ctx), placement.disk->buffer()};
+    return ggml_backend_multi_buffer_alloc_buffer(both, std::size(both));
+}
+
+void settle(Placement& placement) {
+    ggml_context* const ctx = std::exchange(placement.unsettled, nullptr);
+    if (ctx == nullptr) {
+        return;
+    }
+    erase(placement.placements->unsettled, &placement);
+    ggml_backend_buffer_type_t const host = ggml_backend_dev_host_buffer_type(placement.runtime->dev);
+    if (placement.host == nullptr) {
+        // Tensors that cannot be read in parts have other memory now.
+        placement.weights.count(placement.record, ctx, host);
+    } else if (placement.host->settle()) {
+        placement.weights.count(placement.record, ctx, host);
+    } else {
+        miss(placement, refusal(host, in_mib(ggml_backend_buffer_get_size(placement.host->buffer()))));
+    }
 }
 
 void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
     stream_release(placement);
     placement.weights.forget();
     ggml_backend_buffer_free(buffer);
+    if (std::exchange(placement.unsettled, nullptr) != nullptr) {
+        erase(placement.placements->unsettled, &placement);
+    }
+    placement.host.reset();
+    placement.disk.reset();
 }
 
 void* graph_memory(Placement& placement, size_t bytes) {
