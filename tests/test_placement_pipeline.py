@@ -92,7 +92,7 @@ def test_a_refused_pin_is_reported_or_raised() -> None:
     warnings = Warnings()
     for nth, silent in itertools.product((1, 2, 3), (0, 1)):
         warnings.lines.clear()
-        loopback.set(refuse_host_alloc=nth, host_fallback=silent)
+        loopback.set(refuse_host_alloc=nth, host_fallback=silent, host_lock=1 - silent)
         pixels, sd = draw(**offloaded)
         _, memory, _ = sd.seen  # type: ignore[attr-defined]
         assert pixels == on_cpu

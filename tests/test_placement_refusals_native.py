@@ -25,15 +25,18 @@ def test_every_refused_host_allocation_falls_back(checkpoint: Path) -> None:
     loopback = Loopback()
     expected = draw(checkpoint, ON_CPU)
     said = Pageable()
-    for silent, (first, count) in itertools.product((0, 1), ((1, 1), (2, 1), (3, 1), (1, -1))):
-        loopback.set(host_fallback=silent, refuse_host_alloc=first, refuse_host_alloc_count=count)
+    ways = ((1, 0), (0, 0), (0, 1))  # memory of ours is locked; the backend's own, which may be silently replaced
+    for (ours, silent), (first, count) in itertools.product(ways, ((1, 1), (2, 1), (3, 1), (1, -1))):
+        loopback.set(
+            host_lock=ours, host_fallback=silent, refuse_host_alloc=first, refuse_host_alloc_count=count
+        )
         said.lines.clear()
         with Model(checkpoint, PINNED) as model:
             loopback.reset()
             assert model.draw() == expected
             memory, transfers = model.memory(), model.transfers()
             missed = [row for row in memory.values() if not row["pinned"]]
-            assert len(missed) == (1 if count == 1 else 3), (silent, first, count)
+            assert len(missed) == (1 if count == 1 else 3), (ours, silent, first, count)
             for row in missed:
                 assert (row["wanted_buffer_type"], row["buffer_type"]) == ("Loopback_Host", "CPU")
                 assert ("silently gave memory of type CPU" if silent else "Loopback_Host refused ") in row["reason"]

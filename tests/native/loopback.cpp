@@ -177,6 +177,15 @@ static void* reg_proc_address(ggml_backend_reg_t, const char* name) {
             return entry.function;
         }
     }
+    if (strncmp(name, "sdcpp_memory", strlen("sdcpp_memory")) == 0) {
+        State& state = State::get();
+        Lock lock(state.mutex);
+        if (state.devices.front()->config.host_lock == 0) {
+            return nullptr;
+        }
+        return strcmp(name, "sdcpp_memory_lock") == 0 ? reinterpret_cast<void*>(lock_memory)
+                                                      : reinterpret_cast<void*>(unlock_memory);
+    }
     // The CPU computes the graphs, with its kernels.
     static const bool kernels = true;
     return strcmp(name, "sdcpp_kernels") == 0 ? const_cast<bool*>(&kernels) : nullptr;

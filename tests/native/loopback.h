@@ -50,6 +50,8 @@ typedef struct loopback_config {
     int64_t max_streams;                // streams that may be alive at once, 0: no limit
     int64_t host_buffer;                // 1: the device has a host buffer type
     int64_t host_fallback;              // 1: a refused host buffer is silently an ordinary CPU buffer, 0: it is NULL
+    int64_t host_lock;                  // 1: it locks memory that others took, of which the first device decides
+    int64_t lock_pages;                 // 1: pages of host buffers are really locked, with mlock(), which takes its time
     int64_t async;                      // 1: streams offer asynchronous copies and graphs
     int64_t events;                     // 1: streams offer events
     int64_t strict;                     // 1: a violation ends the process, 0: it is only recorded

@@ -202,6 +202,30 @@ static ggml_backend_buffer_t host_buft_alloc(ggml_backend_buffer_type_t buft, si
     return fallback ? ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size) : nullptr;
 }
 
+bool lock_memory(ggml_backend_dev_t dev, void* data, size_t size) {
+    State& state = State::get();
+    bool really;
+    {
+        Lock lock(state.mutex);
+        really = device_of(dev).config.lock_pages != 0;
+    }
+    if (really) {
+        mlock(data, size);  // several threads do at once
+    }
+    Lock lock(state.mutex);
+    return state.lock_host(device_of(dev), data, size) != nullptr;
+}
+
+void unlock_memory(ggml_backend_dev_t dev, void* data) {
+    State& state = State::get();
+    Lock lock(state.mutex);
+    Memory* const memory = state.find(data);
+    if (device_of(dev).config.lock_pages != 0) {
+        munlock(data, memory->size);
+    }
+    state.free(memory);
+}
+
 static const char* pageable_buft_name(ggml_backend_buffer_type_t) {
     return "Loopback_Pageable";
 }

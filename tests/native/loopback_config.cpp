@@ -35,6 +35,8 @@ const Option OPTIONS[] = {
     {"max_streams", &loopback_config::max_streams, nullptr, 0},
     {"host_buffer", &loopback_config::host_buffer, nullptr, 1},
     {"host_fallback", &loopback_config::host_fallback, nullptr, 1},
+    {"host_lock", &loopback_config::host_lock, nullptr, 1},
+    {"lock_pages", &loopback_config::lock_pages, nullptr, 0},
     {"async", &loopback_config::async, nullptr, 1},
     {"events", &loopback_config::events, nullptr, 1},
     {"strict", &loopback_config::strict, nullptr, 0},

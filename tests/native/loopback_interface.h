@@ -21,6 +21,10 @@ constexpr size_t BUFFER_ALIGNMENT = 128;
 extern const ggml_backend_buffer_type_i DEVICE_BUFFER_TYPE;
 extern const ggml_backend_buffer_type_i HOST_BUFFER_TYPE;
 
+// What the registry offers as "sdcpp_memory_lock" and "sdcpp_memory_unlock".
+bool lock_memory(ggml_backend_dev_t dev, void* data, size_t size);
+void unlock_memory(ggml_backend_dev_t dev, void* data);
+
 bool is_device_buffer(ggml_backend_buffer_t buffer);
 
 ggml_backend_i stream_interface(const loopback_config& config);

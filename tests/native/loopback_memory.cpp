@@ -97,18 +97,31 @@ Bytes Bytes::allocate(size_t size, bool sparse) {
     return bytes;
 }
 
+Bytes Bytes::borrow(void* data, size_t size) {
+    Bytes bytes;
+    bytes.data_ = static_cast<char*>(data);
+    bytes.size_ = size;
+    bytes.borrowed_ = true;
+    return bytes;
+}
+
 Bytes& Bytes::operator=(Bytes&& other) noexcept {
     if (this != &other) {
         release();
         data_ = std::exchange(other.data_, nullptr);
         size_ = other.size_;
         mapped_ = other.mapped_;
+        borrowed_ = other.borrowed_;
     }
     return *this;
 }
 
 void Bytes::release() {
     if (data_ == nullptr) {
+        return;
+    }
+    if (borrowed_) {
+        data_ = nullptr;
         return;
     }
     if (mapped_) {

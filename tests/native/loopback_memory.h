@@ -44,6 +44,8 @@ class Bytes {
 public:
     // Returns an object without bytes when the memory cannot be had. Sparse bytes cost nothing until they are touched.
     static Bytes allocate(size_t size, bool sparse);
+    // Returns bytes that others own.
+    static Bytes borrow(void* data, size_t size);
 
     Bytes() = default;
     Bytes(Bytes&& other) noexcept { *this = std::move(other); }
@@ -58,6 +60,7 @@ private:
     char* data_ = nullptr;
     size_t size_ = 0;
     bool mapped_ = false;
+    bool borrowed_ = false;
 };
 
 struct Device;

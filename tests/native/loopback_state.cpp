@@ -1,7 +1,10 @@
 #include "loopback_state.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "ggml-impl.h"
 #include "loopback_config.h"
@@ -121,16 +124,31 @@ Memory* State::alloc_device(Device& device, size_t size) {
     return result;
 }
 
-Memory* State::alloc_host(Device& device, size_t size) {
+bool State::host_refused(Device& device, size_t size) {
     const loopback_config& config = device.config;
-    loopback_books& books = device.books;
-    const bool no =
-        refused(++device.host_alloc_ordinal, config.refuse_host_alloc, config.refuse_host_alloc_count) ||
-        (config.host_memory_total >= 0 && static_cast<int64_t>(books.host_bytes + size) > config.host_memory_total);
+    return refused(++device.host_alloc_ordinal, config.refuse_host_alloc, config.refuse_host_alloc_count) ||
+           (config.host_memory_total >= 0 &&
+            static_cast<int64_t>(device.books.host_bytes + size) > config.host_memory_total);
+}
+
+Memory* State::alloc_host(Device& device, size_t size) {
     Bytes bytes;
-    if (!no) {
-        bytes = Bytes::allocate(size, config.dry != 0);
+    if (!host_refused(device, size)) {
+        bytes = Bytes::allocate(size, device.config.dry != 0);
     }
+    if (bytes.data() != nullptr && device.config.lock_pages != 0) {
+        mlock(bytes.data(), size);
+    }
+    return add_host(device, size, std::move(bytes));
+}
+
+Memory* State::lock_host(Device& device, void* data, size_t size) {
+    return add_host(device, size, host_refused(device, size) ? Bytes() : Bytes::borrow(data, size));
+}
+
+// Without bytes it is refused.
+Memory* State::add_host(Device& device, size_t size, Bytes bytes) {
+    loopback_books& books = device.books;
     if (bytes.data() == nullptr) {
         books.host_refusals++;
         add_log(LOOPBACK_LOG_HOST_ALLOC, &device, nullptr, LOOPBACK_FLAG_REFUSED, static_cast<int64_t>(size), host_time,

@@ -79,6 +79,7 @@ public:
     // Memory. The allocations return nullptr when they are refused.
     Memory* alloc_device(Device& device, size_t size);
     Memory* alloc_host(Device& device, size_t size);
+    Memory* lock_host(Device& device, void* data, size_t size);
     void free(Memory* memory);
     Memory* find(const void* pointer);
     bool is_device_address(const void* pointer) const {
@@ -141,6 +142,8 @@ private:
     };
 
     State();
+    Memory* add_host(Device& device, size_t size, Bytes bytes);
+    bool host_refused(Device& device, size_t size);
     Operation begin(Device& device, Stream* stream, const char* what);
     Engine::Interval run(Device& device, Engine& engine, Stream* stream, double seconds, bool blocking);
     void host_wait_until(Device& device, Time time);

@@ -126,7 +126,11 @@ sdcpp_status_t load(Run& run, const sdcpp_ctx_t& ctx, const sdcpp_placement_t* p
         if (turn.status() != SDCPP_OK) {
             return turn.status();
         }
-        status = run_guarded(run, [&] { return function(context, wanted); });
+        status = run_guarded(run, [&] {
+            const bool loaded = function(context, wanted);
+            wanted->settle();
+            return loaded;
+        });
         if (status == SDCPP_OK) {
             context_claim(context, {wanted->runtime_devices(), false});
         } else {
@@ -296,7 +300,9 @@ sdcpp_status_t sdcpp_ctx_load_encoder(sdcpp_run_t* run, sdcpp_ctx_t* ctx, const 
         const OnExit not_loading([&] { placements->load_end(); });
         const PlacementScope scope(placements);
         const AutoencoderScope autoencoder;
-        return encoder_load(loaded, &wanted);
+        const bool done = encoder_load(loaded, &wanted);
+        placements->settle();
+        return done;
     });
 }
 

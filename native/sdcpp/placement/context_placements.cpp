@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "model.h"
+#include "sdcpp/placement/runner_placement.h"
 #include "util.h"
 
 namespace sdcpp {
@@ -96,6 +97,12 @@ void Placements::load_waiting() {
     loading = false;
     for (const auto& allocate : std::exchange(waiting, {})) {
         allocate();
+    }
+}
+
+void Placements::settle() {
+    while (!unsettled.empty()) {
+        sdcpp::settle(*unsettled.back());
     }
 }
 

@@ -13,11 +13,14 @@
 #include "sdcpp/api/sdcpp.h"
 #include "sdcpp/architecture/own_files.h"
 #include "sdcpp/placement/device.h"
+#include "sdcpp/placement/locked_memory.h"
 #include "sdcpp/placement/modules.h"
 #include "sdcpp/placement/weights_record.h"
 #include "sdcpp/streaming/memory_budget.h"
 
 namespace sdcpp {
+
+struct Placement;
 
 // Returns what a file's tensors whose names begin with a prefix, once converted, take.
 uint64_t file_bytes(const char* path, const std::string& prefix);
@@ -50,6 +53,8 @@ public:
     const sd_ctx_params_t* load_begin(const sd_ctx_params_t* params);
     // Allocates the weights of the runners that wait, and lets no more wait.
     void load_waiting();
+    // Waits until the weights in host memory that are being locked are.
+    void settle();
     // Forgets the runners that wait, and lets no more wait.
     void load_end();
 
@@ -76,6 +81,8 @@ public:
     bool survey = false;
     std::map<std::string, uint64_t> surveyed;  // module -> bytes
     bool loading = false;
+    MemoryLocker locker;
+    std::vector<Placement*> unsettled;  // runners whose weights are being locked
     std::vector<std::function<void()>> waiting;  // runners that allocate their weights once the checkpoint is compared
 
 private:

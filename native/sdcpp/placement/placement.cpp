@@ -21,12 +21,29 @@ using namespace sdcpp;
 thread_local std::shared_ptr<Placements> current;
 thread_local const char* lora_module = "diffusion";
 
-std::string weights_size(ggml_context* ctx, ggml_backend_buffer_type_t type) {
+std::string in_mib(size_t bytes) {
     std::ostringstream text;
     text.precision(1);
-    text << std::fixed;
-    text << static_cast<double>(ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type)) / (1024.0 * 1024.0);
+    text << std::fixed << static_cast<double>(bytes) / (1024.0 * 1024.0);
     return text.str() + " MiB";
+}
+
+std::string weights_size(ggml_context* ctx, ggml_backend_buffer_type_t type) {
+    return in_mib(ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, type));
+}
+
+std::string refusal(ggml_backend_buffer_type_t host, const std::string& size) {
+    return std::string(ggml_backend_buft_name(host)) + " refused " + size;
+}
+
+// Says that weights are not pinned as wanted.
+void miss(const Placement& placement, const std::string& why) {
+    placement.placements->say_pageable(placement.module, why);
+    placement.record->missed(why);
+}
+
+void erase(std::vector<Placement*>& all, const Placement* one) {
+    all.erase(std::remove(all.begin(), all.end(), one), all.end());
 }
 
 // Gives a runner what its module's placement says.
@@ -177,10 +194,17 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     ggml_backend_buffer_t buffer = nullptr;
     std::string warning;
     if (host != nullptr) {
+        placement.host = HostWeights::alloc(placement.placements->locker, placement.runtime->dev, plain, ctx);
+        if (placement.host != nullptr) {
+            placement.weights.count(placement.record, ctx, nullptr);
+            placement.unsettled = ctx;
+            placement.placements->unsettled.push_back(&placement);
+            return placement.host->buffer();
+        }
         buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, host);
         if (buffer == nullptr) {
             forget_buffers(ctx);
-            warning = std::string(ggml_backend_buft_name(host)) + " refused " + weights_size(ctx, host);
+            warning = refusal(host, weights_size(ctx, host));
         }
     }
     if (buffer == nullptr) {
@@ -198,19 +222,35 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         warning = std::string(ggml_backend_buft_name(host)) + " silently gave memory of type " + other;
     }
     if (!warning.empty()) {
-        placement.placements->say_pageable(placement.module, warning);
-        reason = warning;
-    }
-    if (!reason.empty()) {
+        miss(placement, warning);
+    } else if (!reason.empty()) {
         placement.record->missed(reason);
     }
     return buffer;
+}
+
+void settle(Placement& placement) {
+    ggml_context* const ctx = std::exchange(placement.unsettled, nullptr);
+    if (ctx == nullptr) {
+        return;
+    }
+    erase(placement.placements->unsettled, &placement);
+    ggml_backend_buffer_type_t const host = ggml_backend_dev_host_buffer_type(placement.runtime->dev);
+    if (placement.host->settle()) {
+        placement.weights.count(placement.record, ctx, host);
+    } else {
+        miss(placement, refusal(host, in_mib(ggml_backend_buffer_get_size(placement.host->buffer()))));
+    }
 }
 
 void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
     stream_release(placement);
     placement.weights.forget();
     ggml_backend_buffer_free(buffer);
+    if (std::exchange(placement.unsettled, nullptr) != nullptr) {
+        erase(placement.placements->unsettled, &placement);
+    }
+    placement.host.reset();
 }
 
 void* graph_memory(Placement& placement, size_t bytes) {

@@ -8,6 +8,7 @@
 #include "ggml-backend.h"
 #include "sdcpp/placement/context_placements.h"
 #include "sdcpp/placement/device.h"
+#include "sdcpp/placement/host_weights.h"
 #include "sdcpp/placement/placement.h"
 #include "sdcpp/placement/weights_record.h"
 #include "sdcpp/streaming/compute_use.h"
@@ -28,6 +29,8 @@ struct Placement {
     std::string module;
     std::shared_ptr<WeightsRecord> record;
     AllocatedWeights weights;
+    std::unique_ptr<HostWeights> host;  // NULL: the weights are not in host memory of ours
+    ggml_context* unsettled = nullptr;  // the weights, while that is being locked
     std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
     std::unique_ptr<char[]> graph_memory;
     size_t graph_memory_bytes = 0;
@@ -36,5 +39,8 @@ struct Placement {
     bool weights_checked = false;  // for values that are not finite
     uint64_t compute_bytes = 0;    // its compute buffer, when it is not streamed but others are
 };
+
+// Waits until the weights of a runner that are being locked are, and counts them as pinned, or says why they are not.
+void settle(Placement& placement);
 
 }  // namespace sdcpp

@@ -114,6 +114,7 @@ void count_compute_buffer(Placement& placement, ggml_cgraph* graph) {
 
 bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
                    ggml_cgraph* graph) {
+    settle(placement);
     if (allocate(allocator, graph)) {
         take_large_pages(graph);
         return true;

@@ -20,6 +20,9 @@ using KeptPtr = std::shared_ptr<Kept>;
 // Computes nodes of a graph from one on, under the policy `fast` alone. Returns how many: 0, ggml computes this one.
 int compute(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first);
 
+// Returns a function of ours that the backend's registry offers under a name, or NULL.
+void* function(const char* name);
+
 // Forgets CUDA graphs before there are too many: each is known by where its first node lies, which changes from model
 // to model, and few are computed again and again.
 template <typename Graphs>
