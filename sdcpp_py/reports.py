@@ -49,6 +49,7 @@ class ModuleMemory:
         pinned: whether all of them lie in the runtime device's host buffer type.
         bytes: their size, with the padding between tensors.
         pinned_bytes: the part of it in the runtime device's host buffer type.
+        disk_bytes: what of them stays in the model's files besides, and takes no memory.
         tensors: their number.
         reason: why they do not lie where they were wanted; empty when they do.
     """
@@ -61,6 +62,7 @@ class ModuleMemory:
     pinned: bool
     bytes: int
     pinned_bytes: int
+    disk_bytes: int
     tensors: int
     reason: str
 
@@ -90,6 +92,11 @@ class MemoryReport:
         """The weights in a host buffer type, in bytes."""
         return sum(module.pinned_bytes for module in self.modules)
 
+    @property
+    def disk_bytes(self) -> int:
+        """The weights that stay in the model's files, in bytes."""
+        return sum(module.disk_bytes for module in self.modules)
+
     def __str__(self) -> str:
         """Return a table with a line for each module."""
         header = ("module", "runs on", "weights on", "buffer type", "pinned", "size", "tensors", "reason")
@@ -107,6 +114,7 @@ class MemoryReport:
             for row in self.modules
         ]
         total = f"weights {show_bytes(self.bytes)}, of which pinned {show_bytes(self.pinned_bytes)}"
+        total += f"; on disk {show_bytes(self.disk_bytes)} more" if self.disk_bytes else ""
         return f"{table(header, rows, ('size', 'tensors'))}\n{total}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +123,7 @@ class MemoryReport:
             "modules": [asdict(module) for module in self.modules],
             "bytes": self.bytes,
             "pinned_bytes": self.pinned_bytes,
+            "disk_bytes": self.disk_bytes,
         }
 
 
@@ -129,6 +138,8 @@ class ModuleTransfer:
         from_device_bytes: copied from the device.
         seconds: spent in all these copies, summed over threads.
         copies: number of copies.
+        from_disk_bytes: read of weights on disk, as numbers of the type that they are copied in.
+        disk_seconds: spent in that, summed over threads.
     """
 
     module: str
@@ -137,6 +148,8 @@ class ModuleTransfer:
     from_device_bytes: int
     seconds: float
     copies: int
+    from_disk_bytes: int = 0
+    disk_seconds: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -383,6 +396,8 @@ class TransferReport:
             from_device_bytes=sum(row.from_device_bytes for row in self.modules),
             seconds=sum(row.seconds for row in self.modules),
             copies=sum(row.copies for row in self.modules),
+            from_disk_bytes=sum(row.from_disk_bytes for row in self.modules),
+            disk_seconds=sum(row.disk_seconds for row in self.modules),
         )
 
     def __str__(self) -> str:
@@ -401,6 +416,9 @@ class TransferReport:
             for row in (*self.modules, self.total)
         ]
         copied = table(header, rows, header[1:])
+        if self.total.from_disk_bytes:
+            rate = self.total.from_disk_bytes / max(self.total.disk_seconds, 1e-9) / 1e9
+            copied += f"\nread from disk: {show_bytes(self.total.from_disk_bytes)}, {rate:.2f} GB/s a thread"
         return f"{copied}\n\n{_streams_text(self.streams)}" if self.streams else copied
 
     def to_dict(self) -> dict[str, Any]:

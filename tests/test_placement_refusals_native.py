@@ -27,9 +27,7 @@ def test_every_refused_host_allocation_falls_back(checkpoint: Path) -> None:
     said = Pageable()
     ways = ((1, 0), (0, 0), (0, 1))  # memory of ours is locked; the backend's own, which may be silently replaced
     for (ours, silent), (first, count) in itertools.product(ways, ((1, 1), (2, 1), (3, 1), (1, -1))):
-        loopback.set(
-            host_lock=ours, host_fallback=silent, refuse_host_alloc=first, refuse_host_alloc_count=count
-        )
+        loopback.set(host_lock=ours, host_fallback=silent, refuse_host_alloc=first, refuse_host_alloc_count=count)
         said.lines.clear()
         with Model(checkpoint, PINNED) as model:
             loopback.reset()

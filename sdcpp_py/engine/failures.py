@@ -11,6 +11,7 @@ _SUBJECTS: dict[str, type[SdcppError]] = {
     "LoRA: ": ModelError,
     "target: ": OutputError,
     "the model's files hold no ": ModelError,
+    "weights on disk: ": ModelError,
     "prompt: ": ArgumentError,
     "negative_prompt: ": ArgumentError,
     "tensor_type_rules: ": ArgumentError,

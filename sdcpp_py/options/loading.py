@@ -142,8 +142,9 @@ class Placing(TypedDict, total=False):
     ]  # fmt: skip
     params_backend: Annotated[
         str | Mapping[str, str] | None,
-        _placement("the device that keeps the weights, likewise; by default the one that computes",
-                   flags="--params-backend", kind=Place(), suggest=("cpu",)),
+        _placement("the device that keeps the weights, likewise, or disk, where they stay in the model's files; by "
+                   "default the one that computes",
+                   flags="--params-backend", kind=Place(), suggest=("cpu", "disk")),
     ]  # fmt: skip
     pin_params: Annotated[
         str | Mapping[str, str],

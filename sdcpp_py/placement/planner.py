@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError, PlacementError
 from ..reports import show_bytes, table
 from .device_memory import DeviceBudget, check_max_vram, device_budget
+from .on_disk import DISK, disk_obstacle, kept_of
 from .pinning import PinBudget
 from .specs import DEFAULT, MODULES, Spec, find_device, parse_spec, pin_policy
 
@@ -26,7 +27,7 @@ class ModulePlan:
     Attributes:
         module: one of ``MODULES``.
         runtime_device: name of the device that computes it.
-        params_device: name of the device whose memory keeps its weights.
+        params_device: name of the device whose memory keeps its weights; ``disk``: they stay in the model's files.
         buffer_type: the buffer type to ask for; a params device's own is called by the device's name.
         pin: what was asked: ``auto``, ``require`` or ``never``.
         pinned: whether the runtime device's host buffer type will be asked for.
@@ -35,6 +36,7 @@ class ModulePlan:
             allows; else all of them are moved there while it runs.
         overlapped: whether what is streamed is copied while the device computes; else the two take turns.
         reason: why it is pinned or is not, and why it cannot be streamed.
+        kept_bytes: of weights on disk, what host memory keeps, so that it is read once; 0 for any other.
     """
 
     module: str
@@ -47,6 +49,7 @@ class ModulePlan:
     streamed: bool
     overlapped: bool
     reason: str
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Plan:
     @property
     def pinned_bytes(self) -> int:
         """What will be pinned, in bytes."""
-        return sum(row.bytes for row in self.modules if row.pinned)
+        return sum(row.kept_bytes if row.params_device == DISK else row.bytes for row in self.modules if row.pinned)
 
     def placements(self) -> list[dict[str, Any]]:
         """Return what the engine is told, a mapping for each module."""
@@ -84,6 +87,7 @@ class Plan:
                 "module": row.module,
                 "runtime_device": row.runtime_device,
                 "params_device": row.params_device,
+                "keep_bytes": row.kept_bytes,
                 "pin": row.pinned,
                 "stream": row.streamed,
                 "overlap": row.overlapped,
@@ -136,24 +140,34 @@ class Plan:
 
 def _places(
     devices: Sequence[Device], runtime_backend: Spec | None, params_backend: Spec | None
-) -> dict[str, tuple[Device, Device]]:
-    """Return each module's (runtime device, params device)."""
+) -> dict[str, tuple[Device, Device | str]]:
+    """Return each module's (runtime device, params device or DISK)."""
     # All words are resolved, also those that every module overrides: a typo is an error wherever it stands.
-    runtimes, homes = (
-        {module: find_device(what, word, devices) for module, word in parse_spec(what, spec).items()}
-        for what, spec in (("runtime_backend", runtime_backend), ("params_backend", params_backend))
-    )
+    what = "runtime_backend"
+    runtimes = {module: find_device(what, word, devices) for module, word in parse_spec(what, runtime_backend).items()}
+    what = "params_backend"
+    homes: dict[str, Device | str] = {
+        module: DISK if word.lower() == DISK else find_device(what, word, devices, f"{DISK}, cpu")
+        for module, word in parse_spec(what, params_backend).items()
+    }
     if DEFAULT not in runtimes:
         runtimes[DEFAULT] = find_device("runtime_backend", "auto", devices)
     places = {}
     for module in MODULES:
         runtime = runtimes.get(module, runtimes[DEFAULT])
-        places[module] = runtime, homes.get(module, homes.get(DEFAULT, runtime))
+        home = homes.get(module, homes.get(DEFAULT, runtime))
+        if home == DISK and (obstacle := disk_obstacle(runtime)):
+            if module in homes or DEFAULT not in runtimes or runtime == runtimes[DEFAULT]:
+                raise ArgumentError(f"params_backend is 'disk' for {module}: {obstacle}")
+            home = runtime  # 'disk' was said of all, and this one was given to the CPU by name
+        places[module] = runtime, home
     return places
 
 
-def _obstacle(runtime: Device, home: Device) -> str | None:
-    """Return why weights can be neither pinned nor streamed, or None when they are host params."""
+def _obstacle(runtime: Device, home: Device | str) -> str | None:
+    """Return why weights can be neither pinned nor streamed, or None when they are host params or on disk."""
+    if isinstance(home, str):
+        return None
     if home.name == runtime.name:
         return f"its weights live on {runtime.name}, which computes it"
     if home.kind != "cpu":
@@ -203,7 +217,7 @@ def plan(
         devices: the devices there are.
         budget: how much may be pinned.
         runtime_backend: spec of the devices that compute; by default a GPU if there is one, else the CPU.
-        params_backend: spec of the devices that keep the weights; by default the one that computes.
+        params_backend: spec of the devices that keep the weights, or ``disk``; by default the one that computes.
         pin_params: spec of ``auto`` (pin what the budget affords), ``require`` and ``never``.
         max_vram: budget of device memory in GiB for modules whose weights the CPU keeps for another device: what does
             not fit is streamed. Negative is what stays free of what is free.
@@ -218,18 +232,28 @@ def plan(
     policies = {module: pins.get(module, pins.get(DEFAULT, "auto")) for module in MODULES}
     obstacles = {module: _obstacle(*place) for module, place in places.items()}
     hosted = [module for module, obstacle in obstacles.items() if obstacle is None and weights.get(module, 0)]
-    device_budgets = _device_budgets([places[module][0] for module in hosted], max_vram, stream_layers)
-    streaming = bool(device_budgets)
+    on_disk = [module for module, (_, home) in places.items() if home == DISK]
+    asked = stream_layers or max_vram is not None
+    device_budgets = _device_budgets(
+        [places[module][0] for module in hosted if asked or module in on_disk],
+        max_vram,
+        stream_layers or any(module in hosted for module in on_disk),
+    )
+    streaming = asked and bool(device_budgets)
     reasons: dict[str, str] = {}
     pinnable = []
     for module, (runtime, _) in places.items():
         obstacle = obstacles[module] if weights.get(module, 0) else "it has no weights in these files"
+        if module in on_disk and policies[module] == "require":
+            raise ArgumentError(f"pin_params is 'require' for {module}, but there is nothing to pin: it stays on disk")
         if obstacle is not None and pins.get(module) == "require":
             raise ArgumentError(f"pin_params is 'require' for {module}, but there is nothing to pin: {obstacle}")
         if obstacle is None and runtime.host_buffer_type is None:
             obstacle = f"{runtime.name} has no host buffer type"
             if policies[module] == "require":
                 raise PlacementError(f"{module} must be pinned, but {obstacle}; use pin_params='auto'")
+        if obstacle is None and module in on_disk:
+            continue
         if obstacle is None:
             pinnable.append(module)
         else:
@@ -262,19 +286,27 @@ def plan(
             reasons[module] = f"pageable: only {show_bytes(left)} of the pin budget left"
         elif policies[module] == "never":
             reasons[module] = "pageable: pin_params is never"
+    kept = kept_of(on_disk, weights, left)
+    for module, size in kept.items():
+        if weights.get(module, 0):
+            reasons[module] = f"on disk; host memory keeps {show_bytes(size)} of it"
+            if size and policies[module] == "auto" and places[module][0].host_buffer_type is not None:
+                pinned.add(module)
+    names = {module: home if isinstance(home, str) else home.name for module, (_, home) in places.items()}
     rows = (
         ModulePlan(
             module=module,
             runtime_device=runtime.name,
-            params_device=home.name,
-            buffer_type=str(runtime.host_buffer_type) if module in pinned else home.name,
+            params_device=names[module],
+            buffer_type=names[module] if module in on_disk or module not in pinned else str(runtime.host_buffer_type),
             pin=policies[module],
             pinned=module in pinned,
             bytes=weights.get(module, 0),
-            streamed=streaming and obstacles[module] is None,
-            overlapped=stream_layers and obstacles[module] is None,
+            streamed=(streaming and obstacles[module] is None) or module in on_disk,
+            overlapped=(stream_layers and obstacles[module] is None) or module in on_disk,
             reason=reasons.get(module, f"page-locked for {runtime.name}"),
+            kept_bytes=kept.get(module, 0),
         )
-        for module, (runtime, home) in places.items()
+        for module, (runtime, _) in places.items()
     )
     return Plan(tuple(rows), budget, tuple(unaffordable), device_budgets)

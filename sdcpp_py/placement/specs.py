@@ -86,10 +86,11 @@ def parse_spec(what: str, spec: Spec | None) -> dict[str, str]:
     return assigned
 
 
-def find_device(what: str, text: str, devices: Sequence[Device]) -> Device:
+def find_device(what: str, text: str, devices: Sequence[Device], words: str = "cpu") -> Device:
     """Return the device that a name, a unique prefix of one, or ``cpu``, ``gpu`` or ``auto`` stands for.
 
-    ``gpu`` is the first discrete GPU, or else the first integrated one; ``auto`` is that or else the CPU.
+    ``gpu`` is the first discrete GPU, or else the first integrated one; ``auto`` is that or else the CPU. A message
+    names *words* besides.
 
     Raises:
         ArgumentError: there is none, or more than one; the message lists what is valid.
@@ -114,7 +115,7 @@ def find_device(what: str, text: str, devices: Sequence[Device]) -> Device:
     if len(found) == 1:
         return found[0]
     problem = f"is ambiguous ({', '.join(device.name for device in found)})" if found else "is unknown"
-    raise ArgumentError(f"{what}: device {text!r} {problem}; devices: {names}, or one of auto, gpu, cpu")
+    raise ArgumentError(f"{what}: device {text!r} {problem}; devices: {names}, or one of auto, gpu, {words}")
 
 
 def pin_policy(text: str) -> str:

@@ -70,6 +70,7 @@ class NativePlacement:
                 "pinned": pinned,
                 "bytes": self.weights.get(module, 0),
                 "pinned_bytes": self.weights.get(module, 0) if pinned else 0,
+                "disk_bytes": 0,
                 "tensors": 3,
                 "reason": "the driver refused" if module in self.refuses else "",
             })  # fmt: skip

@@ -66,7 +66,9 @@ typedef struct {
 typedef struct {
     const char* module;          /* "diffusion", "te", "clip_vision", "vae", "controlnet", "photomaker", "upscaler" */
     const char* runtime_device;  /* name of the device that computes it; NULL: the engine's default device */
-    const char* params_device;   /* name of the device whose memory keeps its weights; NULL: the runtime device */
+    const char* params_device;   /* name of the device whose memory keeps its weights; NULL: the runtime device; "disk":
+                                    they stay in the model's files, and are streamed */
+    uint64_t keep_bytes;         /* of "disk": how much of them host memory keeps */
     bool pin;                    /* weights in host memory are wanted in the runtime device's host buffer type */
     bool stream;                 /* weights in host memory are kept on or streamed to the runtime device, within max_vram */
     bool overlap;                /* they are copied while the device computes; else copies and computations take turns */
@@ -87,6 +89,7 @@ typedef struct {
     bool pinned;                     /* all of it is in the runtime device's host buffer type */
     uint64_t bytes;                  /* memory that its weights occupy now */
     uint64_t pinned_bytes;           /* the pinned part of it */
+    uint64_t disk_bytes;             /* what of its weights stays in the model's files besides */
     uint64_t tensors;                /* number of tensors */
 } sdcpp_memory_t;
 
@@ -97,6 +100,8 @@ typedef struct {
     uint64_t from_device_bytes;         /* weights copied from a device to host memory */
     double seconds;                     /* time in these copies, summed over threads */
     uint64_t copies;                    /* number of copies */
+    uint64_t from_disk_bytes;           /* weights on disk that were read, as numbers of the type that they are copied in */
+    double disk_seconds;                /* time in that, summed over threads */
 } sdcpp_transfer_t;
 
 typedef struct {

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "sdcpp/disk/disk_weights.h"
 #include "sdcpp/lora/reader.h"
 #include "sdcpp/lora/runtime.h"
 #include "sdcpp/lora/weight.h"
@@ -76,6 +77,13 @@ Division divide(const std::vector<Change>& changes, bool merge) {
         }
     }
     return division;
+}
+
+// Returns a tensor that would be changed and is on disk; NULL without one.
+const ggml_tensor* on_disk(const Division& division) {
+    const auto found = std::find_if(division.merges.begin(), division.merges.end(),
+                                    [](const auto& entry) { return disk_weights_of(entry.first) != nullptr; });
+    return found == division.merges.end() ? nullptr : found->first;
 }
 
 std::string no_room_to_keep(uint64_t needed, uint64_t affordable) {
@@ -189,6 +197,14 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
             throw std::runtime_error(no_room_to_keep(division.merged_bytes(), affordable));
         }
         division = divide(changes, false);
+    }
+    if (merge && on_disk(division) != nullptr && automatic) {
+        division = divide(changes, false);
+    }
+    if (const ggml_tensor* tensor = on_disk(division)) {
+        throw std::runtime_error(
+            "LoRA: it changes the weight '" + std::string(ggml_get_name(tensor)) + "', which stays on disk: take " +
+            (merge ? "lora_apply_mode='at_runtime'" : "params_backend='cpu' for its module"));
     }
     const bool at_runtime = !division.attached.empty();
     for (LoraReport& report : made) {

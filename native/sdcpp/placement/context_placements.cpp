@@ -47,8 +47,15 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
         place.placed = true;
         place.named = wanted.runtime_device != nullptr;
         place.runtime = place.named ? named_device(wanted.runtime_device, wanted.module) : default_dev;
-        place.params =
-            wanted.params_device != nullptr ? named_device(wanted.params_device, wanted.module) : place.runtime;
+        place.disk = wanted.params_device != nullptr && wanted.params_device == std::string("disk");
+        place.params = place.disk                        ? cpu_device()
+                       : wanted.params_device != nullptr ? named_device(wanted.params_device, wanted.module)
+                                                         : place.runtime;
+        place.keep_bytes = wanted.keep_bytes;
+        if (place.disk && (is_cpu(place.runtime) || !wanted.stream)) {
+            throw std::runtime_error("module " + name + ": weights on disk have to be streamed to another device than " +
+                                     "the CPU");
+        }
         place.pin = wanted.pin;
         place.stream = wanted.stream;
         place.overlap = wanted.overlap;
@@ -140,14 +147,14 @@ const ModulePlacement& Placements::wanted(const std::string& module) const {
 }
 
 std::shared_ptr<WeightsRecord> Placements::record(const std::string& name, const Device& runtime,
-                                                  const Device& params) {
+                                                  const std::string& params) {
     for (const auto& record : records) {
         if (record->module == name) {
             return record;
         }
     }
     records.push_back(
-        std::make_shared<WeightsRecord>(name, ggml_backend_dev_name(runtime.dev), ggml_backend_dev_name(params.dev)));
+        std::make_shared<WeightsRecord>(name, ggml_backend_dev_name(runtime.dev), params));
     return records.back();
 }
 
@@ -157,6 +164,14 @@ std::vector<std::shared_ptr<WeightsRecord>> Placements::used_records(bool with_e
         if (record->used() && (!is_lora(record->module) || with_empty_loras || record->memory().bytes > 0)) {
             found.push_back(record);
         }
+    }
+    return found;
+}
+
+std::shared_ptr<ReadAhead> Placements::read_ahead(ggml_backend_dev_t dev) {
+    auto& found = reads_ahead[dev];
+    if (found == nullptr) {
+        found = std::make_shared<ReadAhead>(dev);
     }
     return found;
 }

@@ -12,6 +12,7 @@
 #include "ggml-backend.h"
 #include "sdcpp/api/sdcpp.h"
 #include "sdcpp/architecture/own_files.h"
+#include "sdcpp/disk/read_ahead.h"
 #include "sdcpp/placement/device.h"
 #include "sdcpp/placement/locked_memory.h"
 #include "sdcpp/placement/modules.h"
@@ -29,6 +30,8 @@ uint64_t file_bytes(const char* path, const std::string& prefix);
 struct ModulePlacement {
     ggml_backend_dev_t runtime = nullptr;
     ggml_backend_dev_t params = nullptr;
+    bool disk = false;  // they stay in the model's files, but for so many bytes
+    uint64_t keep_bytes = 0;
     bool pin = false;
     bool stream = false;
     bool overlap = false;
@@ -63,8 +66,12 @@ public:
     // Opens a module's runtime device; the CPU replaces a default device that cannot be opened.
     std::shared_ptr<Device> open_runtime(const std::string& module);
     const ModulePlacement& wanted(const std::string& module) const;
+    // What of a module's weights on disk host memory may still keep, in bytes.
+    uint64_t& keep_bytes(const std::string& module) { return modules.at(module).keep_bytes; }
     // Returns the record of a module's or its LoRAs' weights, a new one the first time.
-    std::shared_ptr<WeightsRecord> record(const std::string& name, const Device& runtime, const Device& params);
+    std::shared_ptr<WeightsRecord> record(const std::string& name, const Device& runtime, const std::string& params);
+    // Returns what reads weights on disk ahead for a device.
+    std::shared_ptr<ReadAhead> read_ahead(ggml_backend_dev_t dev);
     // Returns the records of modules that have or had weights; those of LoRAs without weights only on demand.
     std::vector<std::shared_ptr<WeightsRecord>> used_records(bool with_empty_loras) const;
     // Returns what the weights that live on a device occupy.
@@ -90,6 +97,7 @@ private:
     ggml_backend_dev_t default_dev = nullptr;
     std::vector<std::shared_ptr<Device>> devices;
     std::vector<std::shared_ptr<WeightsRecord>> records;
+    std::map<ggml_backend_dev_t, std::shared_ptr<ReadAhead>> reads_ahead;
     sd_ctx_params_t without_flags = {};
     std::atomic<bool> said{false};
 };

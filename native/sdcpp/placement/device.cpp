@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "sdcpp/disk/disk_weights.h"
 #include "util.h"
 
 namespace sdcpp {
@@ -80,9 +81,11 @@ ggml_backend_dev_t named_device(const char* name, const char* module) {
 
 void forget_buffers(ggml_context* ctx) {
     for (auto* tensor = ggml_get_first_tensor(ctx); tensor != nullptr; tensor = ggml_get_next_tensor(ctx, tensor)) {
-        tensor->buffer = nullptr;
-        tensor->data = nullptr;
-        tensor->extra = nullptr;
+        if (disk_weights_of(tensor) == nullptr) {
+            tensor->buffer = nullptr;
+            tensor->data = nullptr;
+            tensor->extra = nullptr;
+        }
     }
 }
 

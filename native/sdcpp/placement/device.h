@@ -39,7 +39,7 @@ ggml_backend_dev_t default_device();
 // Returns the device that a caller named for a module; throws std::runtime_error, with the names there are, without it.
 ggml_backend_dev_t named_device(const char* name, const char* module);
 
-// Forgets what the tensors of a failed allocation point to: memory that was freed again.
+// Forgets what the tensors of a failed allocation point to: memory that was freed again. Those on disk stay there.
 void forget_buffers(ggml_context* ctx);
 
 }  // namespace sdcpp

@@ -6,6 +6,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 #include "sdcpp/placement/device.h"
+#include "sdcpp/streaming/test_hooks.h"
 
 namespace sdcpp {
 
@@ -25,6 +26,7 @@ std::unique_ptr<HostWeights> HostWeights::alloc(MemoryLocker& locker, ggml_backe
     if (functions.lock == nullptr) {
         return nullptr;
     }
+    const size_t most = test_part_bytes(part_bytes);
     std::unique_ptr<HostWeights> made(new HostWeights(locker));
     made->type_ = ggml_backend_dev_host_buffer_type(dev);
     const size_t alignment = ggml_backend_buft_get_alignment(made->type_);
@@ -37,7 +39,7 @@ std::unique_ptr<HostWeights> HostWeights::alloc(MemoryLocker& locker, ggml_backe
         size_t bytes = 0;
         for (; next != nullptr; next = ggml_get_next_tensor(ctx, next)) {
             const size_t more = needs_memory(next) ? size_of(next) : 0;
-            if (bytes > 0 && bytes + more > part_bytes) {
+            if (bytes > 0 && bytes + more > most) {
                 break;
             }
             bytes += more;

@@ -1,6 +1,7 @@
 #include "sdcpp/placement/locked_memory.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <system_error>
 #include <utility>
@@ -15,7 +16,9 @@ namespace {
 
 constexpr size_t most_threads = 8;  // more of them wait for one another in the system
 constexpr size_t large_page = 2u << 20;
-constexpr size_t at_once = 32u << 20;  // that is faulted in between two looks whether to stop
+constexpr size_t at_once = 4 * large_page;  // that is faulted in between two looks whether to stop
+// Bytes a second. Small pages come faster than large ones that the system makes by moving others about.
+constexpr double slowest_large = 1e9;
 
 size_t threads_for(size_t jobs) {
     return std::min({jobs, most_threads, static_cast<size_t>(std::max(1u, std::thread::hardware_concurrency()))});
@@ -68,8 +71,7 @@ std::unique_ptr<LockedMemory> LockedMemory::take(ggml_backend_dev_t dev, const L
     }
     char* const data = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(mapping) + large_page - 1) / large_page *
                                                large_page);
-    // Where the system has no large pages it gives small ones. A child of fork() would get copies of locked pages.
-    (void)madvise(data, bytes, MADV_HUGEPAGE);
+    // A child of fork() would get copies of locked pages.
     (void)madvise(mapping, mapped, MADV_DONTFORK);
     return std::unique_ptr<LockedMemory>(new LockedMemory(dev, functions, data, bytes, mapping, mapped));
 #else
@@ -87,19 +89,30 @@ LockedMemory::~LockedMemory() {
 #endif
 }
 
-void LockedMemory::fault_in(const std::atomic<bool>& stop) const {
+void LockedMemory::fault_in(const std::atomic<bool>& stop, std::atomic<bool>& large) const {
 #ifdef __linux__
 #ifndef MADV_POPULATE_WRITE
     constexpr int MADV_POPULATE_WRITE = 23;
 #endif
     for (size_t at = 0; at < bytes_ && !stop; at += at_once) {
+        const size_t bytes = std::min(at_once, bytes_ - at);
+        const bool ask = large;
+        if (ask) {
+            (void)madvise(data_ + at, bytes, MADV_HUGEPAGE);
+        }
+        const auto begin = std::chrono::steady_clock::now();
         // Before Linux 5.14 the pages are taken when they are locked or written.
-        if (madvise(data_ + at, std::min(at_once, bytes_ - at), MADV_POPULATE_WRITE) != 0) {
+        if (madvise(data_ + at, bytes, MADV_POPULATE_WRITE) != 0) {
             return;
+        }
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+        if (ask && seconds.count() * slowest_large > static_cast<double>(bytes)) {
+            large = false;
         }
     }
 #else
     (void)stop;
+    (void)large;
 #endif
 }
 
@@ -160,7 +173,7 @@ void MemoryLocker::work(std::unique_lock<std::mutex>& lock) {
         jobs_.pop_front();
         lock.unlock();
         LockedMemory& part = *job.parts->parts[job.index];
-        part.fault_in(job.parts->refused);
+        part.fault_in(job.parts->refused, large_);
         if (!job.parts->refused && !part.lock()) {
             job.parts->refused = true;
         }

@@ -37,8 +37,9 @@ public:
     char* data() const { return data_; }
     size_t bytes() const { return bytes_; }
     bool locked() const { return locked_; }
-    // Takes its pages, until `stop`; what others write there meanwhile stays.
-    void fault_in(const std::atomic<bool>& stop) const;
+    // Takes its pages, until `stop`; what others write there meanwhile stays. They are large ones as long as `large`,
+    // which ends where the system has to look for them.
+    void fault_in(const std::atomic<bool>& stop, std::atomic<bool>& large) const;
     // Locks it for the device; false when that is refused.
     bool lock();
     void unlock();
@@ -90,6 +91,7 @@ private:
     std::condition_variable tried_;
     std::deque<Job> jobs_;
     size_t working_ = 0;  // threads that have not ended
+    std::atomic<bool> large_{true};  // pages
     std::vector<std::thread> threads_;
 };
 

@@ -3,10 +3,12 @@
 #include "sdcpp/placement/placement.h"
 
 #include <algorithm>
+#include <iterator>
 #include <sstream>
 #include <utility>
 
 #include "ggml-alloc.h"
+#include "ggml-backend-impl.h"
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/autoencoder/autoencoder.h"
 #include "sdcpp/placement/runner_placement.h"
@@ -42,6 +44,22 @@ void miss(const Placement& placement, const std::string& why) {
     placement.record->missed(why);
 }
 
+// Lets a runner be settled, once.
+void settle_later(Placement& placement, ggml_context* ctx) {
+    if (std::exchange(placement.unsettled, ctx) == nullptr) {
+        placement.placements->unsettled.push_back(&placement);
+    }
+}
+
+bool needs_memory(ggml_context* ctx) {
+    for (ggml_tensor* t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        if (t->data == nullptr && t->view_src == nullptr) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void erase(std::vector<Placement*>& all, const Placement* one) {
     all.erase(std::remove(all.begin(), all.end(), one), all.end());
 }
@@ -60,7 +78,9 @@ void place(Placement& placement, const std::string& network, const RunnerFields&
     placement.params_backend = placement.params->backend;
     placement.pin = !lora && wanted.pin;
     placement.overlap = wanted.overlap;
-    placement.record = current->record(placement.module, *placement.runtime, *placement.params);
+    placement.on_disk = !lora && wanted.disk;
+    placement.record = current->record(placement.module, *placement.runtime,
+                                       placement.on_disk ? "disk" : ggml_backend_dev_name(placement.params->dev));
     placement.placements = current;
     if (wanted.stream && !lora && placement.runtime != placement.params && !is_cpu(placement.runtime->dev) &&
         is_cpu(placement.params->dev)) {
@@ -165,13 +185,8 @@ bool place_runner(Placement& placement, const std::string& network, RunnerFields
     return false;
 }
 
-ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
-    if (!placement.record) {
-        return ggml_backend_alloc_ctx_tensors(ctx, placement.params_backend);
-    }
-    if (ggml_get_first_tensor(ctx) == nullptr) {
-        return nullptr;
-    }
+// Allocates, of a runner's weights, what is not on disk.
+static ggml_backend_buffer_t host_alloc(Placement& placement, ggml_context* ctx) {
     ggml_backend_buffer_type_t plain = ggml_backend_get_default_buffer_type(placement.params_backend);
     ggml_backend_buffer_type_t host = nullptr;
     std::string reason;
@@ -197,8 +212,7 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         placement.host = HostWeights::alloc(placement.placements->locker, placement.runtime->dev, plain, ctx);
         if (placement.host != nullptr) {
             placement.weights.count(placement.record, ctx, nullptr);
-            placement.unsettled = ctx;
-            placement.placements->unsettled.push_back(&placement);
+            settle_later(placement, ctx);
             return placement.host->buffer();
         }
         buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, host);
@@ -229,6 +243,29 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     return buffer;
 }
 
+ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
+    if (!placement.record) {
+        return ggml_backend_alloc_ctx_tensors(ctx, placement.params_backend);
+    }
+    if (ggml_get_first_tensor(ctx) == nullptr) {
+        return nullptr;
+    }
+    if (placement.on_disk) {
+        placement.disk = DiskWeights::place(ctx, placement.placements->keep_bytes(placement.module), placement.record);
+        settle_later(placement, ctx);
+    }
+    if (placement.disk == nullptr) {
+        return host_alloc(placement, ctx);
+    }
+    if (!needs_memory(ctx)) {
+        placement.record->wanted("disk");
+        placement.weights.count(placement.record, ctx, nullptr);
+        return placement.disk->buffer();
+    }
+    ggml_backend_buffer_t both[] = {host_alloc(placement, ctx), placement.disk->buffer()};
+    return ggml_backend_multi_buffer_alloc_buffer(both, std::size(both));
+}
+
 void settle(Placement& placement) {
     ggml_context* const ctx = std::exchange(placement.unsettled, nullptr);
     if (ctx == nullptr) {
@@ -236,7 +273,10 @@ void settle(Placement& placement) {
     }
     erase(placement.placements->unsettled, &placement);
     ggml_backend_buffer_type_t const host = ggml_backend_dev_host_buffer_type(placement.runtime->dev);
-    if (placement.host->settle()) {
+    if (placement.host == nullptr) {
+        // Tensors that cannot be read in parts have other memory now.
+        placement.weights.count(placement.record, ctx, host);
+    } else if (placement.host->settle()) {
         placement.weights.count(placement.record, ctx, host);
     } else {
         miss(placement, refusal(host, in_mib(ggml_backend_buffer_get_size(placement.host->buffer()))));
@@ -251,6 +291,7 @@ void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
         erase(placement.placements->unsettled, &placement);
     }
     placement.host.reset();
+    placement.disk.reset();
 }
 
 void* graph_memory(Placement& placement, size_t bytes) {

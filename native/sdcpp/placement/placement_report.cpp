@@ -31,6 +31,7 @@ Filled memory_row(const Placements& placements, int index, sdcpp_memory_t& row) 
            state.bytes > 0 && state.pinned_bytes == state.bytes,
            state.bytes,
            state.pinned_bytes,
+           state.disk_bytes,
            state.tensors};
     return Filled::row;
 }
@@ -43,7 +44,7 @@ Filled transfer_row(const Placements& placements, int index, sdcpp_transfer_t& r
     const WeightsRecord& record = *records[static_cast<size_t>(index)];
     const Transfers moved = record.transfers();
     row = {record.module.c_str(), moved.to_device_pinned, moved.to_device_pageable,
-           moved.from_device,     moved.seconds,          moved.copies};
+           moved.from_device,     moved.seconds,          moved.copies, moved.from_disk, moved.disk_seconds};
     return Filled::row;
 }
 

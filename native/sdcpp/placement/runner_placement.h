@@ -6,6 +6,7 @@
 #include <string>
 
 #include "ggml-backend.h"
+#include "sdcpp/disk/disk_weights.h"
 #include "sdcpp/placement/context_placements.h"
 #include "sdcpp/placement/device.h"
 #include "sdcpp/placement/host_weights.h"
@@ -30,6 +31,8 @@ struct Placement {
     std::shared_ptr<WeightsRecord> record;
     AllocatedWeights weights;
     std::unique_ptr<HostWeights> host;  // NULL: the weights are not in host memory of ours
+    std::unique_ptr<DiskWeights> disk;  // NULL: none of them is
+    bool on_disk = false;               // as wanted
     ggml_context* unsettled = nullptr;  // the weights, while that is being locked
     std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
     std::unique_ptr<char[]> graph_memory;

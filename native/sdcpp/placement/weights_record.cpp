@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "ggml.h"
+#include "sdcpp/disk/disk_weights.h"
 
 namespace {
 
@@ -67,6 +68,12 @@ void WeightsRecord::copied(bool to_device, bool pinned, uint64_t bytes, double s
     transfers_.seconds += seconds;
 }
 
+void WeightsRecord::read(uint64_t bytes, double seconds) {
+    std::lock_guard<std::mutex> lock(mutex);
+    transfers_.from_disk += bytes;
+    transfers_.disk_seconds += seconds;
+}
+
 void WeightsRecord::took(double seconds) {
     std::lock_guard<std::mutex> lock(mutex);
     transfers_.seconds += seconds;
@@ -93,11 +100,15 @@ std::string AllocatedWeights::count(std::shared_ptr<WeightsRecord> owner, ggml_c
             other = ggml_backend_buft_name(type);
         }
         const uint64_t size = ggml_backend_buffer_get_size(buffer);
-        share.bytes += size;
-        share.pinned_bytes += is_pinned ? size : 0;
         share.per_type[ggml_backend_buft_name(type)] += size;
         buffers.push_back(buffer);
         all.buffers[buffer] = {record, is_pinned};
+        if (disk_weights_of(tensor) != nullptr) {
+            share.disk_bytes += size;
+            continue;
+        }
+        share.bytes += size;
+        share.pinned_bytes += is_pinned ? size : 0;
         if (ggml_backend_buffer_is_host(buffer)) {
             all.host[reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(buffer))] = buffer;
         }
@@ -106,6 +117,7 @@ std::string AllocatedWeights::count(std::shared_ptr<WeightsRecord> owner, ggml_c
     record->used_ = true;
     record->memory_.bytes += share.bytes;
     record->memory_.pinned_bytes += share.pinned_bytes;
+    record->memory_.disk_bytes += share.disk_bytes;
     record->memory_.tensors += share.tensors;
     for (const auto& [type, size] : share.per_type) {
         record->memory_.per_type[type] += size;
@@ -131,6 +143,7 @@ void AllocatedWeights::forget() {
         std::lock_guard<std::mutex> lock(record->mutex);
         record->memory_.bytes -= share.bytes;
         record->memory_.pinned_bytes -= share.pinned_bytes;
+        record->memory_.disk_bytes -= share.disk_bytes;
         record->memory_.tensors -= share.tensors;
         for (const auto& [type, size] : share.per_type) {
             if ((record->memory_.per_type[type] -= size) == 0) {

@@ -20,6 +20,7 @@ struct Memory {
     std::map<std::string, uint64_t> per_type;  // buffer type that was given -> bytes
     uint64_t bytes = 0;
     uint64_t pinned_bytes = 0;
+    uint64_t disk_bytes = 0;  // that stay in the model's files, and count in no other number but `tensors`
     uint64_t tensors = 0;
     std::string reason;  // why the weights are not as wanted
 };
@@ -30,6 +31,8 @@ struct Transfers {
     uint64_t from_device = 0;
     uint64_t copies = 0;
     double seconds = 0.0;
+    uint64_t from_disk = 0;
+    double disk_seconds = 0.0;  // summed over the threads that read
 };
 
 // The record of one module's weights in one context. Threads that read a checkpoint write to it at once.
@@ -49,6 +52,7 @@ public:
     void wanted(const std::string& buffer_type);
     void missed(const std::string& reason);
     void copied(bool to_device, bool pinned, uint64_t bytes, double seconds);
+    void read(uint64_t bytes, double seconds);
     // Adds what copies took that were noted without their seconds.
     void took(double seconds);
     // Notes that the weights have other values now, and tells how often they had.

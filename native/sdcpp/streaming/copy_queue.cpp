@@ -41,7 +41,10 @@ void CopyQueue::take_turns() {
 }
 
 const char* CopyQueue::start(Arena& arena) {
-    pinned_ = arena.pinned();
+    pinned_ = arena.pinned() && owner_.disk == nullptr;
+    if (owner_.disk != nullptr) {
+        reads_ = owner_.placements->read_ahead(owner_.runtime->dev);
+    }
     const bool refused = !make_events();
     if (refused) {
         take_turns();
@@ -81,7 +84,10 @@ bool CopyQueue::make_events() {
 }
 
 void CopyQueue::drain() {
-    next_ = issued_ = 0;
+    next_ = issued_ = expected_ = 0;
+    if (reads_ != nullptr) {
+        reads_->forget();
+    }
     synchronize();
     ggml_backend_synchronize(compute_);
 }
@@ -99,7 +105,28 @@ void CopyQueue::synchronize() {
 
 // --- copies ----------------------------------------------------------------------------------------------------------
 
+// Calls a function for what is read at once of some bytes that lie on disk.
+template <typename F>
+void CopyQueue::each_piece(const DiskWeights& disk, const char* source, uint64_t bytes, F&& function) {
+    for (uint64_t at = 0; at < bytes; at += ReadAhead::block_bytes) {
+        const auto some = static_cast<size_t>(std::min<uint64_t>(ReadAhead::block_bytes, bytes - at));
+        function(ReadAhead::Piece{&disk, source + at, some}, at);
+    }
+}
+
 void CopyQueue::copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes) {
+    if (owner_.disk == nullptr || !owner_.disk->contains(source)) {
+        copy_from(target, source, offset, bytes, owner_.disk == nullptr ? pinned_ : weights_buffer(source).pinned);
+        return;
+    }
+    each_piece(*owner_.disk, source, bytes, [&](const ReadAhead::Piece& piece, uint64_t at) {
+        const char* const data = reads_->take(piece);
+        copy_from(target, data, offset + at, piece.bytes, reads_->pinned());
+        reads_->sent(copy_);
+    });
+}
+
+void CopyQueue::copy_from(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes, bool pinned) {
     double seconds = 0.0;
     if (copy_ != nullptr) {
         ggml_backend_tensor_set_async(copy_, target, source, offset, bytes);
@@ -109,7 +136,7 @@ void CopyQueue::copy(ggml_tensor* target, const char* source, uint64_t offset, u
         ggml_backend_tensor_set(target, source, offset, bytes);
         seconds = now() - begin;
     }
-    owner_.record->copied(true, pinned_, bytes, seconds);
+    owner_.record->copied(true, pinned, bytes, seconds);
 }
 
 void CopyQueue::load(const std::vector<Weight*>& residents) {
@@ -121,6 +148,17 @@ void CopyQueue::load(const std::vector<Weight*>& residents) {
     const bool timing = copy_ != nullptr && timed_bytes_ < std::min(bytes, enough_to_time);
     if (timing) {
         ggml_backend_synchronize(copy_);
+    }
+    if (reads_ != nullptr && !residents.empty()) {
+        reads_->forget();
+        expected_ = issued_;
+        for (const Weight* weight : residents) {
+            const auto* const source = static_cast<const char*>(weight->host.data);
+            if (owner_.disk->contains(source)) {
+                each_piece(*owner_.disk, source, ggml_nbytes(weight->tensor),
+                           [&](const ReadAhead::Piece& piece, uint64_t) { reads_->expect(piece); });
+            }
+        }
     }
     const double begin = now();
     for (Weight* weight : residents) {
@@ -140,7 +178,51 @@ void CopyQueue::load(const std::vector<Weight*>& residents) {
     }
 }
 
+// Calls a function for the copies of a part of a slot: with the copy, and which bytes of the slot it fills.
+template <typename F>
+void CopyQueue::each_part(uint64_t number, const SlotPart& part, F&& function) const {
+    const std::vector<SlotPart>& parts = plan_.slots[index(number)].parts;
+    for (const SlotCopy& one : copies_[index(number)]) {
+        uint64_t begin = std::max(one.begin, part.begin), end = std::min(one.end, part.end);
+        if (begin >= end) {
+            continue;
+        }
+        if (one.whole) {
+            // All of its room has to be free: it is copied with the part that is free last.
+            const bool later = std::any_of(&part + 1, parts.data() + parts.size(), [&](const SlotPart& other) {
+                return other.begin < one.end && one.begin < other.end;
+            });
+            if (later) {
+                continue;
+            }
+            begin = one.begin;
+            end = one.end;
+        }
+        function(one, begin, end);
+    }
+}
+
+// Lets what fills the slots from a number on be read, as far as the ring holds.
+void CopyQueue::expect_fillings(uint64_t number) {
+    expected_ = std::max(expected_, number);
+    while (reads_->expected() < ReadAhead::ring_bytes && expected_ < number + plan_.slots.size()) {
+        for (const SlotPart& part : plan_.slots[index(expected_)].parts) {
+            each_part(expected_, part, [&](const SlotCopy& one, uint64_t begin, uint64_t end) {
+                const char* const source = one.source + (begin - one.begin);
+                if (owner_.disk->contains(source)) {
+                    each_piece(*owner_.disk, source, end - begin,
+                               [&](const ReadAhead::Piece& piece, uint64_t) { reads_->expect(piece); });
+                }
+            });
+        }
+        ++expected_;
+    }
+}
+
 void CopyQueue::issue(uint64_t number) {
+    if (reads_ != nullptr) {
+        expect_fillings(number);
+    }
     const std::vector<SlotPart>& parts = plan_.slots[index(number)].parts;
     size_t last = SIZE_MAX;
     for (const SlotPart& part : parts) {
@@ -149,25 +231,10 @@ void CopyQueue::issue(uint64_t number) {
             ggml_backend_event_wait(copy_, mark(behind(number) - part.back));
         }
         last = part.back;
-        for (const SlotCopy& one : copies_[index(number)]) {
-            uint64_t begin = std::max(one.begin, part.begin), end = std::min(one.end, part.end);
-            if (begin >= end) {
-                continue;
-            }
-            if (one.whole) {
-                // All of its room has to be free: it is copied with the part that is free last.
-                const bool later = std::any_of(&part + 1, parts.data() + parts.size(), [&](const SlotPart& other) {
-                    return other.begin < one.end && one.begin < other.end;
-                });
-                if (later) {
-                    continue;
-                }
-                begin = one.begin;
-                end = one.end;
-            }
+        each_part(number, part, [&](const SlotCopy& one, uint64_t begin, uint64_t end) {
             // A target for all of a slot begins where the slot does, any other one at its own begin.
             copy(one.target, one.source + (begin - one.begin), one.whole ? 0 : begin, end - begin);
-        }
+        });
     }
     if (copy_ != nullptr) {
         ggml_backend_event_record(arrived_[index(number)].get(), copy_);

@@ -4,10 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "sdcpp/disk/read_ahead.h"
 #include "sdcpp/streaming/arena.h"
 #include "sdcpp/streaming/stream_plan.h"
 
@@ -24,8 +26,10 @@ public:
     // or NULL.
     const char* open();
     bool overlaps() const { return copy_ != nullptr; }
-    // Tells whether the weights that are copied are pinned.
+    // Tells whether copies do not hold up the host: the weights that are copied are pinned, and none is read from disk.
     bool pinned() const { return pinned_; }
+    // Tells whether weights are read from disk.
+    bool reads() const { return reads_ != nullptr; }
 
     // Begins with an arena that was just allocated. Returns why copies cannot overlap any more, or NULL.
     const char* start(Arena& arena);
@@ -78,7 +82,13 @@ private:
     ggml_backend_event_t mark(uint64_t number) const { return marks_[number % marks_.size()].get(); }
     bool make_events();
     void take_turns();
+    template <typename F>
+    void each_part(uint64_t number, const SlotPart& part, F&& function) const;
+    template <typename F>
+    static void each_piece(const DiskWeights& disk, const char* source, uint64_t bytes, F&& function);
+    void expect_fillings(uint64_t number);
     void copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes);
+    void copy_from(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes, bool pinned);
 
     const Placement& owner_;
     const StreamPlan& plan_;
@@ -86,6 +96,8 @@ private:
     ggml_backend_t copy_ = nullptr;  // NULL: in turn
     bool opened_ = false;
     bool pinned_ = false;
+    std::shared_ptr<ReadAhead> reads_;  // NULL: no weight is on disk
+    uint64_t expected_ = 0;             // fillings that are being read or were read
 
     uint64_t next_ = 0;
     uint64_t issued_ = 0;

@@ -166,7 +166,10 @@ ggml_status Executor::compute_overlapped(ggml_cgraph* graph, const std::vector<L
     }
     // The next graph begins with these. What is copied for longer than the host takes until then would hold up the
     // graph's inputs, which are copied behind it.
-    look_ahead(queue_.pinned() ? std::min(gap_seconds_[0], gap_seconds_[1]) * queue_.rate() : HUGE_VAL);
+    // Of weights on disk the ring is filled meanwhile, and there may be no next graph.
+    look_ahead(queue_.reads()    ? 0.0
+               : queue_.pinned() ? std::min(gap_seconds_[0], gap_seconds_[1]) * queue_.rate()
+                                 : HUGE_VAL);
     ggml_backend_synchronize(compute_);
     queue_.advance(count);
     queue_.record_seconds();

@@ -456,6 +456,9 @@ void Streamer::begin_generation() {
     lanes_before_ = std::exchange(largest_lanes_, 1);
     ceiling_ = UINT64_MAX;
     may_borrow_ = true;
+    if (owner_.disk != nullptr) {
+        owner_.disk->check();
+    }
     executor_.end_gap();
     // That copies take turns although they were to overlap stays true.
     report_.begin_generation(!queue_.overlaps() && owner_.overlap);

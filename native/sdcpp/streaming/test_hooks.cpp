@@ -17,7 +17,16 @@ size_t test_parts() {
     const char* const parts = std::getenv("SDCPP_GRAPH_PARTS");
     return parts != nullptr ? std::strtoul(parts, nullptr, 10) : 0;
 }
+
+size_t test_part_bytes(size_t usual) {
+    const char* const bytes = std::getenv("SDCPP_PART_BYTES");
+    return bytes != nullptr ? std::strtoul(bytes, nullptr, 10) : usual;
+}
 #else
+size_t test_part_bytes(size_t usual) {
+    return usual;
+}
+
 size_t test_parts() {
     return 0;
 }

@@ -9,6 +9,8 @@ namespace sdcpp {
 double now();
 // Returns into how many parts each graph is divided for cancelling; 0: into as many as it takes tenths of a second.
 size_t test_parts();
+// Returns how large the parts of locked memory are, instead of as many bytes as usual.
+size_t test_part_bytes(size_t usual);
 // Tells whether a precaution is to be taken. A test leaves one out to see that the mistake is found.
 bool keeps(const char* precaution);
 

@@ -1,0 +1,263 @@
+#include "sdcpp/disk/disk_weights.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#ifndef _WIN32
+#include <sys/mman.h>
+#endif
+
+#include "ggml-backend-impl.h"
+#include "ggml-impl.h"
+#include "model_io/tensor_storage.h"
+#include "sdcpp/placement/weights_record.h"
+
+// Of the engine's loader; no header declares them.
+void convert_tensor(void* src, ggml_type src_type, void* dst, ggml_type dst_type, int nrows, int n_per_row);
+void f8_e4m3_to_f16_vec(uint8_t* src, uint16_t* dst, int64_t n);
+void f8_e5m2_to_f16_vec(uint8_t* src, uint16_t* dst, int64_t n);
+void f64_to_f32_vec(double* src, float* dst, int64_t n);
+void i64_to_i32_vec(int64_t* src, int32_t* dst, int64_t n);
+
+namespace sdcpp {
+
+namespace {
+
+constexpr size_t alignment = 128;
+constexpr size_t small_bytes = 16u << 10;  // many of them take little, and reading each takes as long as much more
+constexpr size_t gap = 1u << 20;           // around the addresses, so that nothing else lies next to them
+
+DiskWeights& weights_of(ggml_backend_buffer_t buffer) {
+    return *static_cast<DiskWeights*>(buffer->context);
+}
+
+void free_buffer(ggml_backend_buffer_t) {}
+
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+    weights_of(buffer).read(static_cast<const char*>(tensor->data) + offset, data, size);
+}
+
+[[noreturn]] void refuse() {
+    throw DiskError("they cannot be changed there: take lora_apply_mode='at_runtime', or params_backend='cpu'");
+}
+
+void set_tensor(ggml_backend_buffer_t, ggml_tensor*, const void*, size_t, size_t) {
+    refuse();
+}
+
+void memset_tensor(ggml_backend_buffer_t, ggml_tensor*, uint8_t, size_t, size_t) {
+    refuse();
+}
+
+void clear(ggml_backend_buffer_t, uint8_t) {
+    refuse();
+}
+
+const char* type_name(ggml_backend_buffer_type_t) {
+    return "disk";
+}
+
+ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t, size_t) {
+    return nullptr;
+}
+
+size_t type_alignment(ggml_backend_buffer_type_t) {
+    return alignment;
+}
+
+bool type_is_host(ggml_backend_buffer_type_t) {
+    return false;
+}
+
+ggml_backend_buffer_type_t disk_type() {
+    static ggml_backend_buffer_type type = {
+        {type_name, type_alloc, type_alignment, nullptr, nullptr, type_is_host}, nullptr, nullptr};
+    return &type;
+}
+
+}  // namespace
+
+struct DiskWeights::Place {
+    ggml_tensor shape;
+    TensorStorage storage;
+    std::shared_ptr<DiskFile> file;
+
+    bool plain() const { return storage.type == shape.type && storage.nbytes_to_read() == storage.nbytes(); }
+};
+
+std::unique_ptr<DiskWeights> DiskWeights::place(ggml_context* ctx, uint64_t& keep_bytes,
+                                                std::shared_ptr<WeightsRecord> record) {
+    std::vector<ggml_tensor*> large;
+    uint64_t total = 0;
+    for (ggml_tensor* t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        if (t->data == nullptr && t->view_src == nullptr && ggml_nbytes(t) >= small_bytes && ggml_n_dims(t) > 1) {
+            large.push_back(t);
+            total += ggml_nbytes(t);
+        }
+    }
+    std::vector<std::pair<ggml_tensor*, uint64_t>> left;
+    uint64_t seen = 0, kept = 0, bytes = 0;
+    for (ggml_tensor* t : large) {
+        const uint64_t size = ggml_nbytes(t);
+        seen += size;
+        const double share = static_cast<double>(keep_bytes) / static_cast<double>(total);
+        if (kept + size <= keep_bytes && (keep_bytes >= total || static_cast<double>(kept + size) <=
+                                                                     share * static_cast<double>(seen) + 1.0)) {
+            kept += size;
+        } else {
+            left.emplace_back(t, bytes);
+            bytes += GGML_PAD(size, alignment);
+        }
+    }
+    keep_bytes -= kept;
+    if (left.empty()) {
+        return nullptr;
+    }
+    std::unique_ptr<DiskWeights> made(new DiskWeights);
+    made->record_ = std::move(record);
+    made->bytes_ = bytes;
+#ifndef _WIN32
+    void* const mapping =
+        mmap(nullptr, bytes + 2 * gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    made->base_ = mapping == MAP_FAILED ? nullptr : static_cast<char*>(mapping) + gap;
+#endif
+    if (made->base_ == nullptr) {
+        throw DiskError("there are no addresses for them: take params_backend='cpu'");
+    }
+    static const ggml_backend_buffer_i interface = {
+        free_buffer, [](ggml_backend_buffer_t buffer) { return static_cast<void*>(weights_of(buffer).base_); },
+        nullptr,     memset_tensor,
+        set_tensor,  get_tensor,
+        nullptr,     clear,
+        nullptr};
+    made->buffer_ = ggml_backend_buffer_init(disk_type(), interface, made.get(), bytes);
+    for (const auto& [tensor, offset] : left) {
+        ggml_backend_tensor_alloc(made->buffer_, tensor, made->base_ + offset);
+    }
+    return made;
+}
+
+DiskWeights::~DiskWeights() {
+#ifndef _WIN32
+    if (base_ != nullptr) {
+        munmap(base_ - gap, bytes_ + 2 * gap);
+    }
+#endif
+}
+
+bool DiskWeights::contains(const void* address) const {
+    const auto* const at = static_cast<const char*>(address);
+    return at >= base_ && at < base_ + bytes_;
+}
+
+bool DiskWeights::leave(const TensorStorage& storage, const std::string& path, ggml_tensor* tensor) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (storage.reading != nullptr || storage.index_in_zip >= 0) {
+        ggml_backend_buffer_ptr buffer(
+            ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), ggml_nbytes(tensor)));
+        if (buffer == nullptr) {
+            throw std::bad_alloc();
+        }
+        tensor->buffer = buffer.get();
+        tensor->data = ggml_backend_buffer_get_base(buffer.get());
+        whole_.push_back(std::move(buffer));
+        return false;
+    }
+    auto& file = files_[path];
+    if (file == nullptr) {
+        file = std::make_shared<DiskFile>(path);
+    }
+    const auto offset = static_cast<uint64_t>(static_cast<char*>(tensor->data) - base_);
+    places_[offset] = std::make_unique<Place>(Place{*tensor, storage, file});
+    return true;
+}
+
+void DiskWeights::read(const void* address, void* to, size_t bytes) const {
+    const auto begin = std::chrono::steady_clock::now();
+    auto at = static_cast<uint64_t>(static_cast<const char*>(address) - base_);
+    char* out = static_cast<char*>(to);
+    for (size_t left = bytes; left > 0;) {
+        const auto next = places_.upper_bound(at);
+        if (next == places_.begin()) {
+            throw DiskError("a weight is in none of the files");
+        }
+        const auto& [offset, place] = *std::prev(next);
+        const uint64_t inside = at - offset;
+        const uint64_t size = ggml_nbytes(&place->shape);
+        const uint64_t end = next == places_.end() ? bytes_ - offset : next->first - offset;
+        if (inside < size) {
+            const auto some = static_cast<size_t>(std::min<uint64_t>(left, size - inside));
+            read_part(*place, inside, out, some);
+            at += some;
+            out += some;
+            left -= some;
+        } else {  // between two tensors
+            const auto some = static_cast<size_t>(std::min<uint64_t>(left, end - inside));
+            std::memset(out, 0, some);
+            at += some;
+            out += some;
+            left -= some;
+        }
+    }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    record_->read(bytes, seconds.count());
+}
+
+// Reads some bytes of a tensor: its own, or those that the rows around them become.
+void DiskWeights::read_part(const Place& place, uint64_t begin, char* to, size_t bytes) const {
+    const TensorStorage& storage = place.storage;
+    if (place.plain()) {
+        place.file->read(storage.offset + begin, to, bytes);
+        return;
+    }
+    const int64_t columns = place.shape.ne[0];
+    const uint64_t row_bytes = ggml_row_size(place.shape.type, columns);
+    const uint64_t first = begin / row_bytes;
+    const uint64_t rows = (begin + bytes + row_bytes - 1) / row_bytes - first;
+    const auto all_rows = static_cast<uint64_t>(storage.nelements() / columns);
+    const uint64_t file_row = static_cast<uint64_t>(storage.nbytes_to_read()) / all_rows;
+    const auto count = static_cast<int64_t>(rows) * columns;
+    std::vector<char> raw(rows * file_row);
+    place.file->read(storage.offset + first * file_row, raw.data(), raw.size());
+    std::vector<char> typed;
+    if (storage.nbytes_to_read() != storage.nbytes()) {
+        typed.resize(static_cast<size_t>(count) * ggml_type_size(storage.type));
+        if (storage.is_f8_e4m3) {
+            f8_e4m3_to_f16_vec(reinterpret_cast<uint8_t*>(raw.data()), reinterpret_cast<uint16_t*>(typed.data()), count);
+        } else if (storage.is_f8_e5m2) {
+            f8_e5m2_to_f16_vec(reinterpret_cast<uint8_t*>(raw.data()), reinterpret_cast<uint16_t*>(typed.data()), count);
+        } else if (storage.is_f64) {
+            f64_to_f32_vec(reinterpret_cast<double*>(raw.data()), reinterpret_cast<float*>(typed.data()), count);
+        } else {
+            i64_to_i32_vec(reinterpret_cast<int64_t*>(raw.data()), reinterpret_cast<int32_t*>(typed.data()), count);
+        }
+        raw.swap(typed);
+    }
+    if (storage.type != place.shape.type) {
+        typed.resize(rows * row_bytes);
+        convert_tensor(raw.data(), storage.type, typed.data(), place.shape.type, static_cast<int>(rows),
+                       static_cast<int>(columns));
+        raw.swap(typed);
+    }
+    std::memcpy(to, raw.data() + (begin - first * row_bytes), bytes);
+}
+
+void DiskWeights::check() const {
+    for (const auto& [path, file] : files_) {
+        file->check();
+    }
+}
+
+DiskWeights* disk_weights_of(const ggml_tensor* tensor) {
+    ggml_backend_buffer_t const buffer = buffer_of(tensor);
+    return buffer != nullptr && ggml_backend_buffer_get_type(buffer) == disk_type() ? &weights_of(buffer) : nullptr;
+}
+
+bool left_on_disk(const TensorStorage& storage, const std::string& path, ggml_tensor* tensor) {
+    DiskWeights* const weights = disk_weights_of(tensor);
+    return weights != nullptr && weights->leave(storage, path, tensor);
+}
+
+}  // namespace sdcpp

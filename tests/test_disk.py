@@ -1,0 +1,181 @@
+"""Weights on disk: pixels never change, files are looked after, and what is read is counted.
+
+Every test runs in a process of its own with the loopback accelerator as a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sdcpp_py
+from sdcpp_py.placement.on_disk import RING_BYTES
+from support.checkpoints import write_checkpoint
+from support.children import in_child
+from support.loopback import Loopback
+from support.placed_model import assert_empty
+from support.streaming import GIB, named_budget
+
+ON_DISK: dict[str, Any] = {"runtime_backend": "loopback0", "params_backend": "disk", "pin_budget": 0.0}
+PICTURE: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 1, "cfg_scale": 7.0, "batch_count": 2}
+
+
+def drawn(sd: sdcpp_py.StableDiffusion, **more: Any) -> list[str]:
+    """Return the hashes of the pixels of two guided pictures, which lanes draw at the same time."""
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in sd.txt2img("a cat", **{**PICTURE, **more})]
+
+
+def on_cpu(model: Path | None, **options: Any) -> list[str]:
+    with sdcpp_py.StableDiffusion(model, runtime_backend="cpu", **options) as sd:
+        return drawn(sd)
+
+
+def smallest(model: Path | None, **options: Any) -> float:
+    """Return the smallest max_vram that draws."""
+    budget = 0.001
+    while True:
+        with sdcpp_py.StableDiffusion(model, **ON_DISK, **options, max_vram=budget) as sd:
+            try:
+                drawn(sd)
+                return budget
+            except sdcpp_py.DeviceMemoryError as error:
+                budget = named_budget(error)
+
+
+@in_child
+def test_pixels_and_reports(checkpoint: Path) -> None:
+    loopback = Loopback()
+    for model in (None, checkpoint):
+        expected = on_cpu(model)
+        least = smallest(model)
+        whole = 0
+        for asked in (
+            {"max_vram": least},
+            {},  # all of it stays on the device
+            {"max_vram": least, "pin_budget": RING_BYTES / GIB + 0.004},  # some of it stays in host memory
+            {"max_vram": least, "pin_params": "never", "lora_apply_mode": "at_runtime"},
+        ):
+            with sdcpp_py.StableDiffusion(model, **{**ON_DISK, **asked}) as sd:
+                memory = sd.memory_report()
+                assert {row.params_device for row in memory.modules} == {"disk"}
+                assert all(row.params_device == "disk" and row.streamed for row in sd.plan.modules)
+                whole = whole or memory.disk_bytes
+                kept = sum(row.kept_bytes for row in sd.plan.modules)
+                assert memory.disk_bytes > memory.bytes, "most of it"
+                assert whole - kept <= memory.disk_bytes <= whole - 0.5 * kept
+                assert memory.pinned_bytes == (memory.bytes if kept and "pin_params" not in asked else 0)
+                loopback.reset()
+                assert drawn(sd) == expected, asked
+                total = sd.transfer_report().total
+                books = loopback.books()
+                assert total.to_device_bytes_pinned == books["upload_pinned_bytes"] > 0
+                assert total.to_device_bytes_pageable >= books["weight_upload_pageable_bytes"]
+                assert total.from_disk_bytes >= memory.disk_bytes
+                if "max_vram" in asked:
+                    assert books["device_bytes_peak"] <= least * GIB + 1
+                    assert total.from_disk_bytes > memory.disk_bytes, "streamed: read for each step"
+                assert "read from disk" in str(sd.transfer_report())
+                assert drawn(sd) == expected, "again"
+            assert_empty(loopback)
+
+
+@in_child
+def test_conversions_and_shared_places(checkpoint: Path) -> None:
+    """Rows that become another type as they are read, files with 8-bit floats, GGUF, and modules in several places."""
+    loopback = Loopback()
+    folder = checkpoint.parent
+    gguf = folder / "model.gguf"
+    sdcpp_py.convert(checkpoint, gguf, weight_type="q8_0")
+    for model, options in ((checkpoint, {"weight_type": "q8_0"}), (checkpoint, {"weight_type": "f32"}), (gguf, {})):
+        expected = on_cpu(model, **options)
+        for where in ("disk", {"diffusion": "disk", "all": "cpu"}):
+            asked = {**ON_DISK, "params_backend": where, "max_vram": smallest(model, **options)}
+            with sdcpp_py.StableDiffusion(model, **asked, **options) as sd:
+                assert drawn(sd) == expected, (model, options, where)
+    with sdcpp_py.StableDiffusion(checkpoint, **{**ON_DISK, "runtime_backend": "te=cpu,all=loopback0"}) as sd:
+        assert {row.module: row.params_device for row in sd.plan.modules}["te"] == "CPU"
+        assert drawn(sd) == on_cpu(checkpoint)
+    loopback.set(events=0)
+    with sdcpp_py.StableDiffusion(checkpoint, **ON_DISK, max_vram=smallest(checkpoint)) as sd:
+        assert drawn(sd) == on_cpu(checkpoint)
+        assert {stream.mode for stream in sd.transfer_report().streams} <= {"in turn", "resident"}
+    assert_empty(loopback)
+
+
+@in_child
+def test_loras(checkpoint: Path, lora: Path) -> None:
+    Loopback()
+    loras = [sdcpp_py.Lora(lora, 0.8)]
+    with sdcpp_py.StableDiffusion(checkpoint, runtime_backend="cpu", lora_apply_mode="at_runtime") as sd:
+        expected = drawn(sd, loras=loras)
+    with sdcpp_py.StableDiffusion(checkpoint, **ON_DISK) as sd:
+        assert drawn(sd, loras=loras) == expected, "auto"
+    with sdcpp_py.StableDiffusion(checkpoint, **ON_DISK, lora_apply_mode="immediately") as sd:
+        with pytest.raises(sdcpp_py.ModelError, match=r"stays on disk: take lora_apply_mode='at_runtime'"):
+            drawn(sd, loras=loras)
+        assert drawn(sd) == on_cpu(checkpoint), "it works on"
+
+
+@in_child
+def test_files_that_change(checkpoint: Path) -> None:
+    loopback = Loopback()
+    model = checkpoint.with_name("changing.safetensors")
+    shutil.copy(checkpoint, model)
+    content, times = model.read_bytes(), model.stat()
+    expected = on_cpu(model)
+    with sdcpp_py.StableDiffusion(model, **ON_DISK, max_vram=smallest(model)) as sd:
+
+        def cut(event: sdcpp_py.ProgressEvent) -> None:
+            if event.phase == "sampling" and event.step == 1:
+                os.truncate(model, 5000)
+
+        with pytest.raises(sdcpp_py.ModelError, match=r"changing.safetensors was cut off while the model was loaded"):
+            drawn(sd, progress=cut)
+        with pytest.raises(sdcpp_py.ModelError, match=r"changing.safetensors was changed while the model was loaded"):
+            drawn(sd)
+        with model.open("r+b") as file:
+            file.write(content)
+        os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert drawn(sd) == expected, "the file is what it was"
+        model.unlink()
+        assert drawn(sd) == expected, "it is held open"
+    assert_empty(loopback)
+
+
+@in_child
+def test_what_cannot_be(checkpoint: Path) -> None:
+    Loopback()
+    for asked, said in (
+        ({"runtime_backend": "cpu", "params_backend": "disk"}, "the CPU reads weights where they lie"),
+        ({"runtime_backend": "te=cpu,all=loopback0", "params_backend": "te=disk"}, "params_backend is 'disk' for te"),
+        ({"runtime_backend": "disk"}, "device 'disk' is unknown"),
+        ({**ON_DISK, "pin_params": "require"}, "nothing to pin: it stays on disk"),
+    ):
+        with pytest.raises(sdcpp_py.ArgumentError, match=said):
+            sdcpp_py.StableDiffusion(checkpoint, **asked)
+
+
+@pytest.mark.slow
+@in_child
+def test_a_model_larger_than_memory(tmp_path: Path) -> None:
+    """2.1 GB of weights where the process may have 1 GiB."""
+    loopback = Loopback()
+    model = tmp_path / "model.safetensors"
+    write_checkpoint("sd1", model)
+    options = {**PICTURE, "steps": 1, "batch_count": 1}
+    with sdcpp_py.StableDiffusion(model, runtime_backend="cpu") as sd:
+        expected = drawn(sd, **options)
+    with Path("/proc/self/status").open() as status:
+        data = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (data + GIB, data + GIB))
+    with pytest.raises(sdcpp_py.SdcppError):
+        sdcpp_py.StableDiffusion(model, runtime_backend="loopback0", params_backend="cpu")
+    with sdcpp_py.StableDiffusion(model, **ON_DISK, max_vram=0.5) as sd:
+        assert drawn(sd, **options) == expected
+    assert_empty(loopback)
