@@ -69,7 +69,9 @@ def test_pixels_and_reports(checkpoint: Path) -> None:
                 kept = sum(row.kept_bytes for row in sd.plan.modules)
                 assert memory.disk_bytes > memory.bytes, "most of it"
                 assert whole - kept <= memory.disk_bytes <= whole - 0.5 * kept
-                assert memory.pinned_bytes == (memory.bytes if kept and "pin_params" not in asked else 0)
+                pinned = {row.module for row in sd.plan.modules if row.pinned}
+                assert {row.module for row in memory.modules if row.pinned} == pinned
+                assert bool(pinned) == (kept > 0)
                 loopback.reset()
                 assert drawn(sd) == expected, asked
                 total = sd.transfer_report().total
@@ -78,6 +80,7 @@ def test_pixels_and_reports(checkpoint: Path) -> None:
                 assert total.to_device_bytes_pageable >= books["weight_upload_pageable_bytes"]
                 assert total.from_disk_bytes >= memory.disk_bytes
                 if "max_vram" in asked:
+                    assert max(stream.lanes for stream in sd.transfer_report().streams) > 1
                     assert books["device_bytes_peak"] <= least * GIB + 1
                     assert total.from_disk_bytes > memory.disk_bytes, "streamed: read for each step"
                 assert "read from disk" in str(sd.transfer_report())

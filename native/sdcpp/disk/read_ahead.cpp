@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <system_error>
 #include <utility>
 
 namespace sdcpp {
@@ -32,8 +33,14 @@ ReadAhead::ReadAhead(ggml_backend_dev_t dev) : blocks_(ring_bytes / block_bytes)
         }
         free_.push_back(&blocks_[i]);
     }
-    while (threads_.size() < readers) {
-        threads_.emplace_back([this] { work(); });
+    try {
+        while (threads_.size() < readers) {
+            threads_.emplace_back([this] { work(); });
+        }
+    } catch (const std::system_error&) {
+        if (threads_.empty()) {
+            throw DiskError("there can be no more threads to read them");
+        }
     }
 }
 
@@ -81,6 +88,16 @@ void ReadAhead::work() {
     }
 }
 
+bool ReadAhead::lost(const void* owner) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (owner_ == owner) {
+        return false;
+    }
+    forget_all(lock);
+    owner_ = owner;
+    return true;
+}
+
 void ReadAhead::expect(const Piece& piece) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -107,6 +124,7 @@ void ReadAhead::forget() {
 }
 
 void ReadAhead::forget_all(std::unique_lock<std::mutex>& lock) {
+    owner_ = nullptr;
     expected_.clear();
     changed_.wait(lock, [&] {
         return std::all_of(fillings_.begin(), fillings_.end(), [](const auto& filling) { return filling->done; });

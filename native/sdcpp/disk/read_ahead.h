@@ -35,6 +35,9 @@ public:
     ReadAhead& operator=(const ReadAhead&) = delete;
 
     bool pinned() const { return pinned_; }
+    // Tells whether what an owner expected is not expected any more: since another one came in between, something else
+    // was taken, or it was forgotten. Nothing is expected then.
+    bool lost(const void* owner);
     // Says what will be taken behind all that was expected before, in this order.
     void expect(const Piece& piece);
     // Returns how many bytes are expected and not taken yet.
@@ -72,6 +75,7 @@ private:
     std::deque<std::shared_ptr<Filling>> fillings_;  // being read or read, in the order in which they will be taken
     std::deque<Block*> free_;                        // the first one free first
     std::shared_ptr<Filling> taken_;
+    const void* owner_ = nullptr;  // of what is expected; NULL: lost
     bool stop_ = false;
     std::vector<std::thread> threads_;
 };

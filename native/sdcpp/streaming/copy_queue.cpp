@@ -150,7 +150,9 @@ void CopyQueue::load(const std::vector<Weight*>& residents) {
         ggml_backend_synchronize(copy_);
     }
     if (reads_ != nullptr && !residents.empty()) {
+        // The fillings that are copied behind them are not expected yet.
         reads_->forget();
+        reads_->lost(this);
         expected_ = issued_;
         for (const Weight* weight : residents) {
             const auto* const source = static_cast<const char*>(weight->host.data);
@@ -204,7 +206,7 @@ void CopyQueue::each_part(uint64_t number, const SlotPart& part, F&& function) c
 
 // Lets what fills the slots from a number on be read, as far as the ring holds.
 void CopyQueue::expect_fillings(uint64_t number) {
-    expected_ = std::max(expected_, number);
+    expected_ = reads_->lost(this) ? number : std::max(expected_, number);
     while (reads_->expected() < ReadAhead::ring_bytes && expected_ < number + plan_.slots.size()) {
         for (const SlotPart& part : plan_.slots[index(expected_)].parts) {
             each_part(expected_, part, [&](const SlotCopy& one, uint64_t begin, uint64_t end) {
