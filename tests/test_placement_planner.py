@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sdcpp_py.errors import ArgumentError, PlacementError
 from sdcpp_py.placement import MODULES, DeviceBudget, Plan
+from sdcpp_py.placement.on_disk import RING_BYTES
 from sdcpp_py.reports import GIB
 from support.placement_cases import DEVICES, OFFLOAD, SIZES, pinned, plan, row
 
@@ -25,6 +26,32 @@ def test_nothing_asked() -> None:
     assert made.unaffordable == ()
 
 
+def test_weights_on_disk() -> None:
+    """Streamed, with as much of them in pinned host memory as the budget has left for them, what is read most first."""
+    ring = RING_BYTES
+    made = plan(ring + 9 * GIB, runtime_backend="cuda0", params_backend="disk")
+    rows = {name: row(made, name) for name in SIZES}
+    assert all(each.streamed and each.overlapped and each.params_device == "disk" for each in rows.values())
+    assert [rows[name].kept_bytes for name in ("diffusion", "te", "vae")] == [8 * GIB, GIB, 0]
+    assert pinned(made) == ["diffusion", "te"]
+    assert made.pinned_bytes == 9 * GIB
+    assert [budget.device for budget in made.device_budgets] == ["CUDA0"]
+    assert rows["te"].reason == "on disk; host memory keeps 1.00 GiB of it"
+    assert made.placements()[0]["keep_bytes"] == 8 * GIB
+
+    mixed = plan(5 * GIB, runtime_backend="cuda0", params_backend="Diffusion=Disk,te=cpu")
+    assert [row(mixed, name).streamed for name in ("diffusion", "te", "vae")] == [True, False, False]
+    assert row(mixed, "te").pinned, "what the CPU keeps comes first"
+    assert row(mixed, "diffusion").kept_bytes == GIB - ring
+    never = plan(9 * GIB, runtime_backend="te=cpu,all=cuda0", params_backend="disk", pin_params="never")
+    assert row(never, "te").params_device == "CPU", "it computes it"
+    assert not pinned(never)
+    assert row(never, "diffusion").kept_bytes == 8 * GIB
+    for asked in ({"runtime_backend": "cpu"}, {"runtime_backend": "te=cpu,all=cuda0", "params_backend": "te=disk"}):
+        with pytest.raises(ArgumentError, match="params_backend is 'disk' for .*leave it out of params_backend"):
+            plan(**{"params_backend": "disk", **asked})
+
+
 def test_offloaded_weights_are_pinned() -> None:
     made = plan(**OFFLOAD)
     assert pinned(made) == ["diffusion", "te", "vae"]
@@ -36,6 +63,7 @@ def test_offloaded_weights_are_pinned() -> None:
         "module": "diffusion",
         "runtime_device": "CUDA0",
         "params_device": "CPU",
+        "keep_bytes": 0,
         "pin": True,
         "stream": False,
         "overlap": False,

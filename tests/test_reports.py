@@ -29,6 +29,7 @@ MEMORY = [
         "pinned": True,
         "bytes": 3 * GIB // 2,
         "pinned_bytes": 3 * GIB // 2,
+        "disk_bytes": 0,
         "tensors": 686,
         "reason": "",
     },
@@ -41,6 +42,7 @@ MEMORY = [
         "pinned": False,
         "bytes": 100 << 20,
         "pinned_bytes": 40 << 20,
+        "disk_bytes": 2 * GIB,
         "tensors": 248,
         "reason": "the driver refused",
     },
@@ -53,6 +55,8 @@ TRANSFER = [
         "from_device_bytes": 2 * 10**9,
         "seconds": 0.5,
         "copies": 700,
+        "from_disk_bytes": 0,
+        "disk_seconds": 0.0,
     },
     {
         "module": "vae",
@@ -61,6 +65,8 @@ TRANSFER = [
         "from_device_bytes": 0,
         "seconds": 0.0,
         "copies": 0,
+        "from_disk_bytes": 0,
+        "disk_seconds": 0.0,
     },
 ]
 
@@ -74,12 +80,13 @@ def test_memory_report() -> None:
         "module     runs on  weights on  buffer type    pinned       size  tensors  reason\n"
         "diffusion  CUDA0    CPU         CUDA_Host      yes      1.50 GiB      686\n"
         "vae        CUDA0    CPU         CPU+CUDA_Host  no      100.0 MiB      248  the driver refused\n"
-        "weights 1.60 GiB, of which pinned 1.54 GiB"
+        "weights 1.60 GiB, of which pinned 1.54 GiB; on disk 2.00 GiB more"
     )
     assert json.loads(json.dumps(report.to_dict())) == {
         "modules": MEMORY,
         "bytes": report.bytes,
         "pinned_bytes": report.pinned_bytes,
+        "disk_bytes": 2 * GIB,
     }
 
 
@@ -97,6 +104,10 @@ def test_transfer_report() -> None:
     assert content["modules"][0] == {**TRANSFER[0], "bytes": 12 * 10**9, "gb_per_s": 24.0}
     assert content["total"]["gb_per_s"] == 24.0
     assert content["streams"] == []
+    read = {"from_disk_bytes": 4 * GIB, "disk_seconds": 2.0}
+    assert str(TransferReport.from_rows([{**TRANSFER[0], **read}])).endswith(
+        "read from disk: 4.00 GiB, 2.15 GB/s a thread"
+    )
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
