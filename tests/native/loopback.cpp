@@ -180,7 +180,9 @@ static void* reg_proc_address(ggml_backend_reg_t, const char* name) {
     if (strncmp(name, "sdcpp_memory", strlen("sdcpp_memory")) == 0) {
         State& state = State::get();
         Lock lock(state.mutex);
-        if (state.devices.front()->config.host_lock == 0) {
+        // Of models without bytes nothing is to be faulted in.
+        const loopback_config& config = state.devices.front()->config;
+        if (config.host_lock == 0 || config.dry != 0) {
             return nullptr;
         }
         return strcmp(name, "sdcpp_memory_lock") == 0 ? reinterpret_cast<void*>(lock_memory)

@@ -75,7 +75,7 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
         probe->placements = std::make_shared<sdcpp::Placements>(&params);
         const bool overlap = wanted == "overlapped";
         const sdcpp_placement_t place = {
-            "diffusion", device, wanted == "device" ? device : "CPU", pin, overlap || wanted == "in turn", overlap};
+            "diffusion", device, wanted == "device" ? device : "CPU", pin, overlap || wanted == "in turn", overlap, 0};
         probe->placements->apply(&place, 1);
         sdcpp::PlacementScope scope(probe->placements);
         ModelLoader loader;

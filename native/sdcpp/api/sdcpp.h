@@ -68,10 +68,10 @@ typedef struct {
     const char* runtime_device;  /* name of the device that computes it; NULL: the engine's default device */
     const char* params_device;   /* name of the device whose memory keeps its weights; NULL: the runtime device; "disk":
                                     they stay in the model's files, and are streamed */
-    uint64_t keep_bytes;         /* of "disk": how much of them host memory keeps */
     bool pin;                    /* weights in host memory are wanted in the runtime device's host buffer type */
     bool stream;                 /* weights in host memory are kept on or streamed to the runtime device, within max_vram */
     bool overlap;                /* they are copied while the device computes; else copies and computations take turns */
+    uint64_t keep_bytes;         /* of weights on "disk": how many host memory keeps */
 } sdcpp_placement_t;
 
 typedef struct {
