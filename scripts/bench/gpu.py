@@ -22,6 +22,7 @@ pageable-in-turn    on the CPU in plain memory; what fits stays on the device, t
 pinned-in-turn      the same, page-locked
 pinned-overlapped   page-locked; the rest is copied while the device computes (``stream_layers``)
 pageable-overlapped that in plain memory, where copies hold up the host
+disk                in the model's file, with none of it in host memory
 resident            on the device
 resident-engine     the same, with ggml's kernels alone (``kernels="engine"``)
 profile             on the device; which kernels a picture's time goes into, as PyTorch's profiler sees them

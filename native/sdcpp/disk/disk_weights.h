@@ -25,7 +25,8 @@ class WeightsRecord;
 class DiskWeights {
 public:
     // Gives tensors of a context addresses, but for the small ones, which LoRAs change, and for as many others as
-    // `keep_bytes` hold, evenly among them, which are less by these then: they are the caller's to allocate. NULL where nothing is left.
+    // `keep_bytes` hold, evenly among them, which are less by these then: they are the caller's to allocate. NULL where
+    // nothing is left.
     static std::unique_ptr<DiskWeights> place(ggml_context* ctx, uint64_t& keep_bytes,
                                               std::shared_ptr<WeightsRecord> record);
     ~DiskWeights();

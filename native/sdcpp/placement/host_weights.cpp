@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t part_bytes = 256u << 20;  // several of them are faulted in and locked at once
 
-bool needs_memory(const ggml_tensor* tensor) {
+bool lacks_memory(const ggml_tensor* tensor) {
     return tensor->data == nullptr && tensor->view_src == nullptr;
 }
 
@@ -38,7 +38,7 @@ std::unique_ptr<HostWeights> HostWeights::alloc(MemoryLocker& locker, ggml_backe
         ggml_tensor* const first = next;
         size_t bytes = 0;
         for (; next != nullptr; next = ggml_get_next_tensor(ctx, next)) {
-            const size_t more = needs_memory(next) ? size_of(next) : 0;
+            const size_t more = lacks_memory(next) ? size_of(next) : 0;
             if (bytes > 0 && bytes + more > most) {
                 break;
             }
@@ -59,7 +59,7 @@ std::unique_ptr<HostWeights> HostWeights::alloc(MemoryLocker& locker, ggml_backe
         buffer->buft = plain;
         size_t offset = 0;
         for (ggml_tensor* tensor = first; tensor != next; tensor = ggml_get_next_tensor(ctx, tensor)) {
-            if (needs_memory(tensor)) {
+            if (lacks_memory(tensor)) {
                 ggml_backend_tensor_alloc(buffer, tensor, part->data() + offset);
                 offset += size_of(tensor);
             }

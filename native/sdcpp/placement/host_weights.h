@@ -12,8 +12,8 @@ namespace sdcpp {
 
 class HostWeights {
 public:
-    // Allocates the tensors of a context, at first as memory of a plain type, and lets them be locked for a device; NULL where its backend lets nobody lock
-    // memory, or there is none.
+    // Allocates the tensors of a context, at first as memory of a plain type, and lets them be locked for a device; NULL
+    // where its backend lets nobody lock memory, or there is none.
     static std::unique_ptr<HostWeights> alloc(MemoryLocker& locker, ggml_backend_dev_t dev,
                                               ggml_backend_buffer_type_t plain, ggml_context* ctx);
     // Gives the memory back, once the buffer was freed.

@@ -1,5 +1,5 @@
-// Host memory of ours that a device reads by DMA. A backend's own host buffer takes, faults in and locks its pages in one
-// call of one thread, which takes longer than reading the file. Here the memory is there at once; several threads fault
+// Host memory of ours that a device reads by DMA. A backend's own host buffer takes, faults in and locks its pages in
+// one call of one thread, which takes longer than reading the file. Here the memory is there at once; several threads fault
 // it in and lock it, part by part, while the loader's threads read files into it.
 #pragma once
 

@@ -43,8 +43,8 @@ Filled transfer_row(const Placements& placements, int index, sdcpp_transfer_t& r
     }
     const WeightsRecord& record = *records[static_cast<size_t>(index)];
     const Transfers moved = record.transfers();
-    row = {record.module.c_str(), moved.to_device_pinned, moved.to_device_pageable,
-           moved.from_device,     moved.seconds,          moved.copies, moved.from_disk, moved.disk_seconds};
+    row = {record.module.c_str(), moved.to_device_pinned, moved.to_device_pageable, moved.from_device,
+           moved.seconds,         moved.copies,           moved.from_disk,          moved.disk_seconds};
     return Filled::row;
 }
 

@@ -82,6 +82,7 @@ MODES: dict[str, dict[str, Any]] = {
     "pinned-in-turn": {"params_backend": "cpu", "pin_params": "require"},
     "pinned-overlapped": {"params_backend": "cpu", "pin_params": "require", "stream_layers": True},
     "pageable-overlapped": {"params_backend": "cpu", "pin_params": "never", "stream_layers": True},
+    "disk": {"params_backend": "disk", "pin_budget": 0.0},
     "resident": {},
     "resident-engine": {"kernels": "engine"},
 }
@@ -153,6 +154,7 @@ def all_jobs() -> list[Job]:
         Job("zimage", "pageable-in-turn", 2, (replace(SMALL, repeats=1),)),
         Job("zimage", "pageable-in-turn", 4, (replace(SMALL, repeats=1),)),
         Job("zimage", "pageable-overlapped", 8, (SMALL,)),
+        Job("zimage", "disk", 8, (SMALL,)),
         Job("sdxl", "pinned-overlapped", 8, (LARGE,)),
         Job("sdxl", "pinned-in-turn", 8, (LARGE,)),
         Job("sdxl", "pageable-in-turn", 8, (LARGE,)),

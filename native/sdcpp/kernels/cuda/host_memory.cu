@@ -9,8 +9,8 @@ namespace sdcpp::cuda {
 
 namespace {
 
-// Makes a device the one that this thread's calls are for: registering begins a context there, which must not be one of a
-// device that nobody uses.
+// Makes a device the one that this thread's calls are for: registering begins a context there, which must not be one of
+// a device that nobody uses.
 bool choose(ggml_backend_dev_t dev) {
     ggml_backend_reg_t const reg = ggml_backend_dev_backend_reg(dev);
     for (size_t i = 0; i < ggml_backend_reg_dev_count(reg); ++i) {
