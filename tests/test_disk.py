@@ -90,12 +90,20 @@ def test_pixels_and_reports(checkpoint: Path) -> None:
 
 @in_child
 def test_conversions_and_shared_places(checkpoint: Path) -> None:
-    """Rows that become another type as they are read, files with 8-bit floats, GGUF, and modules in several places."""
+    """Rows that become another type as they are read, GGUF, a transformer, and modules in several places."""
     loopback = Loopback()
     folder = checkpoint.parent
     gguf = folder / "model.gguf"
     sdcpp_py.convert(checkpoint, gguf, weight_type="q8_0")
-    for model, options in ((checkpoint, {"weight_type": "q8_0"}), (checkpoint, {"weight_type": "f32"}), (gguf, {})):
+    transformer = folder / "zimage.safetensors"
+    write_checkpoint("zimage", transformer, tiny=True, dtype="bf16")
+    cases: tuple[tuple[Path, dict[str, Any]], ...] = (
+        (checkpoint, {"weight_type": "q8_0"}),
+        (checkpoint, {"weight_type": "f32"}),
+        (gguf, {}),
+        (transformer, {}),
+    )
+    for model, options in cases:
         expected = on_cpu(model, **options)
         for where in ("disk", {"diffusion": "disk", "all": "cpu"}):
             asked = {**ON_DISK, "params_backend": where, "max_vram": smallest(model, **options)}
