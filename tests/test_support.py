@@ -13,6 +13,7 @@ SUPPORT = ROOT / "tests" / "support"
 LATE = {"cffi", "numpy", "pytest", "sdcpp_py"}
 """What may be imported once something is used."""
 OF_THE_PACKAGE = {
+    "support.fake_worker",
     "support.lora_formats",
     "support.lora_layers",
     "support.model_formats",

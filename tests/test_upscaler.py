@@ -122,6 +122,7 @@ def test_what_cannot_be_done_is_said(upscaler: Upscaler, monkeypatch: pytest.Mon
     with pytest.raises(ArgumentError, match="^image must be a Pillow image"):
         upscaler.upscale(3)  # type: ignore[arg-type]
     monkeypatch.setattr("sdcpp_py.modes.request.host_memory", lambda: 10_000)
+    monkeypatch.setattr("sdcpp_py.modes.request._LITTLE", 0)
     with pytest.raises(ArgumentError, match="use fewer repeats, or a smaller picture"):
         upscaler.upscale(noise(16, 16), repeats=2)
 
