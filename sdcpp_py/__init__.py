@@ -64,6 +64,11 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_LATER[name], __name__), name)
 
 
+def __dir__() -> list[str]:
+    """Return the names that there are, those that are imported when they are used, too."""
+    return sorted({*globals(), *_LATER})
+
+
 __all__ = [
     "Alternative",
     "AppliedLora",

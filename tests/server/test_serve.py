@@ -58,7 +58,7 @@ def test_sigterm_drains(tmp_path: Path) -> None:
             answers[name] = server.http.post("/api/jobs?wait=60", json=body)
 
         threads = []
-        for name, steps in (("running", 200), ("waiting", 1)):
+        for name, steps in (("running", 120), ("waiting", 1)):
             threads.append(threading.Thread(target=ask, args=(name, steps)))
             threads[-1].start()
             state = {"running": "running", "waiting": "queued"}[name]
