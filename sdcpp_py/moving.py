@@ -185,6 +185,14 @@ class MovingModel(ModelHandle):
         best = choice.choose(machine, demand, lambda each: each.tight or each.key in tried)
         return best is not None and best.seconds + loading < (found.seconds or 0.0)
 
+    def _check_open(self) -> None:
+        """Raise ClosedError of an object that is closed; one that is being moved is waited for."""
+        if self._planner is None:
+            self._open_context()
+        else:
+            with self._moving:
+                self._open_context()
+
     def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
         """Return what a call with the loaded model draws, in another place where it does not fit.
 
@@ -207,8 +215,9 @@ class MovingModel(ModelHandle):
             except (DeviceMemoryError, _ElsewhereError) as error:
                 self._move(loaded, error)
             except ClosedError:
-                if self._ended or self._loaded is loaded:
-                    raise
+                with self._moving:  # until another thread's move has ended
+                    if self._ended or self._loaded is loaded:
+                        raise
             if self._cancels != cancels:
                 raise CancelledError("cancelled while the model was loaded anew")
 

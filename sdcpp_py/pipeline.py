@@ -323,7 +323,7 @@ class StableDiffusion(MovingModel):
         Raises:
             SdcppError: as of the method; ``finished`` has the pictures that were drawn before.
         """
-        self._open_context()
+        self._check_open()
         given = {"prompt": prompt, **options}
         mode = mode_of(given)
 
@@ -372,9 +372,9 @@ class StableDiffusion(MovingModel):
 
     def _draw(self, mode: Mode, given: Mapping[str, Any], keep: Keep | None = None) -> Images:
         """Draw what a mode is asked for; *keep* is given each picture as soon as it is done, and its seed."""
-        self._open_context()
         if keep is None:
             return self._where_it_fits(lambda loaded: draw(loaded, mode, given))
+        self._check_open()
         # A call that is moved in the middle of a batch begins again, with the same seeds.
         values = mode.check(given, self._loaded.defaults)
         fixed = {**given, "seed": draw_seed(values["seed"], values["batch_count"])}
