@@ -34,6 +34,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
 MODULES = {"ours": "sdcpp_py", "peer": "stable_diffusion_cpp"}
 BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja")
 ENGINE_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DSD_WEBP=OFF", "-DSD_WEBM=OFF")
