@@ -13,18 +13,15 @@
 #include "model.h"
 #include "name_conversion.h"
 #include "sdcpp/api/run.h"
+#include "sdcpp/conversion/stored_numbers.h"
 #include "sdcpp/conversion/writer.h"
 #include "sdcpp/files/model.h"
 #include "sdcpp/files/values.h"
 #include "sdcpp/values/refused.h"
 #include "util.h"
 
-// Of the engine's loader; no header declares them.
+// Of the engine's loader; no header declares it.
 bool is_unused_tensor(const std::string& name);
-void f8_e4m3_to_f16_vec(uint8_t* src, uint16_t* dst, int64_t n);
-void f8_e5m2_to_f16_vec(uint8_t* src, uint16_t* dst, int64_t n);
-void f64_to_f32_vec(double* src, float* dst, int64_t n);
-void i64_to_i32_vec(int64_t* src, int32_t* dst, int64_t n);
 
 namespace sdcpp {
 
@@ -150,20 +147,11 @@ Bytes read(const TensorStorage& tensor, files::Input& input) {
         input.read(position, to, count);
     };
     files::read_tensor(tensor, raw.data(), raw.size(), read_at);
-    if (!tensor.is_f8_e4m3 && !tensor.is_f8_e5m2 && !tensor.is_f64 && !tensor.is_i64) {
+    if (!is_stored_otherwise(tensor)) {
         return raw;
     }
     Bytes out(static_cast<size_t>(tensor.nbytes()));
-    const int64_t count = tensor.nelements();
-    if (tensor.is_f8_e4m3) {
-        f8_e4m3_to_f16_vec(raw.data(), reinterpret_cast<uint16_t*>(out.data()), count);
-    } else if (tensor.is_f8_e5m2) {
-        f8_e5m2_to_f16_vec(raw.data(), reinterpret_cast<uint16_t*>(out.data()), count);
-    } else if (tensor.is_f64) {
-        f64_to_f32_vec(reinterpret_cast<double*>(raw.data()), reinterpret_cast<float*>(out.data()), count);
-    } else {
-        i64_to_i32_vec(reinterpret_cast<int64_t*>(raw.data()), reinterpret_cast<int32_t*>(out.data()), count);
-    }
+    take_stored(tensor, raw.data(), out.data(), tensor.nelements());
     return out;
 }
 

@@ -12,14 +12,8 @@
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 #include "model_io/tensor_storage.h"
+#include "sdcpp/conversion/stored_numbers.h"
 #include "sdcpp/placement/weights_record.h"
-
-// Of the engine's loader; no header declares them.
-void convert_tensor(void* src, ggml_type src_type, void* dst, ggml_type dst_type, int nrows, int n_per_row);
-void f8_e4m3_to_f16_vec(uint8_t* src, uint16_t* dst, int64_t n);
-void f8_e5m2_to_f16_vec(uint8_t* src, uint16_t* dst, int64_t n);
-void f64_to_f32_vec(double* src, float* dst, int64_t n);
-void i64_to_i32_vec(int64_t* src, int32_t* dst, int64_t n);
 
 namespace sdcpp {
 
@@ -222,17 +216,9 @@ void DiskWeights::read_part(const Place& place, uint64_t begin, char* to, size_t
     std::vector<char> raw(rows * file_row);
     place.file->read(storage.offset + first * file_row, raw.data(), raw.size());
     std::vector<char> typed;
-    if (storage.nbytes_to_read() != storage.nbytes()) {
+    if (is_stored_otherwise(storage)) {
         typed.resize(static_cast<size_t>(count) * ggml_type_size(storage.type));
-        if (storage.is_f8_e4m3) {
-            f8_e4m3_to_f16_vec(reinterpret_cast<uint8_t*>(raw.data()), reinterpret_cast<uint16_t*>(typed.data()), count);
-        } else if (storage.is_f8_e5m2) {
-            f8_e5m2_to_f16_vec(reinterpret_cast<uint8_t*>(raw.data()), reinterpret_cast<uint16_t*>(typed.data()), count);
-        } else if (storage.is_f64) {
-            f64_to_f32_vec(reinterpret_cast<double*>(raw.data()), reinterpret_cast<float*>(typed.data()), count);
-        } else {
-            i64_to_i32_vec(reinterpret_cast<int64_t*>(raw.data()), reinterpret_cast<int32_t*>(typed.data()), count);
-        }
+        take_stored(storage, raw.data(), typed.data(), count);
         raw.swap(typed);
     }
     if (storage.type != place.shape.type) {

@@ -10,10 +10,8 @@
 #include <utility>
 
 #include "model_io/tensor_storage.h"
+#include "sdcpp/conversion/stored_numbers.h"
 #include "sdcpp/seams/seams.h"
-
-// Of the engine's loader; no header declares it.
-void convert_tensor(void* src, ggml_type src_type, void* dst, ggml_type dst_type, int nrows, int n_per_row);
 
 namespace sdcpp::files {
 

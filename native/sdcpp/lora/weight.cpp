@@ -11,10 +11,8 @@
 #include <thread>
 
 #include "ggml-backend.h"
+#include "sdcpp/conversion/stored_numbers.h"
 #include "sdcpp/placement/weights_copy.h"
-
-// Of the engine's loader; no header declares it.
-void convert_tensor(void* src, ggml_type src_type, void* dst, ggml_type dst_type, int nrows, int n_per_row);
 
 namespace {
 
