@@ -16,7 +16,6 @@ pass. Needs a build with SDCPP_TEST_BACKEND=ON (scripts/test makes one).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from sdcpp_py.reports import table
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
+from grid import dry_loopback, grid_parser
 from streaming import BUDGETS, QUICK, RATIOS, limit
 from support.denoiser_probe import GIB, MODELS, Probe, header_only, probe_library
 from support.loopback import Loopback
@@ -177,15 +177,9 @@ def summary(cells: Sequence[Cell]) -> str:
 
 def main() -> int:
     """Run the grid."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small grid, for under a minute")
-    parser.add_argument("--family", nargs="+", choices=list(MODELS), help="only these models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the cells there")
-    options = parser.parse_args()
+    options = grid_parser(__doc__, "a minute").parse_args()
     models, budgets, ratios = QUICK if options.quick else (tuple(MODELS), BUDGETS, RATIOS)
-    loopback = Loopback(
-        dry=1, poison=0, check_uninitialised=0, check_sources=0, defer_downloads=0, memory_total=1 << 42
-    )
+    loopback = dry_loopback()
     cells: list[Cell] = []
     for name in options.family or models:
         with header_only(MODELS[name]) as path:

@@ -14,7 +14,6 @@ Needs a build with SDCPP_TEST_BACKEND=ON (scripts/test makes one).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -30,8 +29,10 @@ from sdcpp_py.placement.machine import Described, Machine
 from sdcpp_py.planning import Planner, Surveyor
 from sdcpp_py.reports import table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
+from grid import dry_loopback, grid_parser
 from support.denoiser_probe import GIB, MODELS, Model, Probe, header_only, probe_library
 from support.loopback import Loopback
 
@@ -208,15 +209,9 @@ def summary(found: list[Cell]) -> str:
 
 def main() -> int:
     """Run the grid."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small grid, for under a minute")
-    parser.add_argument("--family", nargs="+", choices=list(MODELS), help="only these models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the cells there")
-    options = parser.parse_args()
+    options = grid_parser(__doc__, "a minute").parse_args()
     models, *grid = QUICK if options.quick else (tuple(MODELS), DEVICES, HOSTS, BUSES)
-    loopback = Loopback(
-        dry=1, poison=0, check_uninitialised=0, check_sources=0, defer_downloads=0, memory_total=1 << 42
-    )
+    loopback = dry_loopback()
     found: list[Cell] = []
     for name in options.family or models:
         with header_only(MODELS[name]) as path:

@@ -17,7 +17,6 @@ one), and matplotlib for --plot.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -30,8 +29,10 @@ from scipy.optimize import linprog
 
 from sdcpp_py.reports import show_bytes, table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
+from grid import dry_loopback, grid_parser
 from support.denoiser_probe import GIB, MODELS, Probe, header_only, probe_library
 from support.loopback import Loopback
 
@@ -289,16 +290,11 @@ def plot(cells: list[Cell], path: Path) -> None:
 
 def main() -> int:
     """Run the grid."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small grid, for under half a minute")
-    parser.add_argument("--family", nargs="+", choices=list(MODELS), help="only these models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the cells there")
+    parser = grid_parser(__doc__, "half a minute")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them there")
     options = parser.parse_args()
     models, budgets, ratios = QUICK if options.quick else (tuple(MODELS), BUDGETS, RATIOS)
-    loopback = Loopback(
-        dry=1, poison=0, check_uninitialised=0, check_sources=0, defer_downloads=0, memory_total=1 << 42
-    )
+    loopback = dry_loopback()
     cells = []
     for name in options.family or models:
         with header_only(MODELS[name]) as path:
