@@ -10,15 +10,15 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import engine, hub, models, placement
+from . import engine, hub
 from .asynchronous import each_in_thread, in_thread
 from .drawing import Keep, Loaded, draw, draw_each, film, mode_of
 from .effects import LOADING as EFFECTS_OF_LOADING
 from .effects import check_effects
-from .errors import ArgumentError, ModelError
-from .host_threads import threads_for
+from .errors import ArgumentError
 from .images import GeneratedImage, Images
 from .load_failures import explained
+from .loading import checked_loading
 from .metadata import notes
 from .model_files import check_embeddings, check_folder, files_by_name, show_path
 from .modes import (
@@ -38,7 +38,6 @@ from .modes import (
 from .modes.able import modes_of
 from .moving import MovingModel, _Call
 from .options import LoadingOptions, StrPath, declared
-from .options.kinds import File
 from .options.signature import describe
 from .pictures import PictureSource
 from .placement import Plan
@@ -81,39 +80,26 @@ class StableDiffusion(MovingModel):
     def __init__(self, model: StrPath | None = None, **options: Unpack[LoadingOptions]) -> None:
         if self._context is not None:
             raise ArgumentError("this StableDiffusion object has its model; make another object for another one")
-        defaults: Mapping[str, Any] = {}
-        values = LOADING.check({"model": model, **options})
-        if values["model"] is None and values["diffusion_model"] is None:
-            parts = [name for name in ("clip_l", "clip_g", "t5xxl", "llm") if values[name]]
-            if parts:
-                raise ModelError(f"{', '.join(parts)} is part of a model; pass model=... or diffusion_model=... too")
-            values["model"], defaults = models.EMBEDDED, models.EMBEDDED_DEFAULTS
-        placement.check_max_vram(values["max_vram"])
-        named = next((values[name] for name in ("model", "diffusion_model") if values[name] is not None), None)
-        values = hub.fetched(values, LOADING.declared)
-        values = {**LOADING.resolve(values), "threads": threads_for(values["threads"])}
-        # The engine would free the weights after the first image; an object here lives until it is closed.
-        self._given = {**LOADING.fields(values), "free_params_immediately": False}
-        self._files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
+        asked = checked_loading({"model": model, **options})
+        self._given, self._files, embeddings, values = asked.given, asked.files, asked.embeddings, asked.values
         self._values, self._moving, self._call = values, threading.RLock(), _Call()
         files = {name: values[name] for name in ("model", "clip_l", "clip_g")}
         encoders = {name: None if file is None else os.fsencode(file) for name, file in files.items()}
-        embeddings = self._given.pop("embeddings", {})
         if values["lora_model_dir"] is not None:
             check_folder(values["lora_model_dir"], "lora_model_dir")
         folder = {} if values["embd_dir"] is None else files_by_name(values["embd_dir"], "embd_dir")
         terms = check_embeddings(embeddings, encoders, folder)
-        path = show_path(values["model"] or values["diffusion_model"])
-        self._name = hub.shown_name(named) if hub.is_name(named) else os.path.basename(path)
+        path = show_path(asked.model)
+        self._name = hub.shown_name(asked.named) if hub.is_name(asked.named) else os.path.basename(path)
         self._terms = terms
         self._told = {**self._files, **{f"embedding {name}": path for name, path in embeddings.items()}}
         start = time.perf_counter()
-        context = self._load_somewhere(defaults)
+        context = self._load_somewhere(asked.suits)
         self._loaded = Loaded(
             context,
             self._given,
             self._name,
-            defaults,
+            asked.suits,
             prediction=values["prediction"],
             uses_control=values["control_net"] is not None,
             uses_photo_maker=values["photo_maker"] is not None,

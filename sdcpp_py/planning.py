@@ -14,8 +14,8 @@ from .engine.fields import IMAGE, VIDEO, defaults
 from .errors import ArgumentError, ModelError
 from .file_kinds import kind_of
 from .handle import NOTHING_PLACED
-from .host_threads import threads_for
 from .load_failures import explained
+from .loading import checked_loading
 from .model_files import StrPath, list_file
 from .modes import (
     ANY_VIDEO_MODEL,
@@ -34,7 +34,6 @@ from .modes import (
     make_request,
 )
 from .options import declared
-from .options.kinds import File
 from .placement import BudgetPart, PinBudget, Plan
 from .placement.assume import Assumed, parse_assume
 from .placement.choice import Alternative, Choice, Place, choose, evaluate
@@ -325,25 +324,18 @@ def plan(model: StrPath | None = None, *, mode: str = "txt2img", assume: Assumed
             raise ArgumentError(f"option {name!r} is none of {mode}, or of loading a model")
     loading = {name: value for name, value in options.items() if name in LOADING.declared and name != "progress"}
     drawing = {name: value for name, value in options.items() if name in which.declared and name != "progress"}
-    values = LOADING.check({"model": model, **loading})
-    suits: Mapping[str, Any] = {}
-    if values["model"] is None and values["diffusion_model"] is None:
-        values["model"], suits = models.EMBEDDED, models.EMBEDDED_DEFAULTS
-    placement.check_max_vram(values["max_vram"])
-    values = {**LOADING.resolve(values), "threads": threads_for(values["threads"])}
-    given = {**LOADING.fields(values), "free_params_immediately": False}
-    given.pop("embeddings", None)
-    files = {name: values[name] for name, option in LOADING.declared.items() if isinstance(option.kind, File)}
-    planner = Planner(Surveyor(given, files), values["threads"], described)
+    asked = checked_loading({"model": model, **loading})
+    values = asked.values
+    planner = Planner(Surveyor(asked.given, asked.files), values["threads"], described)
     machine, found, budget = planner.machine()
     placing = {name: values[name] for name in NOTHING_PLACED}
     if placing != NOTHING_PLACED:
-        asked = {name: value for name, value in placing.items() if name != "pin_budget"}
+        specs = {name: value for name, value in placing.items() if name != "pin_budget"}
         if placing["pin_budget"] is not None and described is None:
             budget = placement.measure_pin_budget(found, pin_budget=placing["pin_budget"])
-        return placement.plan(planner.surveyor.weights, found, budget, **asked)
-    size = usual_size(values["model"] if values["model"] is not None else values["diffusion_model"])
-    request = _request(which, drawing, size, suits, values)
+        return placement.plan(planner.surveyor.weights, found, budget, **specs)
+    size = usual_size(asked.model)
+    request = _request(which, drawing, size, asked.suits, values)
     demand = planner.demand(which, request, machine, encodes=_encodes(which, request))
     choice = planner.choose(machine, demand)
     if choice is None:

@@ -220,3 +220,9 @@ def test_a_hub_that_fails_and_a_disk_that_is_full(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(sdcpp_py.BackendError, match="sdcpp-py\\[hub\\]"):
         hub.fetch(hub.parse("some/one"))
+
+
+def test_a_plan_is_made_of_what_loading_takes(served: Hub) -> None:
+    assert any(row.bytes for row in sdcpp_py.plan("hf://some/one", runtime_backend="cpu").modules)
+    with pytest.raises(sdcpp_py.ModelError, match="^clip_l is part of a model"):
+        sdcpp_py.plan(clip_l="hf://some/one")
