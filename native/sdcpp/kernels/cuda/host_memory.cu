@@ -44,10 +44,6 @@ void* function(const char* name) {
     if (asked == "sdcpp_kernels" || asked == "sdcpp_kernels_cuda") {
         return reinterpret_cast<void*>(compute);
     }
-    // Not measured on a card yet: unless it is asked for, weights lie in the host buffers of ggml, which are.
-    if (getenv("SDCPP_LOCK_IN_PARTS") == nullptr) {
-        return nullptr;
-    }
     return asked == "sdcpp_memory_lock"     ? reinterpret_cast<void*>(memory_lock)
            : asked == "sdcpp_memory_unlock" ? reinterpret_cast<void*>(memory_unlock)
                                             : nullptr;
