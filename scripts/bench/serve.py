@@ -175,8 +175,7 @@ async def client(
         key = {**headers, "idempotency-key": f"{number} {index}"}
         job = json.loads(await asked(http, "POST", "/api/jobs?wait=30", body, key))
         while job.get("state") not in ("done", "failed", "cancelled"):
-            await asyncio.sleep(0.05)
-            job = json.loads(await asked(http, "GET", f"/api/jobs/{job['id']}"))
+            job = json.loads(await asked(http, "GET", f"/api/jobs/{job['id']}?wait=30"))
         if job["state"] != "done":
             failed.append(f"{job['error']['type']}: {job['error']['message']}")
             return

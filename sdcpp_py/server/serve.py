@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,4 +199,7 @@ async def serve(
 
 def run(given: Mapping[str, Any], loading: Mapping[str, Any], ready: Callable[[str], object]) -> None:
     """Serve until a signal ends it; the arguments and errors are those of :func:`serve`."""
-    asyncio.run(serve(given, loading, ready))
+    loop: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    with contextlib.suppress(ImportError):  # there is none for Windows
+        from uvloop import run as loop
+    loop(serve(given, loading, ready))

@@ -2,6 +2,7 @@
 
 # Not postponed: FastAPI reads the annotations, which name what is made here.
 import asyncio
+import contextlib
 import io
 import mimetypes
 import time
@@ -35,6 +36,7 @@ from ..schemas import (
 )
 
 _Seconds = Annotated[float | None, Query(gt=0, le=86400, description="after which the stream ends")]
+_Wait = Annotated[float, Query(ge=0, le=3600, description="seconds to wait for its end")]
 _LARGE = 4 << 20  # bytes of files that are sent in pieces
 _SMALL = 1 << 16  # bytes that are read sooner than a thread begins
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
@@ -55,6 +57,12 @@ def router(front: Front) -> APIRouter:
 
     def answer(job: Job) -> dict[str, Any]:
         return {**job.to_dict(), "position": scheduler.position(job)}
+
+    async def ended(job: Job, seconds: float) -> None:
+        """Return when a job has ended, or the time is over."""
+        if seconds:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(scheduler.finished(job), seconds)
 
     def model_answer(name: str) -> dict[str, Any]:
         if name not in scheduler.models:
@@ -77,18 +85,14 @@ def router(front: Front) -> APIRouter:
     async def submit(
         http: Request,
         job: one_of,  # type: ignore[valid-type]
-        wait: Annotated[float, Query(ge=0, le=3600, description="seconds to wait for its end")] = 0.0,
+        wait: _Wait = 0.0,
     ) -> Any:
         """Take a job. The header Idempotency-Key makes a second request with the same key the same job."""
         options = job.options.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
         fields = job.model_dump(include={"priority", "seconds", "output"})  # type: ignore[attr-defined]
         taken = await front.submit(http, job.mode, job.model, options, **fields)  # type: ignore[attr-defined]
-        if wait:
-            try:
-                async with front.watching(http, taken):
-                    await asyncio.wait_for(scheduler.finished(taken), wait)
-            except asyncio.TimeoutError:
-                pass
+        async with front.watching(http, taken):
+            await ended(taken, wait)
         return answer(taken)
 
     @api.get("/jobs", response_model=JobList, tags=["jobs"])
@@ -103,10 +107,12 @@ def router(front: Front) -> APIRouter:
         found = front.store.listed(state=state, client=client, search=search, before=before, limit=limit)
         return {"jobs": [answer(scheduler.current(each)) for each in found]}
 
-    @api.get("/jobs/{job}", response_model=JobAnswer, tags=["jobs"])
-    async def job(job: str) -> Any:
-        """Return a job."""
-        return answer(scheduler.find(job))
+    @api.get("/jobs/{job}", response_model=JobAnswer, tags=["jobs"], responses=errors(503, form=ErrorAnswer))
+    async def job(job: str, wait: _Wait = 0.0) -> Any:
+        """Return a job, at once or when it has ended."""
+        found = scheduler.find(job)
+        await ended(found, wait)
+        return answer(found)
 
     @api.delete("/jobs/{job}", status_code=204, tags=["jobs"], responses=errors(409, form=ErrorAnswer))
     async def remove(job: str) -> Response:
