@@ -37,9 +37,9 @@ def test_mypy_sees_every_option(tmp_path: Path) -> None:
     program.write_text(
         f"{RIGHT}\nsd: sdcpp_py.StableDiffusion\n{lines}\n".replace("\nsd: sdcpp_py.StableDiffusion", "")
     )
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file=", str(program)]
-    package = str(Path(sdcpp_py.__file__).parent.parent)
-    done = subprocess.run(command, capture_output=True, text=True, env={"MYPYPATH": package}, cwd=tmp_path)
+    # With the settings and the cache of the package's own check, which is strict.
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(sdcpp_py.__file__).parent.parent)
     first = len(RIGHT.splitlines()) + 2
     said = [line.split("program.py:", 1)[1] for line in done.stdout.splitlines() if "program.py:" in line]
     assert any('Revealed type is "sdcpp_py.images.Images"' in line for line in said), done.stdout + done.stderr
