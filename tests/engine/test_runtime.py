@@ -336,7 +336,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 @linux
 @in_child
 def test_random_interleavings(checkpoint: Path) -> None:
-    interleave(checkpoint, 60, seed=1)
+    interleave(checkpoint, 40, seed=1)
 
 
 @linux

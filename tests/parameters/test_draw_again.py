@@ -123,7 +123,7 @@ def fields(request: Request, mode: Mode) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data(), mode=st.sampled_from(DRAWING))
 def test_every_option_comes_back(data: st.DataObject, mode: Mode) -> None:
     given = made(data.draw(options_of(mode)))
