@@ -116,7 +116,7 @@ void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& vi
     std::for_each(graph->nodes, graph->nodes + graph->n_nodes, visit);
 }
 
-uint64_t shape_of(ggml_cgraph* graph) {
+uint64_t shape_of(ggml_cgraph* graph, bool and_place) {
     uint64_t hash = 14695981039346656037u;
     each_tensor(graph, [&](const ggml_tensor* tensor) {
         hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
@@ -128,6 +128,8 @@ uint64_t shape_of(ggml_cgraph* graph) {
             // A graph's tensors follow one another in its memory, so that their distance tells which one is read.
             if (source != nullptr && source->op != GGML_OP_NONE) {
                 hash = mix(hash, reinterpret_cast<uintptr_t>(tensor) - reinterpret_cast<uintptr_t>(source));
+            } else if (source != nullptr && and_place) {
+                hash = mix(hash, reinterpret_cast<uintptr_t>(source));
             }
         }
     });

@@ -29,8 +29,8 @@ constexpr size_t most_compute_uses = 16;
 const ggml_tensor* root(const ggml_tensor* tensor);
 // Calls `visit` with each tensor of a graph.
 void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& visit);
-// Returns a number that graphs of one shape share.
-uint64_t shape_of(ggml_cgraph* graph);
+// Returns a number that graphs of one shape share; `and_place`: which read the same tensors at the same addresses.
+uint64_t shape_of(ggml_cgraph* graph, bool and_place = false);
 // Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer.
 std::shared_ptr<const ComputeUse> compute_use(Placement& placement, ggml_cgraph* graph);
 // Returns what computing takes of the device: the buffer, and what the device takes besides and keeps.

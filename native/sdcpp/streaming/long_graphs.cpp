@@ -27,24 +27,25 @@ double cost_of_graph(ggml_cgraph* graph) {
 
 }  // namespace
 
-size_t parts_of(const Device& device, ggml_cgraph* graph) {
+size_t parts_of(const Device& device, double cost) {
     if (const size_t parts = test_parts()) {
         return parts;
     }
-    const double seconds = device.seconds_of_cost > 0.0 ? device.seconds_of_cost * cost_of_graph(graph) : 0.0;
+    const double seconds = device.seconds_of_cost > 0.0 ? device.seconds_of_cost * cost : 0.0;
     return seconds < long_seconds ? 1 : static_cast<size_t>(seconds / part_seconds);
 }
 
-void note_seconds(Device& device, ggml_cgraph* graph, double seconds) {
-    if (const double cost = cost_of_graph(graph); cost > 0.0) {
+void note_seconds(Device& device, double cost, double seconds) {
+    if (cost > 0.0) {
         device.seconds_of_cost = seconds / cost;
     }
 }
 
 ggml_status compute_in_parts(Device& device, ggml_backend_t backend, ggml_cgraph* graph, bool (*cancelled)()) {
     const auto start = std::chrono::steady_clock::now();
-    const size_t parts = parts_of(device, graph);
-    const double most = parts > 1 ? cost_of_graph(graph) / static_cast<double>(parts) : 0.0;
+    const double all = cost_of_graph(graph);
+    const size_t parts = parts_of(device, all);
+    const double most = parts > 1 ? all / static_cast<double>(parts) : 0.0;
     double cost = 0.0;
     int begin = 0;
     for (int i = 0; parts > 1 && i + 1 < graph->n_nodes; ++i) {
@@ -62,7 +63,7 @@ ggml_status compute_in_parts(Device& device, ggml_backend_t backend, ggml_cgraph
     }
     ggml_cgraph rest = ggml_graph_view(graph, begin, graph->n_nodes);
     const ggml_status status = ggml_backend_graph_compute(backend, begin > 0 ? &rest : graph);
-    note_seconds(device, graph, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    note_seconds(device, all, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     return status;
 }
 

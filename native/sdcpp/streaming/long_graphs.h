@@ -12,9 +12,10 @@ struct Device;
 
 // Returns into how many parts of about equal length a graph is divided, so that each takes a tenth of a second as far as
 // the device's last graphs tell; 1: it is short, or the first one.
-size_t parts_of(const Device& device, ggml_cgraph* graph);
+// `cost`: of its nodes (streaming/cost.h).
+size_t parts_of(const Device& device, double cost);
 // Notes in how many seconds a device has computed a graph.
-void note_seconds(Device& device, ggml_cgraph* graph, double seconds);
+void note_seconds(Device& device, double cost, double seconds);
 // Computes a graph on a device, in its parts: they end where the engine says that a graph may be divided. `cancelled` is
 // asked between them.
 ggml_status compute_in_parts(Device& device, ggml_backend_t backend, ggml_cgraph* graph, bool (*cancelled)());

@@ -16,6 +16,7 @@ namespace {
 constexpr uint64_t small_share = 2048;      // a weight of less than this part of all is not worth a copy ...
 constexpr uint64_t small_most = 64 * 1024;  // ... when it is also smaller than this
 constexpr uint64_t segment_share = 2048;    // segments are this part of all weights, or one weight
+constexpr size_t most_scans = 16;           // that are remembered
 constexpr double lendable_share = 0.95;     // of the compute buffer: the next one may be a little smaller
 
 // Notes how a graph uses its compute buffer.
@@ -26,12 +27,12 @@ void note_use(Scan& scan, std::shared_ptr<const ComputeUse> use) {
     }
 }
 
-// Notes where the compute buffer is free while a node of a segment is computed.
-void note_height(Scan& scan, size_t segment, size_t node) {
-    if (!scan.use->heights.empty()) {
-        uint64_t& height = scan.segments[segment].height;
-        const bool first = static_cast<size_t>(scan.begin[segment]) == node;
-        height = first ? scan.use->heights[node] : std::max(height, scan.use->heights[node]);
+// Notes where the compute buffer is free while each segment is computed.
+void note_heights(Scan& scan, const ggml_cgraph* graph) {
+    const std::vector<uint64_t>& heights = scan.use->heights;
+    for (size_t i = 0; i < scan.segments.size() && !heights.empty(); ++i) {
+        const int end = i + 1 < scan.begin.size() ? scan.begin[i + 1] : graph->n_nodes;
+        scan.segments[i].height = *std::max_element(heights.begin() + scan.begin[i], heights.begin() + end);
     }
 }
 
@@ -52,6 +53,7 @@ public:
     Scan scan() {
         find_uses();
         divide();
+        note_heights(found_, graph_);
         name_segments();
         return std::move(found_);
     }
@@ -157,7 +159,6 @@ private:
         if (computes(graph_->nodes[node])) {
             segment.cost += cost_of(graph_->nodes[node]);
         }
-        note_height(found_, found_.segments.size() - 1, node);
     }
 
     // Names each segment after its layer, with a number where there are several.
@@ -188,6 +189,11 @@ private:
 uint64_t Scan::weight_bytes() const {
     return std::accumulate(segments.begin(), segments.end(), fixed_bytes,
                            [](uint64_t bytes, const Segment& segment) { return bytes + segment.bytes; });
+}
+
+double Scan::cost() const {
+    return std::accumulate(segments.begin(), segments.end(), 0.0,
+                           [](double cost, const Segment& segment) { return cost + segment.cost; });
 }
 
 bool Scan::needs_more_buffer(const Scan& other) const {
@@ -229,17 +235,29 @@ Scan scan_lanes(const std::vector<Scan>& lanes, const ggml_cgraph* merged, std::
             all.segments[i].cost += lanes[lane].segments[i].cost;
         }
     }
-    const auto nodes = static_cast<size_t>(merged->n_nodes);
-    for (size_t node = 0, segment = 0; node < nodes; ++node) {
-        segment += segment + 1 < all.begin.size() && static_cast<size_t>(all.begin[segment + 1]) == node ? 1 : 0;
-        note_height(all, segment, node);
-    }
+    note_heights(all, merged);
     return all;
 }
 
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
                 std::shared_ptr<const ComputeUse> use) {
     return Scanner(runner, params, graph, type, use).scan();
+}
+
+Scan Scans::of(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
+               std::shared_ptr<const ComputeUse> use) {
+    const uint64_t key = shape_of(graph, true);
+    const auto known = std::find_if(known_.begin(), known_.end(), [&](const auto& scan) { return scan.first == key; });
+    if (known == known_.end()) {
+        known_.resize(std::min(known_.size(), most_scans - 1));
+        known_.emplace(known_.begin(), key, scan_graph(runner, params, graph, type, std::make_shared<ComputeUse>()));
+    } else {
+        std::rotate(known_.begin(), known, known + 1);
+    }
+    Scan scan = known_.front().second;
+    note_use(scan, std::move(use));
+    note_heights(scan, graph);
+    return scan;
 }
 
 }  // namespace sdcpp

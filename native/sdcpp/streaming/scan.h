@@ -28,6 +28,8 @@ struct Scan {
 
     // Returns what all the weights take on the device.
     uint64_t weight_bytes() const;
+    // Returns what computing takes (streaming/cost.h).
+    double cost() const;
     bool same_weights(const Scan& other) const { return weights == other.weights && segment_of == other.segment_of; }
     // Tells whether a segment leaves less of the compute buffer free than in another scan of the same weights.
     bool needs_more_buffer(const Scan& other) const;
@@ -47,5 +49,18 @@ Scan scan_lanes(const std::vector<Scan>& lanes, const ggml_cgraph* merged, std::
 // its compute buffer as `use` says.
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
                 std::shared_ptr<const ComputeUse> use);
+
+// The scans of a network's last graphs, which are the same for every step.
+class Scans {
+public:
+    // Returns the scan of a graph, as scan_graph does.
+    Scan of(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
+            std::shared_ptr<const ComputeUse> use);
+    // Forgets them, as the weights are others.
+    void forget() { known_.clear(); }
+
+private:
+    std::vector<std::pair<uint64_t, Scan>> known_;  // by what the graph does and reads, the last one first
+};
 
 }  // namespace sdcpp

@@ -70,6 +70,7 @@ void Streamer::get_to_know(const std::string& runner, ggml_context* params) {
     }
     if (params_ctx_ != params || params_.empty()) {
         params_ctx_ = params;
+        scans_.forget();
         for (ggml_tensor* t = ggml_get_first_tensor(params); t != nullptr; t = ggml_get_next_tensor(params, t)) {
             params_.insert(t);
         }
@@ -118,11 +119,11 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     return holds;
 }
 
-Scan Streamer::scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use) const {
+Scan Streamer::scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use) {
     const LaneGroup* const lanes = owner_.lanes.get();
     return lanes != nullptr && lanes->graph() == graph && lanes->scans().size() > 1
                ? scan_lanes(lanes->scans(), graph, use)
-               : scan_graph(runner_, params_, graph, arena_.type(), use);
+               : scans_.of(runner_, params_, graph, arena_.type(), use);
 }
 
 void Streamer::reload_changed_weights() {
@@ -237,7 +238,7 @@ void Streamer::plan(uint64_t room) {
 
 Scan Streamer::scan_pass(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
     get_to_know(runner, params);
-    return scan_graph(runner_, params_, graph, arena_.type(), std::make_shared<ComputeUse>());
+    return scans_.of(runner_, params_, graph, arena_.type(), std::make_shared<ComputeUse>());
 }
 
 // Returns what the network may hold once others that are idle are evicted.
@@ -429,7 +430,7 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
         queue_.drain();
     });
     const auto start = std::chrono::steady_clock::now();
-    const size_t parts = parts_of(*owner_.runtime, graph);
+    const size_t parts = parts_of(*owner_.runtime, scan_.cost());
     const ggml_status status =
         executor_.compute(graph, launches(scan_, plan_, arena_.weights(), graph, parts), parts, lanes_, cancelled);
     if (status != GGML_STATUS_SUCCESS) {
@@ -439,7 +440,7 @@ ggml_status Streamer::compute(ggml_cgraph* graph, bool (*cancelled)()) {
     arena_.end_borrowing();
     report_.add_passes(lanes_, plan_.streamed_bytes);
     if (!loads) {
-        note_seconds(*owner_.runtime, graph,
+        note_seconds(*owner_.runtime, scan_.cost(),
                      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
         report_.add_seconds(now() - begin);
     }

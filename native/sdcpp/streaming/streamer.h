@@ -106,7 +106,7 @@ private:
     void replan(uint64_t compute_bytes, bool same);
     uint64_t expected_compute(uint64_t compute_bytes) const;
     StreamInput input(const Scan& scan, uint64_t compute_bytes, uint64_t room) const;
-    Scan scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use) const;
+    Scan scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use);
     uint64_t room_for_lanes() const;
     void plan(uint64_t room);
     uint64_t room_beside(uint64_t others) const;
@@ -126,6 +126,7 @@ private:
     ggml_context* params_ctx_ = nullptr;
     uint64_t seen_changes_ = 0;  // of the weights' values, which the residents have
 
+    Scans scans_;
     Scan scan_;
     StreamPlan plan_;
     bool planned_ = false;

@@ -1,5 +1,6 @@
 #include "sdcpp/streaming/streaming.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "ggml-impl.h"
@@ -155,6 +156,12 @@ void extra_tensors_free(Placement& placement, ggml_backend_buffer_t buffer) {
         placement.placements->memory_budget.discount(placement.runtime->dev, ggml_backend_buffer_get_size(buffer));
     }
     ggml_backend_buffer_free(buffer);
+}
+
+bool graph_has(ggml_cgraph* graph, const ggml_tensor* tensor) {
+    ggml_tensor** const leafs = graph->leafs + graph->n_leafs;
+    ggml_tensor** const nodes = graph->nodes + graph->n_nodes;
+    return std::find(graph->leafs, leafs, tensor) != leafs || std::find(graph->nodes, nodes, tensor) != nodes;
 }
 
 // --- looking ahead ---------------------------------------------------------------------------------------------------

@@ -55,6 +55,9 @@ ggml_backend_buffer_t extra_tensors_alloc(Placement& placement, ggml_context* ct
 // Frees them.
 void extra_tensors_free(Placement& placement, ggml_backend_buffer_t buffer);
 
+// Tells whether a tensor is one of a graph's, so that what it is to hold is copied there.
+bool graph_has(ggml_cgraph* graph, const ggml_tensor* tensor);
+
 // --- looking ahead
 
 // Calls `function` to look at the first graph that it computes, of which nothing is computed: throws NoRoom when that

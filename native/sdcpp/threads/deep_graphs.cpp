@@ -1,6 +1,5 @@
 #include "sdcpp/threads/deep_graphs.h"
 
-#include <unordered_set>
 #include <vector>
 
 #include "ggml-impl.h"
@@ -22,8 +21,8 @@ bool is_visited(const ggml_cgraph* graph, ggml_tensor* tensor) {
 void sdcpp_visit_sources_first(ggml_cgraph* graph, ggml_tensor* tensor, bool compute,
                                size_t (*visit)(ggml_cgraph*, ggml_tensor*, bool)) {
     const bool backwards = graph->order == GGML_CGRAPH_EVAL_ORDER_RIGHT_TO_LEFT;
-    std::vector<Open> open{{tensor, is_visited(graph, tensor) ? GGML_MAX_SRC : 0}};
-    std::unordered_set<const ggml_tensor*> opened{tensor};  // what ggml_cast makes is a source of itself
+    thread_local std::vector<Open> open;  // keeps its memory: a network's graph is built for every pass
+    open.assign(1, {tensor, is_visited(graph, tensor) ? GGML_MAX_SRC : 0});
     while (!open.empty()) {
         Open& last = open.back();
         if (last.next == GGML_MAX_SRC) {
@@ -34,7 +33,8 @@ void sdcpp_visit_sources_first(ggml_cgraph* graph, ggml_tensor* tensor, bool com
         }
         ggml_tensor* const source = last.tensor->src[backwards ? GGML_MAX_SRC - 1 - last.next : last.next];
         ++last.next;
-        if (source != nullptr && !is_visited(graph, source) && opened.insert(source).second) {
+        // What ggml_cast makes is a source of itself; there is no other circle.
+        if (source != nullptr && source != last.tensor && !is_visited(graph, source)) {
             open.push_back({source, 0});
         }
     }
