@@ -231,3 +231,26 @@ def test_a_guided_step_takes_what_one_pass_does() -> None:
         assert seconds[4] <= 1.10 * max(seconds[1], 4 * compute)
         probe.close()
     lib.sdcpp_probe_clock(ffi.NULL)
+
+
+@in_child
+def test_two_passes_of_a_step_are_computed_at_the_same_time(checkpoint: Path, lora: Path) -> None:
+    """Where everything stays on the device, the second one on a stream of its own; a device without room takes turns."""
+    loopback = Loopback()
+    given = noisy(3)
+    options = {"lora_apply_mode": "at_runtime"}
+    with Model(checkpoint, place("CPU"), **options) as model:
+        expected = [drawn(model, (lora, 0.8), **given), drawn(model, **given, batch_count=2)]
+    for max_vram, together in ((0.0, True), (0.0001, False)):
+        with Model(checkpoint, place("Loopback0"), max_vram=max_vram, **options) as model:
+            streams_before = loopback.books()["streams_live"]
+            assert [drawn(model, (lora, 0.8), **given), drawn(model, **given, batch_count=2)] == expected
+            books = loopback.books()
+            assert books["violations"] == 0
+            assert (books["streams_live"] > streams_before) == together
+            weights = books["device_bytes"]
+            with pytest.raises(sdcpp_py.CancelledError):
+                drawn(model, **given, progress=lambda step: model.context.cancel() if isinstance(step, Step) else None)
+            assert loopback.books()["device_bytes"] == weights  # both compute buffers are gone
+            assert drawn(model, **given) == expected[1][:1]
+        assert_empty(loopback)

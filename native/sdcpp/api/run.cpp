@@ -274,9 +274,12 @@ ggml_status compute_here(Placement& placement, ggml_backend_t backend, ggml_cgra
     // The CPU's threads ask by themselves (threads/team.h).
     const auto cancelled = [] { return cancel_requested(run_current()); };
     const bool whole = placement.runtime == nullptr || ggml_backend_is_cpu(backend);
-    const ggml_status status = stream_bound(placement) ? stream_compute(placement, graph, cancelled)
-                               : whole                 ? ggml_backend_graph_compute(backend, graph)
-                                       : compute_in_parts(*placement.runtime, backend, graph, cancelled);
+    LaneGroup* const lanes = placement.lanes.get();
+    const ggml_status status =
+        stream_bound(placement)                         ? stream_compute(placement, graph, cancelled)
+        : lanes != nullptr && lanes->has_side(graph) ? lanes->compute_both(backend)
+        : whole                                         ? ggml_backend_graph_compute(backend, graph)
+                : compute_in_parts(*placement.runtime, backend, graph, cancelled);
     if (status == GGML_STATUS_ALLOC_FAILED) {
         throw_no_room(placement, "a graph", "operations");
     }

@@ -7,6 +7,7 @@
 #include "ggml-impl.h"
 #include "sdcpp/lanes/merge.h"
 #include "sdcpp/lanes/pictures.h"
+#include "sdcpp/lanes/side_pass.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 
@@ -17,9 +18,13 @@ namespace {
 thread_local Lane own_lane;
 thread_local Lane* current_lane = &own_lane;
 
-// Only what is streamed gains by lanes, and only the denoiser is computed several times with other inputs.
+// Only the denoiser is computed several times with other inputs. What is streamed gains by lanes; what stays on the
+// device by computing two passes of a step at the same time.
 bool takes_lanes(const Placement& placement) {
-    return placement.streamer != nullptr && placement.module == "diffusion";
+    const Beside* const beside = this_lane()->beside;
+    return placement.module == "diffusion" &&
+           (placement.streamer != nullptr ||
+            (beside != nullptr && beside->independent() && SidePass::is_possible(placement)));
 }
 
 Sampling sampling_now() {
@@ -79,6 +84,7 @@ bool Beside::run_next() {
 
 bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
                std::function<void(ggml_tensor*)> take) {
+    placement.lanes = nullptr;  // of a graph that failed
     if (!takes_lanes(placement)) {
         return false;
     }
@@ -183,8 +189,43 @@ ggml_cgraph* LaneGroup::alone(ggml_cgraph* graph, const Lane& lane) {
     return graph;
 }
 
+// Makes a graph the group's, beside which the first of those that wait is computed.
+ggml_cgraph* LaneGroup::with_side(ggml_cgraph* graph) {
+    graph_ = graph;
+    results_ = {ggml_graph_node(graph, -1)};
+    const std::vector<Pass*> wait = waiting();
+    if (!wait.empty() && can_build()) {
+        if (placement_.side == nullptr) {
+            placement_.side = std::make_shared<SidePass>(placement_);
+        }
+        side_ = placement_.side->pays(graph) ? wait.front() : nullptr;
+    }
+    return graph;
+}
+
+ggml_status LaneGroup::compute_both(ggml_backend_t backend) {
+    const OnExit wait([&] { ggml_backend_synchronize(backend); });
+    const ggml_status status = ggml_backend_graph_compute_async(backend, graph_);
+    if (status == GGML_STATUS_SUCCESS) {
+        // The device computes the leader's pass meanwhile.
+        ggml_cgraph* const graph = side_->build();
+        if (placement_.side->compute(graph, maker_.inputs)) {
+            followers_.push_back(side_);
+            results_.insert(results_.begin(), ggml_graph_node(graph, -1));
+        }
+        maker_.inputs.clear();
+    }
+    return status;
+}
+
 ggml_cgraph* LaneGroup::build() {
     const Lane& lane = *this_lane();
+    if (placement_.streamer == nullptr) {
+        const size_t before = ggml_used_mem(maker_.tensors);
+        ggml_cgraph* const graph = leader_();
+        largest_ = ggml_used_mem(maker_.tensors) - before;
+        return with_side(graph);
+    }
     const size_t pending = lane.pictures != nullptr ? lane.pictures->pending() : 0;
     std::vector<Pass*> wait = waiting();
     const size_t own = wait.size() + 1;

@@ -45,6 +45,10 @@ public:
     ggml_cgraph* build();
     // Gives them their results.
     void take();
+    // Tells whether a graph is the leader's, of which one that waits is computed at the same time.
+    bool has_side(const ggml_cgraph* graph) const { return side_ != nullptr && graph == graph_; }
+    // Computes both.
+    ggml_status compute_both(ggml_backend_t backend);
 
     const ggml_cgraph* graph() const { return graph_; }
     // How each of its passes reads the weights.
@@ -63,12 +67,14 @@ private:
     std::vector<Pass*> waiting() const;
     LaneChoice affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures);
     ggml_cgraph* alone(ggml_cgraph* graph, const Lane& lane);
+    ggml_cgraph* with_side(ggml_cgraph* graph);
     void say_why(const Lane& lane, bool differ, const std::string& reason) const;
 
     Placement& placement_;
     const GraphMaker maker_;
     const BuildGraph leader_;
     std::vector<Pass*> followers_;
+    Pass* side_ = nullptr;  // that is computed at the same time; NULL: none
     std::vector<Scan> scans_;
     std::vector<ggml_tensor*> results_;
     std::vector<std::unique_ptr<char[]>> kept_;  // inputs that the runner may overwrite when it builds the next graph

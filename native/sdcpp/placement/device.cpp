@@ -16,15 +16,25 @@
 namespace sdcpp {
 
 Device::~Device() {
+    ggml_backend_free(side);
     ggml_backend_free(copies);
     ggml_backend_free(backend);
 }
 
-ggml_backend_t Device::copy_backend() {
-    if (copies == nullptr) {
-        copies = ggml_backend_dev_init(dev, nullptr);
+// Opens one of the other instances when it is first asked for.
+ggml_backend_t Device::other(ggml_backend_t& instance) {
+    if (instance == nullptr) {
+        instance = ggml_backend_dev_init(dev, nullptr);
     }
-    return copies;
+    return instance;
+}
+
+ggml_backend_t Device::copy_backend() {
+    return other(copies);
+}
+
+ggml_backend_t Device::side_backend() {
+    return other(side);
 }
 
 std::shared_ptr<Device> device_open(ggml_backend_dev_t dev) {

@@ -18,6 +18,8 @@ struct Device {
 
     // Returns a second instance, whose stream is for copies; NULL when the device gives none.
     ggml_backend_t copy_backend();
+    // Returns one that computes at the same time as the first one does; NULL likewise.
+    ggml_backend_t side_backend();
 
     const ggml_backend_dev_t dev;
     const ggml_backend_t backend;
@@ -25,7 +27,10 @@ struct Device {
     double seconds_of_cost = 0.0;  // what the last graph took, next to its cost (streaming/cost.h); 0: none yet
 
 private:
+    ggml_backend_t other(ggml_backend_t& instance);
+
     ggml_backend_t copies = nullptr;
+    ggml_backend_t side = nullptr;
 };
 
 // Returns the shared instance of a device, opened when nobody uses it yet; NULL when that fails.

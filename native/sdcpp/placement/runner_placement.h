@@ -18,6 +18,7 @@
 namespace sdcpp {
 
 class LaneGroup;
+class SidePass;
 
 struct Placement {
     std::shared_ptr<Placements> placements;  // NULL before the runner is placed, and for one without a scope
@@ -39,6 +40,7 @@ struct Placement {
     size_t graph_memory_bytes = 0;
     ComputeUses compute_uses;
     std::shared_ptr<LaneGroup> lanes;  // whose graph is built or computed; NULL between two graphs
+    std::shared_ptr<SidePass> side;     // NULL: there was none yet
     bool weights_checked = false;  // for values that are not finite
     uint64_t compute_bytes = 0;    // its compute buffer, when it is not streamed but others are
 };

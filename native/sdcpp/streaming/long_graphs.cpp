@@ -17,6 +17,8 @@ namespace {
 constexpr double long_seconds = 0.3;  // what is shorter is given to the device whole: most graphs on most devices
 constexpr double part_seconds = 0.1;
 
+}  // namespace
+
 double cost_of_graph(ggml_cgraph* graph) {
     double cost = 0.0;
     for (int i = 0; i < graph->n_nodes; ++i) {
@@ -24,8 +26,6 @@ double cost_of_graph(ggml_cgraph* graph) {
     }
     return cost;
 }
-
-}  // namespace
 
 size_t parts_of(const Device& device, double cost) {
     if (const size_t parts = test_parts()) {

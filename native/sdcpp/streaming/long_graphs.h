@@ -10,6 +10,8 @@ namespace sdcpp {
 
 struct Device;
 
+// Returns what computing a graph takes (streaming/cost.h).
+double cost_of_graph(ggml_cgraph* graph);
 // Returns into how many parts of about equal length a graph is divided, so that each takes a tenth of a second as far as
 // the device's last graphs tell; 1: it is short, or the first one.
 // `cost`: of its nodes (streaming/cost.h).

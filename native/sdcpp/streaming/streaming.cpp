@@ -5,6 +5,7 @@
 
 #include "ggml-impl.h"
 #include "sdcpp/host/large_pages.h"
+#include "sdcpp/lanes/side_pass.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/compute_use.h"
@@ -83,6 +84,9 @@ ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*canc
 }
 
 void stream_unbind(Placement& placement) {
+    if (placement.side != nullptr) {
+        placement.side->release();
+    }
     if (placement.streamer != nullptr) {
         placement.streamer->deactivate();
     } else if (placement.compute_bytes > 0) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
 
 #include "sdcpp/kernels/policy.h"
@@ -24,11 +25,18 @@ int compute(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first);
 void* function(const char* name);
 
 // Forgets CUDA graphs before there are too many: each is known by where its first node lies, which changes from model
-// to model, and few are computed again and again.
+// to model, and few are computed again and again. A streamed pass is up to two for each of its slots, hundreds of a few
+// nodes each, which are all wanted again by the next pass.
 template <typename Graphs>
 void limit(Graphs& graphs) {
-    constexpr size_t most = 256;
-    if (graphs.size() >= most) {
+    constexpr size_t most = 4096;
+    constexpr size_t most_nodes = 1 << 17;
+    size_t nodes = 0;
+    for (const auto& [first_node, graph] : graphs) {
+        nodes += graph->props.size();
+    }
+    static const char* const text = getenv("SDCPP_EXP_GRAPHS");
+    if (graphs.size() >= (text != nullptr ? static_cast<size_t>(atoi(text)) : most) || nodes >= most_nodes) {
         graphs.clear();
     }
 }
