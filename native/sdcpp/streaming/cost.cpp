@@ -63,7 +63,7 @@ double speed_of(ggml_backend_dev_t dev) {
     }
     using Rate = double(ggml_backend_dev_t);
     const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
-    auto* const rate = reinterpret_cast<Rate*>(ggml_backend_reg_get_proc_address(reg, "sdcpp_memory_rate"));
+    auto* const rate = reinterpret_cast<Rate*>(ggml_backend_reg_get_proc_address(reg, "sdcpp_device_rate"));
     return rate != nullptr ? rate(dev) / memory_rate : 0.0;
 }
 

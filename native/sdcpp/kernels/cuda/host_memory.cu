@@ -56,7 +56,7 @@ void* function(const char* name) {
     if (asked == "sdcpp_kernels" || asked == "sdcpp_kernels_cuda") {
         return reinterpret_cast<void*>(compute);
     }
-    if (asked == "sdcpp_memory_rate") {
+    if (asked == "sdcpp_device_rate") {
         return reinterpret_cast<void*>(memory_rate);
     }
     return asked == "sdcpp_memory_lock"     ? reinterpret_cast<void*>(memory_lock)
