@@ -95,6 +95,8 @@ BLOCKS = [
     Part("block", 64, 48, 64, 64),
     Part("block", 33, 31, 32, 96, batch=2),
     Part("block", 512, 512, 128, 128),  # more than is staged at once
+    Part("block", 40, 36, 128, 64),  # what goes round it lies in its input
+    Part("block", 700, 300, 256, 128),  # the same, in several parts
 ]
 TRANSFORMERS = [
     Part(kind, 77, 1, 64 * 5, 96 * 4, batch=batch, type=kind_of_weights)

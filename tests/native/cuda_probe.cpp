@@ -80,9 +80,11 @@ public:
             case Kind::block: {
                 ggml_tensor* const x = ggml_scale(c, input(width, height, channels, wanted.batch), 3.0f);
                 ggml_tensor* h = convolved(normed(x), wanted.filters, 3, true);
-                h = ggml_add(c, h, input(1, 1, wanted.filters, wanted.batch));
+                if (wanted.filters == channels) {  // an autoencoder's has no time step
+                    h = ggml_add(c, h, input(1, 1, wanted.filters, wanted.batch));
+                }
                 h = convolved(normed(h), wanted.filters, 3, true);
-                h = ggml_add(c, h, wanted.filters == channels ? x : convolved(x, wanted.filters, 1, true));
+                h = residual(c, h, wanted.filters == channels ? x : convolved(x, wanted.filters, 1, true));
                 return convolved(ggml_upscale(c, normed(h), 2, GGML_SCALE_MODE_NEAREST), 8, 3, true);
             }
             case Kind::attention_in: {

@@ -12,6 +12,8 @@ namespace sdcpp {
 constexpr int conv_2d_groups = 8;
 constexpr int conv_2d_eps = 9;
 constexpr int conv_2d_doublings = 10;
+// The source that is added to the result, which lies where that does.
+constexpr int conv_2d_summand = 4;
 
 constexpr int conv_2d_taps = 64;  // that filters may have
 

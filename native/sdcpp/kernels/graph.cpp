@@ -22,6 +22,34 @@ ggml_tensor* source_of(const ggml_tensor* node, ggml_op op, int which = 0) {
     return node != nullptr && node->op == op ? node->src[which] : nullptr;
 }
 
+// Tells whether a node is a convolution that our kernels compute.
+bool is_convolution(const ggml_tensor* node) {
+    return node->op == GGML_OP_CONV_2D && !ggml_is_quantized(node->src[0]->type) && ggml_is_contiguous(node->src[0]) &&
+           node->src[0]->ne[0] * node->src[0]->ne[1] <= conv_2d_taps;
+}
+
+// Returns the convolution whose values with a bias added in place are a tensor's; NULL: they are none's.
+ggml_tensor* convolution_of(ggml_tensor* tensor) {
+    ggml_tensor* const node = tensor->op == GGML_OP_ADD && tensor->view_src == tensor->src[0] ? tensor->src[0] : tensor;
+    return is_convolution(node) && node->view_src == nullptr ? node : nullptr;
+}
+
+// Lets a convolution, and the sum with its bias, lie in another tensor's memory.
+void lie_in(ggml_tensor* node, ggml_tensor* biased, ggml_tensor* memory) {
+    for (ggml_tensor* tensor : {node, biased}) {
+        tensor->view_src = memory->view_src != nullptr ? memory->view_src : memory;
+        tensor->view_offs = memory->view_offs;
+    }
+}
+
+// Tells whether a tensor's memory is for values that a graph computes and that only its nodes read.
+bool is_own(const ggml_tensor* tensor) {
+    const ggml_tensor* const values = tensor->view_src != nullptr ? tensor->view_src : tensor;
+    const int flags = tensor->flags | values->flags;
+    return tensor->type == GGML_TYPE_F32 && ggml_is_contiguous(tensor) && values->op != GGML_OP_NONE &&
+           (flags & (GGML_TENSOR_FLAG_INPUT | GGML_TENSOR_FLAG_OUTPUT)) == 0;
+}
+
 bool is_for_channels(const ggml_tensor* numbers, const ggml_tensor* picture) {
     return numbers->type == GGML_TYPE_F32 && ggml_is_contiguous(numbers) && numbers->ne[2] == picture->ne[2] &&
            ggml_nelements(numbers) == picture->ne[2];
@@ -43,9 +71,7 @@ bool kernels_at(ggml_backend_t backend) {
 }
 
 ggml_tensor* convolution(ggml_tensor* node) {
-    const ggml_tensor* const filters = node->src[0];
-    if (!convolves_more || ggml_is_quantized(filters->type) || !ggml_is_contiguous(filters) ||
-        filters->ne[0] * filters->ne[1] > conv_2d_taps) {
+    if (!convolves_more || !is_convolution(node)) {
         return node;
     }
     ggml_tensor* const picture = node->src[1];
@@ -70,6 +96,27 @@ ggml_tensor* convolution(ggml_tensor* node) {
         node->op_params[conv_2d_doublings] = 1;
     }
     return node;
+}
+
+ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {
+    ggml_tensor* const last = convolves_more ? convolution_of(sum) : nullptr;
+    if (last == nullptr || !is_own(input) || !ggml_are_same_shape(sum, input)) {
+        return ggml_add(ctx, sum, input);
+    }
+    // A convolution of one tap reads what lies in a pixel before it writes there; it comes after the block's first one,
+    // which reads the same picture, since it is the last source of the sum.
+    const ggml_tensor* const first = convolution_of(last->src[1]);
+    ggml_tensor* const shortcut = convolution_of(input);
+    ggml_tensor* const picture = shortcut != nullptr ? shortcut->src[1] : nullptr;
+    if (picture != nullptr && first != nullptr && first->src[1] == picture && shortcut->src[0]->ne[0] * shortcut->src[0]->ne[1] == 1 && shortcut->src[2] == nullptr &&
+        shortcut->op_params[conv_2d_doublings] == 0 && picture->ne[0] == shortcut->ne[0] &&
+        picture->ne[1] == shortcut->ne[1] && picture->ne[2] >= shortcut->ne[2] && picture->ne[3] == 1 &&
+        is_own(picture)) {
+        lie_in(shortcut, input, picture);
+    }
+    last->src[conv_2d_summand] = input;
+    lie_in(last, sum, input);
+    return sum;
 }
 
 namespace {

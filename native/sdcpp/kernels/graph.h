@@ -18,6 +18,11 @@ bool kernels_at(ggml_backend_t backend);
 // not.
 ggml_tensor* convolution(ggml_tensor* node);
 
+// Returns the sum of a residual block: of what its last convolution gave, and of its input or what a convolution of one
+// tap made of that. Nothing else may read the input after the block: where our kernels convolve, the sum lies in its
+// memory.
+ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input);
+
 // Returns softmax(scale * q k^T) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of all
 // scores; NULL where our kernels do not compute that, and where there is a mask. `kv_scale`: what keys and values are
 // scaled by where they are halves, which hold no more than 65504.

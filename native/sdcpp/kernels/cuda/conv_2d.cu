@@ -132,10 +132,14 @@ void launch(ggml_backend_cuda_context& context, const half* filters, const half*
     }
 }
 
-// Takes the scales and sums that follow a convolution.
+// Takes the summand of a convolution, and the scales and sums that follow it.
 Epilogue take_epilogue(Run& run) {
     const ggml_tensor& convolution = *run.last();
     Epilogue epilogue;
+    if (const ggml_tensor* const summand = convolution.src[conv_2d_summand]) {
+        epilogue.steps[epilogue.count++] = {Epilogue::Kind::pixel, static_cast<const float*>(summand->data),
+                                            static_cast<int64_t>(summand->nb[3] / sizeof(float)), 0.0f, 0.0f};
+    }
     while (epilogue.count < Epilogue::most && run.passes_on()) {
         const ggml_tensor* const from = run.last();
         const ggml_tensor* const next = run.next();

@@ -92,8 +92,10 @@ bool Run::passes_on() const {
                 return false;
             }
             if (form == from) {
-                // What is computed in place is a view of the values before, which nothing else may read.
-                return from->view_src == nullptr || uses_of(graph_, from->view_src) == 1;
+                // What is computed in place is a view of the values before, which nothing else may read; but for what
+                // read them before a convolution that lies in their memory.
+                return from->view_src == nullptr || from->op == GGML_OP_CONV_2D ||
+                       uses_of(graph_, from->view_src) == 1;
             }
         }
     }
@@ -110,10 +112,12 @@ bool Run::overlaps(const ggml_tensor* result) const {
             }
             const bool ours =
                 std::find(graph_->nodes + first_, graph_->nodes + i, unshaped(source)) != graph_->nodes + i;
-            // A sum, unlike windows, is read where it is written.
-            const bool in_place = node->op == GGML_OP_ADD && source->data == result->data &&
-                                  source->type == result->type && ggml_are_same_shape(source, result) &&
-                                  ggml_is_contiguous(source);
+            // A sum, unlike windows, is read where it is written, and so is all that a convolution which lies in its
+            // source's memory shares with that.
+            const bool sums = node->op == GGML_OP_ADD && source->type == result->type &&
+                              ggml_are_same_shape(source, result) && ggml_is_contiguous(source);
+            const bool lies_there = node->op == GGML_OP_CONV_2D && node->view_src != nullptr;
+            const bool in_place = (sums || lies_there) && source->data == result->data;
             if (!ours && !in_place) {
                 return true;
             }
