@@ -9,6 +9,10 @@ namespace sdcpp {
 
 namespace {
 
+// Sums of up to so many channels lie in their input's memory: those of an autoencoder's largest pictures, which decide
+// what it holds at most. Others would leave gaps where those are to lie.
+constexpr int64_t in_place_channels = 128;
+
 // Whether the graphs that this thread builds are for kernels that norm and double what they convolve.
 thread_local bool convolves_more = false;
 
@@ -100,7 +104,7 @@ ggml_tensor* convolution(ggml_tensor* node) {
 
 ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {
     ggml_tensor* const last = convolves_more ? convolution_of(sum) : nullptr;
-    if (last == nullptr || !is_own(input) || !ggml_are_same_shape(sum, input)) {
+    if (last == nullptr || !is_own(input) || !ggml_are_same_shape(sum, input) || sum->ne[2] > in_place_channels) {
         return ggml_add(ctx, sum, input);
     }
     // A convolution of one tap reads what lies in a pixel before it writes there; it comes after the block's first one,

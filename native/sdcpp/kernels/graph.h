@@ -19,7 +19,7 @@ bool kernels_at(ggml_backend_t backend);
 ggml_tensor* convolution(ggml_tensor* node);
 
 // Returns the sum of a residual block: of what its last convolution gave, and of its input or what a convolution of one
-// tap made of that. Nothing else may read the input after the block: where our kernels convolve, the sum lies in its
+// tap made of that. Nothing else may read the input after the block: where our kernels convolve, the sum may lie in its
 // memory.
 ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input);
 
