@@ -84,7 +84,9 @@ bool Beside::run_next() {
 
 bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
                std::function<void(ggml_tensor*)> take) {
-    placement.lanes = nullptr;  // of a graph that failed
+    if (placement.streamer == nullptr) {
+        placement.lanes = nullptr;  // of a graph that failed
+    }
     if (!takes_lanes(placement)) {
         return false;
     }
