@@ -235,7 +235,7 @@ def test_a_guided_step_takes_what_one_pass_does() -> None:
 
 @in_child
 def test_two_passes_of_a_step_are_computed_at_the_same_time(checkpoint: Path, lora: Path) -> None:
-    """Where everything stays on the device, the second one on a stream of its own; a device without room takes turns."""
+    """Where everything stays on the device, the second on a stream of its own; a device without room takes turns."""
     loopback = Loopback()
     given = noisy(3)
     options = {"lora_apply_mode": "at_runtime"}
