@@ -47,6 +47,13 @@ def meminfo(available: int, total: int = 64 * GIB) -> dict[str, object]:
 
 
 ROOMY = meminfo(1000 * GIB, 0)
+
+
+def leaves(limit: int, used: int = GIB) -> int:
+    """Return what a cgroup's limit leaves."""
+    return max(0, limit - used - max(limit // 10, min(GIB, limit // 4)))
+
+
 V1_MOUNT = "35 32 0:32 {root} /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory"
 V2_MOUNT = "38 31 0:38 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 
@@ -115,7 +122,7 @@ def test_tightest_cgroup_binds(levels: list[tuple[int, int, int]], version: int)
     make, files = (v1, limited_v1) if version == 1 else (v2, limited)
     paths = ["/".join("abc"[:depth]) for depth in range(len(levels))]
     made = measure(make(f"/{paths[-1]}", {path: files(*level) for path, level in zip(paths, levels, strict=True)}))
-    expected = min(max(0, limit - max(0, use - inactive)) for limit, use, inactive in levels)
+    expected = min(leaves(limit, max(0, use - inactive)) for limit, use, inactive in levels)
     assert part(made, "cgroup").bytes == expected
     assert made.bytes == min(expected, 999 * GIB)
 
@@ -142,23 +149,25 @@ def test_cgroup_without_limit() -> None:
 
 def test_memory_high_is_a_limit() -> None:
     found = part(measure(v2("/a", {"a": {**limited(8 * GIB, GIB), "memory.high": 5 * GIB}})), "cgroup")
-    assert found == BudgetPart("cgroup", 4 * GIB, "5.00 GiB limit - 1.00 GiB in use (v2, /sys/fs/cgroup/a)")
+    assert found == BudgetPart(
+        "cgroup", 3 * GIB, "5.00 GiB limit - 1.00 GiB in use - 1.00 GiB reserve (v2, /sys/fs/cgroup/a)"
+    )
 
 
 def test_unreadable_use_leaves_nothing() -> None:
     found = part(measure(v2("/a", {"a": {"memory.max": GIB}})), "cgroup")
-    assert found == BudgetPart("cgroup", 0, "1.00 GiB limit - unknown use (v2, /sys/fs/cgroup/a)")
+    assert found == BudgetPart("cgroup", 0, "1.00 GiB limit - unknown use - 256.0 MiB reserve (v2, /sys/fs/cgroup/a)")
 
 
 def test_cgroup_of_a_container() -> None:
     """A container sees its own cgroup at the mount point, whatever the path in /proc/self/cgroup."""
     own = {"": limited(4 * GIB, GIB)}
-    assert part(measure(v2("/docker/abc", own, "/docker/abc")), "cgroup").bytes == 3 * GIB
-    assert part(measure(v2("/docker/abc", own, "/docker/ab")), "cgroup").bytes == 3 * GIB
-    assert part(measure(v2("/../../other", own)), "cgroup").bytes == 3 * GIB
-    assert part(measure(v2("/docker/abc", own)), "cgroup").bytes == 3 * GIB
+    assert part(measure(v2("/docker/abc", own, "/docker/abc")), "cgroup").bytes == leaves(4 * GIB)
+    assert part(measure(v2("/docker/abc", own, "/docker/ab")), "cgroup").bytes == leaves(4 * GIB)
+    assert part(measure(v2("/../../other", own)), "cgroup").bytes == leaves(4 * GIB)
+    assert part(measure(v2("/docker/abc", own)), "cgroup").bytes == leaves(4 * GIB)
     nested = {"": limited(4 * GIB, GIB), "sub": limited(2 * GIB, GIB)}
-    assert part(measure(v2("/docker/abc/sub", nested, "/docker/abc")), "cgroup").bytes == GIB
+    assert part(measure(v2("/docker/abc/sub", nested, "/docker/abc")), "cgroup").bytes == leaves(2 * GIB)
 
 
 def test_both_cgroup_versions_at_once() -> None:
@@ -166,7 +175,7 @@ def test_both_cgroup_versions_at_once() -> None:
     files = {**first, **second}
     for name in ("proc/self/cgroup", "proc/self/mountinfo"):
         files[name] = f"{first[name]}\n{second[name]}".replace("\n0::/\n", "\n")
-    assert part(measure(files), "cgroup").bytes == 6 * GIB
+    assert part(measure(files), "cgroup").bytes == leaves(7 * GIB)
 
 
 def test_mount_point_with_a_blank() -> None:
@@ -177,7 +186,7 @@ def test_mount_point_with_a_blank() -> None:
         "my groups/memory.max": 2 * GIB,
         "my groups/memory.current": GIB,
     }
-    assert part(measure(files), "cgroup").bytes == GIB
+    assert part(measure(files), "cgroup").bytes == leaves(2 * GIB)
 
 
 def memlock(limit: object, locked_kib: int = 0, capabilities: str = "0000000000000000") -> dict[str, object]:
@@ -223,7 +232,7 @@ def test_budget_explains_itself() -> None:
         "pin budget 5.60 GiB, set by MemAvailable\n"
         "limit             leaves  because\n"
         "MemAvailable    5.60 GiB  12.00 GiB available - 6.40 GiB reserve\n"
-        "cgroup          7.00 GiB  8.00 GiB limit - 1.00 GiB in use (v2, /sys/fs/cgroup/a)\n"
+        "cgroup          6.00 GiB  8.00 GiB limit - 1.00 GiB in use - 1.00 GiB reserve (v2, /sys/fs/cgroup/a)\n"
         "RLIMIT_MEMLOCK         -  there is none here\n"
         "pin_budget      7.50 GiB  given by the caller"
     )

@@ -128,11 +128,12 @@ def _memory_part(devices: Sequence[Device], root: Path) -> BudgetPart:
 
 
 def _cgroup_part(root: Path) -> BudgetPart:
-    """Return what the tightest of this process's cgroups and their ancestors leaves.
+    """Return what the tightest of this process's cgroups and their ancestors leaves, less a reserve.
 
-    Use is what cannot be reclaimed: all that is charged less the inactive file cache, as Kubernetes computes its
-    working set (kubernetes.io, node-pressure eviction). ``memory.high`` counts as a limit, since the kernel throttles
-    a process above it.
+    Above its limit a process is killed. The reserve is for what it needs besides: a tenth of the limit, and a quarter
+    of it up to 1 GiB. Use is what cannot be reclaimed: all that is charged less the inactive file cache, as Kubernetes
+    computes its working set (kubernetes.io, node-pressure eviction). ``memory.high`` counts as a limit, since the
+    kernel throttles a process above it.
     """
     tightest = BudgetPart("cgroup", None, "no memory limit")
     for version, directory in cgroup_directories(root):
@@ -149,10 +150,12 @@ def _cgroup_part(root: Path) -> BudgetPart:
         if version == 1:
             inactive = statistics.get("total_inactive_file", inactive)
         used = limit if charged is None else max(0, charged - inactive)
-        left = max(0, limit - used)
+        reserve = max(limit // 10, min(GIB, limit // 4))
+        left = max(0, limit - used - reserve)
         if tightest.bytes is None or left < tightest.bytes:
             shown = "unknown use" if charged is None else f"{show_bytes(used)} in use"
-            tightest = BudgetPart("cgroup", left, f"{show_bytes(limit)} limit - {shown} (v{version}, /{directory})")
+            detail = f"{show_bytes(limit)} limit - {shown} - {show_bytes(reserve)} reserve (v{version}, /{directory})"
+            tightest = BudgetPart("cgroup", left, detail)
     return tightest
 
 
