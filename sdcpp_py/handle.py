@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import engine, placement
 from .devices import devices
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sdcpp_py")
 
+Told = TypeVar("Told")
 NOTHING_PLACED = {name: option.default for name, option in declared(Placing).items()}
 """The options of placement when nothing is asked."""
 
@@ -47,7 +48,7 @@ class ModelHandle:
         Raises:
             ClosedError: the object is closed.
         """
-        return MemoryReport.from_rows(self._open_context().memory())
+        return MemoryReport.from_rows(self._ask(lambda context: context.memory()))
 
     def transfer_report(self) -> TransferReport:
         """Return what was copied of the weights since the model began to load, and how the last pictures streamed them.
@@ -55,8 +56,7 @@ class ModelHandle:
         Raises:
             ClosedError: the object is closed.
         """
-        context = self._open_context()
-        return TransferReport.from_rows(context.transfers(), context.streams())
+        return TransferReport.from_rows(*self._ask(lambda context: (context.transfers(), context.streams())))
 
     def close(self) -> None:
         """Free the model; calling it again does nothing.
@@ -120,6 +120,10 @@ class ModelHandle:
             raise ClosedError(f"this {self._kind} object cannot be used: its model was not loaded")
         self._context.check_open()
         return self._context
+
+    def _ask(self, question: Callable[[Any], Told]) -> Told:
+        """Return what the engine's side of the object says, or raise ClosedError."""
+        return question(self._open_context())
 
     # --- placement ----------------------------------------------------------------------------------------------------
 

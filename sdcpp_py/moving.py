@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import engine
 from .devices import devices
 from .errors import CancelledError, ClosedError, DeviceMemoryError, GenerationError, ModelError
-from .handle import NOTHING_PLACED, ModelHandle
+from .handle import NOTHING_PLACED, ModelHandle, Told
 from .images import Timings
 
 # What chooses is imported where there is something to choose: on a machine with a GPU.
@@ -45,6 +45,7 @@ class _Call(threading.local):
         self.demanded: Demand | None = None  # what it takes
         self.running: Alternative | None = None  # where it is done, with the tiles that its pictures need
         self.tried: list[Alternative] = []  # in vain
+        self.drawing = False  # it is under way: what callbacks ask is not to wait for a move, which waits for the call
 
 
 class MovingModel(ModelHandle):
@@ -66,6 +67,8 @@ class MovingModel(ModelHandle):
     _report: PlanReport | None = None
     _encoder_surveyed = False
     _is_moved = False
+    _wanted: Demand | None = None
+    """What it is loaded anew for: it is being moved, or that has failed and the next call does it."""
 
     def _load(self, places: Sequence[Mapping[str, Any]]) -> engine.Context:
         """Load the model with its modules placed."""
@@ -185,13 +188,33 @@ class MovingModel(ModelHandle):
         best = choice.choose(machine, demand, lambda each: each.tight or each.key in tried)
         return best is not None and best.seconds + loading < (found.seconds or 0.0)
 
-    def _check_open(self) -> None:
-        """Raise ClosedError of an object that is closed; one that is being moved is waited for."""
-        if self._planner is None:
-            self._open_context()
-        else:
-            with self._moving:
-                self._open_context()
+    def _open_context(self) -> engine.Handle:
+        """Return the engine's side of the object, or raise ClosedError; another thread's move is awaited.
+
+        Where an earlier call failed to load the model anew this tries again.
+        """
+        if self._planner is None or self._call.drawing:
+            return super()._open_context()
+        with self._moving:
+            if self._wanted is not None and not self._ended and super().closed:
+                if self._is_moved:  # by a call of this thread
+                    raise ClosedError(f"this {self._kind} object is being loaded anew: ask when its call has ended")
+                self._call.tried.clear()
+                self._load_anew(self._wanted)
+            return super()._open_context()
+
+    def _ask(self, question: Callable[[Any], Told]) -> Told:
+        """Return what the engine's side of the object says, once it is moved where another thread does that."""
+        while True:
+            context = self._open_context()
+            try:
+                return question(context)
+            except ClosedError:
+                if self._call.drawing:
+                    raise
+                with self._moving:
+                    if self._ended or self._context is context:
+                        raise
 
     def _where_it_fits(self, call: Callable[[Loaded], Drawn]) -> Drawn:
         """Return what a call with the loaded model draws, in another place where it does not fit.
@@ -209,7 +232,7 @@ class MovingModel(ModelHandle):
                 self._open_context()
                 loaded = self._loaded
             try:
-                drawn = call(loaded)
+                drawn = self._do(call, loaded)
                 self._note(getattr(drawn, "timings", None))
                 return drawn
             except (DeviceMemoryError, _ElsewhereError) as error:
@@ -220,6 +243,14 @@ class MovingModel(ModelHandle):
                         raise
             if self._cancels != cancels:
                 raise CancelledError("cancelled while the model was loaded anew")
+
+    def _do(self, call: Callable[[Loaded], Drawn], loaded: Loaded) -> Drawn:
+        """Return what a call with a loaded model draws."""
+        outer, self._call.drawing = self._call.drawing, True
+        try:
+            return call(loaded)
+        finally:
+            self._call.drawing = outer
 
     def _move(self, loaded: Loaded, error: Exception) -> None:
         """Load the model anew, where a call fits that did not; raise its error where it fits nowhere else.
@@ -257,15 +288,24 @@ class MovingModel(ModelHandle):
             why = GAIN if str(error) == GAIN else SHORT
             say("%s: the model is loaded anew, placed otherwise; sd.plan says how", why)
             self._moves += 1
-            self._is_moved = True
-            try:
-                loaded.context.close()
-                context = self._load_best(demand)
-            finally:
-                self._is_moved = False
-            self._loaded = dataclasses.replace(loaded, context=context)
-            if self._ended:  # meanwhile
-                context.close()
+            self._load_anew(demand)
+
+    def _load_anew(self, demand: Demand) -> None:
+        """Load the model again, placed as is best now; the next call tries again where that fails.
+
+        Args:
+            demand: what is to be drawn.
+        """
+        self._wanted, self._is_moved = demand, True
+        try:
+            self._loaded.context.close()
+            context = self._load_best(demand)
+        finally:
+            self._is_moved = False
+        self._wanted = None
+        self._loaded = dataclasses.replace(self._loaded, context=context)
+        if self._ended:  # meanwhile
+            context.close()
 
     def _tiles_left(self, demand: Demand) -> bool:
         """Tell whether there are tiles for the VAE that are smaller than those that failed."""
@@ -297,7 +337,7 @@ class MovingModel(ModelHandle):
     @property
     def closed(self) -> bool:
         """Whether the object can be used no more."""
-        return self._ended or (super().closed and not self._is_moved)
+        return self._ended or (super().closed and self._wanted is None)
 
     def plan_report(self) -> PlanReport | None:
         """Return what the planner predicted of the last call and what happened; None where placement was asked for.

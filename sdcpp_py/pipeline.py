@@ -177,8 +177,7 @@ class StableDiffusion(MovingModel):
         Raises:
             ClosedError: the object is closed.
         """
-        self._open_context()
-        return bool(self._loaded.context.abilities()["reads_references"])
+        return bool(self._ask(lambda context: context.abilities())["reads_references"])
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -187,8 +186,7 @@ class StableDiffusion(MovingModel):
         Raises:
             ClosedError: the object is closed.
         """
-        self._open_context()
-        return modes_of(Abilities(**self._loaded.context.abilities()))
+        return modes_of(Abilities(**self._ask(lambda context: context.abilities())))
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -309,7 +307,7 @@ class StableDiffusion(MovingModel):
         Raises:
             SdcppError: as of the method; ``finished`` has the pictures that were drawn before.
         """
-        self._check_open()
+        self._open_context()
         given = {"prompt": prompt, **options}
         mode = mode_of(given)
 
@@ -360,7 +358,7 @@ class StableDiffusion(MovingModel):
         """Draw what a mode is asked for; *keep* is given each picture as soon as it is done, and its seed."""
         if keep is None:
             return self._where_it_fits(lambda loaded: draw(loaded, mode, given))
-        self._check_open()
+        self._open_context()
         # A call that is moved in the middle of a batch begins again, with the same seeds.
         values = mode.check(given, self._loaded.defaults)
         fixed = {**given, "seed": draw_seed(values["seed"], values["batch_count"])}

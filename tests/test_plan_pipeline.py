@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,61 @@ def test_it_goes_elsewhere_and_comes_back() -> None:
         assert hashlib.sha256(images[0]).hexdigest() == expected
     assert_empty(loopback)
     assert sd.closed
+
+
+@in_child
+def test_while_it_is_loaded_anew(checkpoint: Path) -> None:
+    """Reports of other threads wait, those of the call itself say so; what cannot be loaded now is by the next call."""
+    loopback = Loopback()
+    moving.LOADING_SECONDS = 0.0
+    model = checkpoint.with_name("moved.safetensors")
+    shutil.copy(checkpoint, model)
+    with StableDiffusion(model, runtime_backend="cpu", threads=1) as sd:
+        expected = draw(sd)
+    loopback.set(memory_total=400 * MIB)
+    heard: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    def ask() -> None:
+        heard.append([len(sd.memory_report().modules), sd.transfer_report().total.copies >= 0, *sd.modes])
+
+    def hear(event: sdcpp_py.ProgressEvent) -> None:
+        if event.phase == "loading" and loopback.get("memory_reserved"):
+            if error is not None:
+                raise error
+            assert not sd.closed
+            with pytest.raises(sdcpp_py.ClosedError, match="loaded anew: ask when its call has ended"):
+                sd.memory_report()
+            threads.append(threading.Thread(target=ask))
+            threads[-1].start()
+
+    error: BaseException | None = None
+    with StableDiffusion(model, threads=1, progress=hear) as sd:
+        assert draw(sd) == expected
+        loopback.set(memory_reserved=390 * MIB)
+        gone = model.rename(model.with_suffix(".gone"))
+        for _ in range(2):
+            with pytest.raises(sdcpp_py.ModelError, match=r"moved.safetensors"):
+                draw(sd)
+            assert not sd.closed
+        gone.rename(model)
+        error = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            draw(sd)
+        error = None
+        assert draw(sd) == expected
+        for thread in threads:
+            thread.join()
+        assert heard, "somebody asked while it was loaded"
+        assert heard == [[3, True, "txt2img", "img2img", "inpaint"]] * len(heard)
+        error = KeyboardInterrupt()
+        loopback.set(memory_reserved=400 * MIB)
+        with pytest.raises(KeyboardInterrupt):
+            draw(sd)
+    assert sd.closed
+    with pytest.raises(sdcpp_py.ClosedError, match="it was closed"):
+        sd.memory_report()
+    assert_empty(loopback)
 
 
 @in_child
