@@ -123,7 +123,7 @@ def test_a_transformer_and_what_takes_turns(tmp_path: Path) -> None:
     cases: dict[str, tuple[dict[str, Any], int, str]] = {
         "both prompts": (steps(2, batch_count=2), 4, ""),
         "cache": (steps(3, cache=cache), 1, "cache mode"),
-        "skipped layers": ({"sample_params": {"sample_steps": 3, "guidance": skipping}}, 2, ""),
+        "skipped layers": ({"sample_params": {"sample_steps": 3, "guidance": skipping}}, 2, "leaves layers out"),
     }
     expected = {}
     with Model(checkpoint, place("CPU")) as model:

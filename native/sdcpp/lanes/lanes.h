@@ -56,8 +56,14 @@ public:
     bool run_next();
     bool independent() const { return independent_; }
 
+    // For the meeting: notes that a pass comes which is not within that of another one.
+    void begin_pass() { ++begun_; }
+    // Tells whether the pass that came last waited for the others to end.
+    bool is_late() const { return begun_ > 1; }
+
 private:
     const bool independent_;
+    int begun_ = 0;
     std::vector<std::function<void()>> bodies_;  // empty ones have run
     Beside* const outer_;
 };

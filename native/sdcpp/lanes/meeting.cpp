@@ -91,6 +91,9 @@ bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
         return false;
     }
     Lane& lane = *this_lane();
+    if (lane.passes.empty() && lane.beside != nullptr) {
+        lane.beside->begin_pass();
+    }
     Pass pass{&placement, build, std::move(take), sampling_now()};
     lane.passes.push_back(&pass);
     const OnExit leave([&] { lane.passes.erase(std::find(lane.passes.begin(), lane.passes.end(), &pass)); });
@@ -275,6 +278,8 @@ ggml_cgraph* LaneGroup::build() {
 void LaneGroup::say_why(const Lane& lane, bool differ, const std::string& reason) const {
     if (lane.beside != nullptr && !lane.beside->independent()) {
         placement_.streamer->say_of_lanes("the cache mode compares the passes of a step, which take turns");
+    } else if (lane.beside != nullptr && lane.beside->is_late()) {
+        placement_.streamer->say_of_lanes("the pass that leaves layers out takes its turn after the others of its step");
     } else if (differ) {
         placement_.streamer->say_of_lanes("passes that read different weights take turns");
     } else if (!reason.empty()) {

@@ -261,9 +261,10 @@ LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const
     choice.passes = passes;
     choice.shape = shape_of(graphs.front());
     choice.room = room;
+    const size_t wanted = test_lanes();
     std::vector<LaneCandidate> candidates;
     for (size_t count : counts) {
-        if (count > graphs.size()) {
+        if (count > graphs.size() || (wanted > 0 && count > wanted)) {
             break;
         }
         const auto some = static_cast<std::ptrdiff_t>(count);
@@ -282,8 +283,11 @@ LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const
         if (!each.plan.feasible) {
             break;
         }
+        if (wanted > 0) {
+            candidates.clear();
+        }
         candidates.push_back(std::move(each));
-        if (candidates.front().plan.slots.empty()) {
+        if (wanted == 0 && candidates.front().plan.slots.empty()) {
             break;  // everything stays: there is nothing to copy less often
         }
     }

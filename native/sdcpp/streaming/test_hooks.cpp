@@ -22,7 +22,16 @@ size_t test_part_bytes(size_t usual) {
     const char* const bytes = std::getenv("SDCPP_PART_BYTES");
     return bytes != nullptr ? std::strtoul(bytes, nullptr, 10) : usual;
 }
+
+size_t test_lanes() {
+    const char* const lanes = std::getenv("SDCPP_LANES");
+    return lanes != nullptr ? std::strtoul(lanes, nullptr, 10) : 0;
+}
 #else
+size_t test_lanes() {
+    return 0;
+}
+
 size_t test_part_bytes(size_t usual) {
     return usual;
 }

@@ -11,6 +11,8 @@ double now();
 size_t test_parts();
 // Returns how large the parts of locked memory are, instead of as many bytes as usual.
 size_t test_part_bytes(size_t usual);
+// Returns how many lanes are taken, as many as that where there are so many passes; 0: as many as the planner chooses.
+size_t test_lanes();
 // Tells whether a precaution is to be taken. A test leaves one out to see that the mistake is found.
 bool keeps(const char* precaution);
 
