@@ -218,12 +218,18 @@ bool lock_memory(ggml_backend_dev_t dev, void* data, size_t size) {
 
 void unlock_memory(ggml_backend_dev_t dev, void* data) {
     State& state = State::get();
-    Lock lock(state.mutex);
-    Memory* const memory = state.find(data);
-    if (device_of(dev).config.lock_pages != 0) {
-        munlock(data, memory->size);
+    size_t size;
+    bool really;
+    {
+        Lock lock(state.mutex);
+        Memory* const memory = state.find(data);
+        size = memory->size;
+        really = device_of(dev).config.lock_pages != 0;
+        state.free(memory);
     }
-    state.free(memory);
+    if (really) {
+        munlock(data, size);  // several threads do at once
+    }
 }
 
 static const char* pageable_buft_name(ggml_backend_buffer_type_t) {
