@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import sdcpp_py
@@ -24,24 +23,19 @@ from support.children import in_child
 from support.denoiser_probe import MODELS, Probe, header_only, probe_library
 from support.loopback import Loopback
 from support.placed_model import Model, assert_empty, place
-from support.streaming import DIFFUSION, PLENTY, PROMPTS, budget_bytes, picture, steps, stream, streams
-
-HINT = np.full((64, 64, 3), 200, np.uint8)
+from support.streaming import DIFFUSION, PLENTY, PROMPTS, budget_bytes, steps, stream, streams
 
 
-def drawn(
-    model: Model, *loras: tuple[Path, float], progress: Any = None, preview: Any = None, **given: Any
-) -> list[str]:
+def drawn(model: Model, progress: Any = None, preview: Any = None, **given: Any) -> list[str]:
     """Return the hash of each picture's pixels."""
     options = {"width": 64, "height": 64, "seed": 1, **PROMPTS, **given}
-    options["loras"] = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
     pixels, _ = model.context.image_generate(options, progress=progress, preview=preview)
     return [hashlib.sha256(data).hexdigest() for _, _, data in pixels]
 
 
-def alone(model: Model, count: int, *loras: tuple[Path, float], **given: Any) -> list[str]:
+def alone(model: Model, count: int, **given: Any) -> list[str]:
     """Return the hashes of pictures that are drawn one by one."""
-    return [drawn(model, *loras, **{**given, "seed": 1 + index})[0] for index in range(count)]
+    return [drawn(model, **{**given, "seed": 1 + index})[0] for index in range(count)]
 
 
 def only_row(model: Model) -> dict[str, Any]:
@@ -57,18 +51,11 @@ def noisy(count: int, cfg: float = 7.0, **more: object) -> dict[str, Any]:
     return given
 
 
-# Options of the context, of the pictures, LoRAs by strength, what is streamed, budgets, and the lanes of four pictures
-# within each.
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[float, ...], list[Any], dict[float, int]]] = {
-    "noise of each step": ({}, noisy(2), (), DIFFUSION, {0.002: 4, 0.004: 8, PLENTY: 1}),
-    "without guidance": ({"rng_type": 0, "sampler_rng_type": 2}, noisy(2, 1.0), (), DIFFUSION, {0.004: 4}),
-    "LoRA and ControlNet": (
-        {"control_net_path": b"control.safetensors", "lora_apply_mode": "at_runtime"},
-        steps(2, control_image=HINT),
-        (0.8,),
-        stream(["diffusion", "controlnet"], cpu=["te", "vae"]),
-        {0.016: 8},
-    ),
+# Options of the context, of the pictures, what is streamed, budgets, and the lanes of four pictures within each. What
+# else pictures may have is in test_lanes_combined.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any], dict[float, int]]] = {
+    "noise of each step": ({}, noisy(2), DIFFUSION, {0.002: 4, 0.004: 8, PLENTY: 1}),
+    "without guidance": ({"rng_type": 0, "sampler_rng_type": 2}, noisy(2, 1.0), DIFFUSION, {0.004: 4}),
     "second pass and tiles, in turn": (
         {},
         steps(
@@ -76,7 +63,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[float, ...], list[A
             vae_tiling_params={"enabled": True, "tile_size_x": 8, "tile_size_y": 8, "target_overlap": 0.5},
             hires={"enabled": True, "upscaler": 0, "scale": 2.0, "steps": 1, "denoising_strength": 0.7},
         ),
-        (),
         stream(["diffusion", "vae"], cpu=["te"], overlap=False),
         {0.008: 8},
     ),
@@ -85,22 +71,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[float, ...], list[A
 
 @pytest.mark.parametrize("case", CASES)
 @in_child
-def test_each_picture_is_the_one_drawn_alone(case: str, checkpoint: Path, lora: Path, parts: Path) -> None:
+def test_each_picture_is_the_one_drawn_alone(case: str, checkpoint: Path) -> None:
     loopback = Loopback()
-    options, given, strengths, wanted, budgets = CASES[case]
-    if "control_net_path" in options:
-        options = {**options, "control_net_path": bytes(parts / "control.safetensors")}
-    if "control_image" in given:
-        given = {**given, "control_image": picture(HINT)}
-    loras = [(lora, strength) for strength in strengths]
+    options, given, wanted, budgets = CASES[case]
     names = sorted({row["module"] for row in wanted})
     with Model(checkpoint, place("CPU", modules=names), **options) as model:
-        expected = alone(model, 4, *loras, **given)
+        expected = alone(model, 4, **given)
         assert len(set(expected)) == 4
     for budget, lanes in budgets.items():
         with Model(checkpoint, wanted, max_vram=budget, **options) as model:
             loopback.reset()
-            assert drawn(model, *loras, **given, batch_count=4) == expected
+            assert drawn(model, **given, batch_count=4) == expected
             row = only_row(model)
             books = loopback.books()
             assert books["device_bytes_peak"] <= budget_bytes(budget)
@@ -108,7 +89,7 @@ def test_each_picture_is_the_one_drawn_alone(case: str, checkpoint: Path, lora: 
             assert (row["lanes"], row["mode"] == "resident") == (lanes, lanes == 1)
             assert row["saved_bytes"] == (row["passes"] - row["graphs"]) * row["streamed_bytes"]
             assert bool(row["saved_bytes"]) == (lanes > 1)
-            assert drawn(model, *loras, **given) == expected[:1]
+            assert drawn(model, **given) == expected[:1]
         assert_empty(loopback)
 
 

@@ -279,7 +279,7 @@ void LaneGroup::say_why(const Lane& lane, bool differ, const std::string& reason
     if (lane.beside != nullptr && !lane.beside->independent()) {
         placement_.streamer->say_of_lanes("the cache mode compares the passes of a step, which take turns");
     } else if (lane.beside != nullptr && lane.beside->is_late()) {
-        placement_.streamer->say_of_lanes("the pass that leaves layers out takes its turn after the others of its step");
+        placement_.streamer->say_of_lanes("the pass that leaves layers out takes its turn after the others");
     } else if (differ) {
         placement_.streamer->say_of_lanes("passes that read different weights take turns");
     } else if (!reason.empty()) {
