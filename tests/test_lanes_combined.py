@@ -176,7 +176,8 @@ class Drawing:
         if found.lanes < lanes_of(cell, pictures):
             return False
         assert found.lanes == lanes_of(cell, pictures), cell
-        assert (found.saved_bytes > 0) == (found.lanes > 1 and found.streamed_bytes > 0), cell
+        if cell["guidance"] != "skipped layers":  # whose pass comes last, and streams by itself
+            assert (found.saved_bytes > 0) == (found.lanes > 1 and found.streamed_bytes > 0), cell
         if cell["cancel"]:
             self.cancelled += 1
             cancel(self.files, sd, cell, 1 + self.cancelled % 5)
