@@ -26,9 +26,12 @@ from support.placed_model import Model, assert_empty, place
 from support.streaming import DIFFUSION, PLENTY, PROMPTS, budget_bytes, steps, stream, streams
 
 
-def drawn(model: Model, progress: Any = None, preview: Any = None, **given: Any) -> list[str]:
+def drawn(
+    model: Model, *loras: tuple[Path, float], progress: Any = None, preview: Any = None, **given: Any
+) -> list[str]:
     """Return the hash of each picture's pixels."""
     options = {"width": 64, "height": 64, "seed": 1, **PROMPTS, **given}
+    options["loras"] = [{"path": bytes(path), "multiplier": multiplier} for path, multiplier in loras]
     pixels, _ = model.context.image_generate(options, progress=progress, preview=preview)
     return [hashlib.sha256(data).hexdigest() for _, _, data in pixels]
 
