@@ -29,11 +29,9 @@ STREAMED_OVERHEAD = 1.03
 TIGHT_WAIT = 0.6
 """What of the shorter one of copying and computing is waited for where there is room for one segment, on the virtual
 clock; with so many segments' room it is less by that number to the power of 1.5."""
-DISK_WAIT = 0.2
+DISK_WAIT = 0.1
 """What of the shorter one of reading from disk and computing is waited for, on the virtual clock: little is read ahead
 from one step to the next."""
-MORE_SLOTS = 2
-"""Segments that slots hold besides the one that is always copied ahead, and that residents make room for."""
 
 
 def evaluate(machine: Machine, demand: Demand, places: Mapping[str, Place], tile: int = 0) -> Alternative:
@@ -215,11 +213,10 @@ class _GpuUse:
         if room < network.streaming_bytes - network.compute_bytes:
             return float("inf")
         copied = self._copied(network, room)
-        # Slots of several segments read more than they would have to; copies of so little more take no time.
-        kept = self._kept(network) - MORE_SLOTS * _slots(network)
+        kept = self._kept(network)
         graphs = network.graphs / lanes
-        copying = graphs * self._arriving(network, copied, max(0.0, kept))
-        reading = graphs * max(0.0, copied - max(0.0, kept)) * self.from_disk.get(network.module, 0.0)
+        copying = graphs * self._arriving(network, copied, kept)
+        reading = graphs * max(0.0, copied - kept) * self.from_disk.get(network.module, 0.0)
         segments = max(1.0, (room - network.fixed_bytes) / max(1, _slots(network)))
         waiting = 0.0 if self._blocks(network) else TIGHT_WAIT / segments**1.5 * min(computing, copying)
         waiting += DISK_WAIT * min(computing, reading)
