@@ -42,13 +42,14 @@ from .upscaler import Upscaler
 from .video import Video
 
 if TYPE_CHECKING:
-    from .placement.choice import Alternative, Choice
+    from .placement.alternative import Alternative
+    from .placement.choice import Choice
     from .placement.prediction import PlanReport
     from .planning import plan
 
 # Imported when they are used: few programs do.
 _LATER = {
-    "Alternative": ".placement.choice",
+    "Alternative": ".placement.alternative",
     "Choice": ".placement.choice",
     "PlanReport": ".placement.prediction",
     "plan": ".planning",

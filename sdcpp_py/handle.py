@@ -16,7 +16,7 @@ from .load_failures import explained
 from .model_files import StrPath
 from .options import declared
 from .options.loading import Placing
-from .placement import Plan, measure_pin_budget
+from .placement import Plan, Stored, measure_pin_budget
 from .reports import MemoryReport, TransferReport
 
 if TYPE_CHECKING:
@@ -131,6 +131,10 @@ class ModelHandle:
         """Return what the weights of each module take, by the headers of the files."""
         raise NotImplementedError
 
+    def _stored(self) -> Mapping[str, Stored]:
+        """Return what of the weights of each module could stay in the files; of one that is not there all could."""
+        return {}
+
     def _place(self, values: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Return where the modules are wanted, by values of the loading options; () where nothing was asked for."""
         # Nothing asked, nothing done: the engine's own placement, and a plan only for those who look at it.
@@ -147,7 +151,8 @@ class ModelHandle:
         asked = {name: value for name, value in placing.items() if name != "pin_budget"}
         with explained(self._files):
             weights = self._survey()
-        made = placement.plan(weights, found, budget, **asked)
+            stored = self._stored() if placement.names_disk(asked["params_backend"]) else {}
+        made = placement.plan(weights, found, budget, **asked, stored=stored)
         return dataclasses.replace(made, kernels=self._given.get("kernels", made.kernels))
 
     def _check_pins(self) -> None:

@@ -37,8 +37,12 @@ class Loading:
     @property
     def model(self) -> StrPath:
         """The file or folder of the denoiser."""
-        found = self.values["model"]
-        return self.values["diffusion_model"] if found is None else found  # type: ignore[no-any-return]
+        return denoiser_of(self.values)
+
+
+def denoiser_of(values: Mapping[str, Any]) -> StrPath:
+    """Return what options of loading name as the model, or as its denoiser where they name its parts."""
+    return values["diffusion_model"] if values["model"] is None else values["model"]  # type: ignore[no-any-return]
 
 
 def checked_loading(options: Mapping[str, Any]) -> Loading:
@@ -57,7 +61,7 @@ def checked_loading(options: Mapping[str, Any]) -> Loading:
             raise ModelError(f"{', '.join(parts)} is part of a model; pass model=... or diffusion_model=... too")
         values["model"], suits = models.EMBEDDED, models.EMBEDDED_DEFAULTS
     placement.check_max_vram(values["max_vram"])
-    named = values["diffusion_model"] if values["model"] is None else values["model"]
+    named = denoiser_of(values)
     values = hub.fetched(values, LOADING.declared)
     values = {**LOADING.resolve(values), "threads": threads_for(values["threads"])}
     # The engine would free the weights after the first image; an object here lives until it is closed.

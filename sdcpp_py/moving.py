@@ -13,12 +13,15 @@ from .devices import devices
 from .errors import CancelledError, ClosedError, DeviceMemoryError, GenerationError, ModelError
 from .handle import NOTHING_PLACED, ModelHandle, Told
 from .images import Timings
+from .loading import denoiser_of
+from .placement import on_disk
+from .reports import MemoryReport
 
 # What chooses is imported where there is something to choose: on a machine with a GPU.
 if TYPE_CHECKING:
     from .drawing import Loaded
     from .modes import Mode, Request
-    from .placement.choice import Alternative
+    from .placement.alternative import Alternative
     from .placement.demand import Demand
     from .placement.machine import Machine
     from .placement.prediction import PlanReport
@@ -91,8 +94,7 @@ class MovingModel(ModelHandle):
         machine, _, _ = planner.machine()
         if not machine.gpus:
             return self._load(())
-        size = usual_size(values["model"] if values["model"] is not None else values["diffusion_model"])
-        demand = planner.usual_demand(machine, size, suits)
+        demand = planner.usual_demand(machine, usual_size(denoiser_of(values)), suits)
         if demand is not None:
             self._planner = planner
             return self._load_best(demand)
@@ -150,9 +152,7 @@ class MovingModel(ModelHandle):
             return 0
         self._call.demanded = self._call.running = None
         places = planner.choice.chosen.places
-        machine, _, _ = planner.machine(self._usable(planner, context))
-        held = sum(row.bytes for row in self.memory_report().modules if row.params_device == machine.cpu)
-        machine = dataclasses.replace(machine, host_bytes=machine.host_bytes + held, pin_bytes=machine.pin_bytes + held)
+        machine = self._machine(planner, context)
         try:
             demand = planner.demand(mode, request, machine, encodes=encodes)
         except (ModelError, GenerationError) as error:
@@ -260,6 +260,7 @@ class MovingModel(ModelHandle):
             error: what was raised.
         """
         from .placement import choice
+        from .placement.evaluation import evaluate
 
         planner = self._planner
         with self._moving:
@@ -274,11 +275,10 @@ class MovingModel(ModelHandle):
                 return  # as it is, in smaller tiles
             if planner.choice is not None:
                 self._call.tried += [
-                    choice.evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
+                    evaluate(planner.choice.machine, demand, planner.choice.chosen.places, side)
                     for side in (0, *demand.tiled)
                 ]
-            usable = {} if loaded.context.closed else self._usable(planner, loaded.context)
-            machine, _, _ = planner.machine(usable)
+            machine = self._machine(planner, loaded.context)
             tried = {each.key for each in self._call.tried}
             if choice.choose(machine, demand, lambda each: each.key in tried) is None:
                 if isinstance(error, _ElsewhereError):
@@ -312,10 +312,14 @@ class MovingModel(ModelHandle):
         running = self._call.running
         return running is not None and any(not running.tile or side < running.tile for side in demand.tiled)
 
-    def _usable(self, planner: Planner, context: engine.Handle) -> dict[str, int]:
-        """Return what of each GPU there is for the model, in bytes: what is free, and what it holds itself."""
-        gpus = () if planner.choice is None else planner.choice.machine.gpus
-        return {gpu.name: context.usable(gpu.name) for gpu in gpus}
+    def _machine(self, planner: Planner, context: engine.Handle) -> Machine:
+        """Return what there is for the model: what is free, and what it holds itself."""
+        if context.closed or planner.choice is None:
+            return planner.machine()[0]
+        usable = {gpu.name: context.usable(gpu.name) for gpu in planner.choice.machine.gpus}
+        rows = [row for row in MemoryReport.from_rows(context.memory()).modules if row.params_device not in usable]
+        rings = {row.runtime_device for row in rows if row.params_device == on_disk.DISK}
+        return planner.machine(usable, sum(row.bytes for row in rows) + on_disk.RING_BYTES * len(rings))[0]
 
     def _note(self, timings: Timings | None) -> None:
         """Note what a call took, next to what was predicted."""

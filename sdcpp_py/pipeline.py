@@ -40,7 +40,7 @@ from .moving import MovingModel, _Call
 from .options import LoadingOptions, StrPath, declared
 from .options.signature import describe
 from .pictures import PictureSource
-from .placement import Plan
+from .placement import Plan, Stored, stored_of
 from .progress import Part, progress
 from .video import Video
 
@@ -153,6 +153,10 @@ class StableDiffusion(MovingModel):
     def _survey(self) -> Mapping[str, int]:
         """Return what the weights of each module take, by the headers of the files."""
         return engine.weights_survey(self._given)
+
+    def _stored(self) -> Mapping[str, Stored]:
+        """Return what of the weights of each module could stay in the files."""
+        return stored_of(engine.stored_survey(self._given))
 
     @property
     def plan(self) -> Plan:

@@ -35,10 +35,14 @@ from .modes import (
 )
 from .options import declared
 from .placement import BudgetPart, PinBudget, Plan
+from .placement.alternative import Alternative, Place
 from .placement.assume import Assumed, parse_assume
-from .placement.choice import Alternative, Choice, Place, choose, evaluate
+from .placement.choice import Choice, choose
 from .placement.demand import GROUPS, TILES, Demand, NetworkDemand, networks_of, scaled
-from .placement.machine import Described, Machine, this_machine
+from .placement.disk_rate import disk_rate
+from .placement.evaluation import evaluate
+from .placement.machine import DISK_RATE, Described, Machine, this_machine
+from .placement.on_disk import Stored, system_obstacle
 
 log = logging.getLogger("sdcpp_py")
 
@@ -64,14 +68,34 @@ class Surveyor:
         self._known: dict[Any, tuple[NetworkDemand, ...]] = {}
 
     @functools.cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        with explained(self.files):
+            return engine.stored_survey(self.given)
+
+    @property
     def weights(self) -> Mapping[str, int]:
         """What the weights of each module take, in bytes.
 
         Raises:
             ModelError: the files are missing or damaged.
         """
-        with explained(self.files):
-            return engine.weights_survey(self.given)
+        return {row["module"]: row["bytes"] for row in self._rows}
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """What of the weights of each module could stay in the files; errors as of :attr:`weights`."""
+        return placement.stored_of(self._rows)
+
+    @property
+    def disk_obstacle(self) -> str:
+        """Why no weights can stay in the files; empty where they can."""
+        merges = self.given.get("lora_apply_mode") == "immediately"
+        return system_obstacle() or ("lora_apply_mode is 'immediately', which changes weights" if merges else "")
+
+    def disk_rate(self) -> float:
+        """Return the bytes a second that the disk with the files gives, measured once, else the stated figure."""
+        paths = [path for path in self.files.values() if path is not None]
+        return disk_rate(paths) or DISK_RATE
 
     def demand(self, mode: Mode, request: Request, machine: Machine, *, device: str | None, encodes: bool) -> Demand:
         """Return what one call takes.
@@ -112,6 +136,8 @@ class Surveyor:
             tiled=tiled,
             passes=max(1, round(max(passes, default=1) / few["sample_steps"])) * pictures,
             text=_text(mode, request, pictures),
+            stored=self.stored,
+            disk_obstacle=self.disk_obstacle,
         )
 
     def _survey(
@@ -218,11 +244,14 @@ class Planner:
         self.surveyor, self.threads, self.described = surveyor, threads, machine
         self.choice: Choice | None = None
 
-    def machine(self, usable: Mapping[str, int] | None = None) -> tuple[Machine, list[Device], PinBudget]:
+    def machine(
+        self, usable: Mapping[str, int] | None = None, held: int = 0
+    ) -> tuple[Machine, list[Device], PinBudget]:
         """Return what there is now, with the devices and what may be pinned.
 
         Args:
             usable: device -> bytes that a loaded model may use, where that is not what is free.
+            held: bytes of host memory that the loaded model holds.
         """
         found = devices()
         budget = placement.measure_pin_budget(found)
@@ -232,7 +261,12 @@ class Planner:
             measured = made.gpus if budget.bytes > _ROOM_TO_MEASURE else ()
             rates = {gpu.name: engine.bus_rate(gpu.name) for gpu in measured if gpu.pins}
             gpus = tuple(replace(gpu, bus_rate=rates.get(gpu.name) or gpu.bus_rate) for gpu in made.gpus)
-            return replace(made, gpus=gpus), found, budget
+            made = replace(
+                made, gpus=gpus, host_bytes=made.host_bytes + held, pin_bytes=made.pin_bytes + held, disk_rate=None
+            )
+            if gpus and not made.holds(sum(self.surveyor.weights.values())):
+                made = replace(made, disk_rate=self.surveyor.disk_rate())
+            return made, found, budget
         made = self.described.machine(budget, self.threads)
         part = BudgetPart("assume", made.pin_bytes, self.described.text)
         cpu = next((device for device in found if device.kind == "cpu"), None)
@@ -285,7 +319,9 @@ class Planner:
 
     def plan(self, choice: Choice, found: Sequence[Device], budget: PinBudget) -> Plan:
         """Return the plan of a choice."""
-        made = placement.plan(self.surveyor.weights, found, budget, **choice.chosen.specs())
+        made = placement.plan(
+            self.surveyor.weights, found, budget, **choice.chosen.specs(), stored=self.surveyor.stored
+        )
         return replace(made, choice=choice, kernels=self.surveyor.given.get("kernels", made.kernels))
 
 
@@ -306,7 +342,7 @@ def plan(model: StrPath | None = None, *, mode: str = "txt2img", assume: Assumed
         model: as of :class:`StableDiffusion`.
         mode: what is drawn: ``txt2img``, ``img2img``, ..., ``img2vid``.
         assume: a machine, as ``gpu=12GiB,ram=16GiB,bus=12GB/s`` or a mapping of these keys; ``gpu=8GiB+8GiB`` are two,
-            and ``compute=40TFLOPS`` is a GPU's speed. None for this one.
+            ``compute=40TFLOPS`` is a GPU's speed and ``disk=2GB/s`` a disk's. None for this one.
         **options: options of :class:`StableDiffusion` and of the mode; the prompt and pictures that go in may be left
             out.
 
@@ -333,7 +369,7 @@ def plan(model: StrPath | None = None, *, mode: str = "txt2img", assume: Assumed
         specs = {name: value for name, value in placing.items() if name != "pin_budget"}
         if placing["pin_budget"] is not None and described is None:
             budget = placement.measure_pin_budget(found, pin_budget=placing["pin_budget"])
-        return placement.plan(planner.surveyor.weights, found, budget, **specs)
+        return placement.plan(planner.surveyor.weights, found, budget, **specs, stored=planner.surveyor.stored)
     size = usual_size(asked.model)
     request = _request(which, drawing, size, asked.suits, values)
     demand = planner.demand(which, request, machine, encodes=_encodes(which, request))

@@ -12,13 +12,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sdcpp_py
+from sdcpp_py import engine
 from sdcpp_py.placement.on_disk import RING_BYTES
 from support.checkpoints import write_checkpoint
 from support.children import in_child
 from support.loopback import Loopback
+from support.model_formats import Tensor, fp8, read_safetensors, safetensors_of, torch_zip
 from support.placed_model import assert_empty
 from support.streaming import GIB, named_budget
 
@@ -113,6 +116,49 @@ def test_conversions_and_shared_places(checkpoint: Path) -> None:
     with sdcpp_py.StableDiffusion(checkpoint, **ON_DISK, max_vram=smallest(checkpoint)) as sd:
         assert drawn(sd) == on_cpu(checkpoint)
         assert {stream.mode for stream in sd.transfer_report().streams} <= {"in turn", "resident"}
+    assert_empty(loopback)
+
+
+@in_child
+def test_types_that_ggml_lacks(checkpoint: Path) -> None:
+    """Plain 8-bit floats become f16 as they are read; scaled ones, and packed files, are read whole and kept."""
+    loopback = Loopback()
+    weights = read_safetensors(checkpoint)
+    large = {name for name, array in weights.items() if array.ndim == 2 and array.size >= 8192}
+    plain = {
+        name: fp8(array, "F8_E4M3" if index % 2 else "F8_E5M2") if name in large else array
+        for index, (name, array) in enumerate(weights.items())
+    }
+    scaled: dict[str, Any] = {
+        name: fp8(array, "F8_E4M3") if name in large else array for name, array in weights.items()
+    }
+    scaled |= {name.replace("weight", "weight_scale"): np.asarray(0.5, np.float32) for name in large}
+    double = {name: array.astype(np.float64) if name in large else array for name, array in weights.items()}
+    files = {
+        "f16": checkpoint.read_bytes(),
+        "plain": safetensors_of(plain),
+        "scaled": safetensors_of(scaled),
+        "double": safetensors_of(double),
+        "packed": torch_zip({name: Tensor(array) for name, array in weights.items()}, compress=True),
+    }
+    stays, in_files = {}, {}
+    for kind, content in files.items():
+        model = checkpoint.with_name(f"{kind}.{'ckpt' if kind == 'packed' else 'safetensors'}")
+        model.write_bytes(content)
+        rows = {row["module"]: row for row in engine.stored_survey({"model_path": bytes(model)})}
+        stays[kind] = {module: row["disk_bytes"] for module, row in rows.items()}
+        with sdcpp_py.StableDiffusion(model, **ON_DISK) as sd:
+            report = sd.memory_report()
+            found = {row.module: row.disk_bytes for row in report.modules}
+            assert all(abs(found[module] - size) <= 0.02 * size for module, size in stays[kind].items()), kind
+            assert sd.plan.pinned_bytes == 0, "what cannot stay is not what host memory keeps of what can"
+            expected = on_cpu(model)
+            assert drawn(sd) == expected, kind
+        in_files[kind] = sum(row["stored_bytes"] for row in rows.values())
+    smaller = in_files["f16"] - in_files["plain"]
+    assert smaller == sum(weights[name].size for name in large), "a byte for two"
+    assert not any(stays["packed"].values())
+    assert 0 < sum(stays["scaled"].values()) < sum(stays["plain"].values())
     assert_empty(loopback)
 
 

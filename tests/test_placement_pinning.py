@@ -189,6 +189,13 @@ def test_mount_point_with_a_blank() -> None:
     assert part(measure(files), "cgroup").bytes == leaves(2 * GIB)
 
 
+def test_the_process_has_a_limit_of_its_own() -> None:
+    limits = f"Limit   Soft Limit   Hard Limit   Units\nMax data size   {2 * GIB}   unlimited   bytes"
+    made = measure({**ROOMY, "proc/self/limits": limits, "proc/self/status": "VmData:\t  524288 kB\n"})
+    assert (made.bytes, made.binding.name) == (GIB // 2, "RLIMIT_DATA")
+    assert made.binding.detail == "2.00 GiB limit - 512.0 MiB in use - 1.00 GiB reserve"
+
+
 def memlock(limit: object, locked_kib: int = 0, capabilities: str = "0000000000000000") -> dict[str, object]:
     return {
         **ROOMY,
@@ -233,16 +240,18 @@ def test_budget_explains_itself() -> None:
         "limit             leaves  because\n"
         "MemAvailable    5.60 GiB  12.00 GiB available - 6.40 GiB reserve\n"
         "cgroup          6.00 GiB  8.00 GiB limit - 1.00 GiB in use - 1.00 GiB reserve (v2, /sys/fs/cgroup/a)\n"
+        "RLIMIT_DATA            -  there is none here\n"
         "RLIMIT_MEMLOCK         -  there is none here\n"
         "pin_budget      7.50 GiB  given by the caller"
     )
     content = json.loads(json.dumps(made.to_dict()))
     assert content["binding"] == "MemAvailable"
     assert content["bytes"] == made.bytes
-    assert [part["name"] for part in content["parts"]] == ["MemAvailable", "cgroup", "RLIMIT_MEMLOCK", "pin_budget"]
+    names = ["MemAvailable", "cgroup", "RLIMIT_DATA", "RLIMIT_MEMLOCK", "pin_budget"]
+    assert [part["name"] for part in content["parts"]] == names
 
 
 def test_this_machine_has_a_budget() -> None:
     made = placement.measure_pin_budget([CPU])
     assert 0 <= made.bytes <= 1 << 50
-    assert len(made.parts) == 4
+    assert len(made.parts) == 5

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 import sdcpp_py
 from plans import Clock, cells, demand_of
 from sdcpp_py import ArgumentError, PinBudget
+from sdcpp_py.placement.alternative import Place
 from sdcpp_py.placement.assume import parse_assume
-from sdcpp_py.placement.choice import Place, alternatives, choose
+from sdcpp_py.placement.choice import alternatives, choose
 from sdcpp_py.placement.demand import Demand, NetworkDemand
 from sdcpp_py.placement.machine import Accelerator, Machine
 from sdcpp_py.reports import GIB
@@ -32,7 +35,7 @@ def machine_of(assume: str) -> Machine:
 def test_more_memory_is_never_slower(demand: Demand) -> None:
     """Each machine has a plan, the fastest of all that fit, which asks for no more than there is."""
     found = {}
-    for gpu, ram, bus in itertools.product((2, 4, 8, 16, 24, 80), (32, 64), (3, 12, 50)):
+    for gpu, ram, bus in itertools.product((2, 4, 8, 16, 24, 80), (4, 8, 32, 64), (3, 12, 50)):
         machine = machine_of(f"gpu={gpu}GiB,ram={ram}GiB,bus={bus}GB/s")
         choice = choose(machine, demand)
         assert choice is not None
@@ -42,7 +45,13 @@ def test_more_memory_is_never_slower(demand: Demand) -> None:
         places = choice.chosen.places.items()
         on_gpu = sum(demand.group_bytes(group) for group, place in places if str(place) == "GPU0")
         assert on_gpu <= gpu * GIB
-        assert sum(demand.group_bytes(group) for group, place in places if str(place) != "GPU0") <= ram * GIB
+        in_host = sum(
+            demand.group_bytes(group) for group, place in places if place.home == "host" or place.device == "CPU"
+        )
+        assert in_host + choice.chosen.kept_bytes <= machine.host_bytes
+        from_disk = sum(demand.group_bytes(group) for group, place in places if place.home == "disk")
+        assert choice.chosen.kept_bytes <= from_disk
+        assert not from_disk or not machine.holds(sum(demand.weights.values()))
     for (gpu, ram, bus), seconds in found.items():
         more = [found[key] for key in found if key[0] >= gpu and key[1] >= ram and key[2] >= bus]
         assert max(more) <= 1.001 * seconds
@@ -56,6 +65,45 @@ def test_more_memory_is_never_slower(demand: Demand) -> None:
     assert choose(machine_of("gpu=2MiB,ram=1GiB"), demand) is None
 
 
+def test_weights_on_disk_where_host_memory_is_short() -> None:
+    """What is kept in host memory is read once; what rules the disk out is said, and so is what it takes."""
+    with header_only(MODELS["Z-Image"]) as path:
+        demand = demand_of(MODELS["Z-Image"], path)
+        short = "gpu=4GiB,ram=8GiB,bus=12GB/s"
+        text = str(sdcpp_py.plan(path, assume=f"{short},disk=2GB/s"))
+        with pytest.raises(ArgumentError, match="nothing fits"):
+            sdcpp_py.plan(path, assume=f"{short},disk=2GB/s", lora_apply_mode="immediately")
+        merging = sdcpp_py.plan(path, assume="gpu=48GiB,ram=8GiB", lora_apply_mode="immediately")
+    assert "GPU0 from disk" in text
+    assert "disk 2 GB/s" in text
+    assert "of what is on disk host memory keeps" in text
+    assert merging.choice is not None
+    assert any("lora_apply_mode is 'immediately'" in each.reason for each in merging.choice.rejected)
+
+    def seconds(assume: str, **changed: Any) -> float:
+        choice = choose(machine_of(assume), replace(demand, **changed))
+        assert choice is not None
+        assert choice.chosen.places["diffusion"].home == "disk"
+        return choice.seconds
+
+    usual = seconds(f"{short},disk=2GB/s")
+    slow = seconds(f"{short},disk=0.5GB/s")
+    assert slow > 2 * usual, "the disk is what counts"
+    assert seconds("gpu=4GiB,ram=8GiB,bus=50GB/s,disk=2GB/s") == pytest.approx(
+        seconds("gpu=4GiB,ram=8GiB,bus=12GB/s,disk=2GB/s"), rel=0.02
+    ), "the bus is not"
+    assert seconds("gpu=4GiB,ram=10GiB,disk=0.5GB/s") < 0.8 * slow, "more is kept"
+    half = {module: replace(each, stored_bytes=each.disk_bytes // 2) for module, each in demand.stored.items()}
+    assert seconds(f"{short},disk=0.5GB/s", stored=half) < 0.7 * slow, "8-bit floats take half in the file"
+    converted = {module: replace(each, converted_bytes=each.disk_bytes) for module, each in half.items()}
+    assert seconds(f"{short},disk=0.5GB/s", stored=converted) > seconds(f"{short},disk=0.5GB/s", stored=half)
+    packed = {module: replace(each, disk_bytes=0, stored_bytes=0) for module, each in demand.stored.items()}
+    assert choose(machine_of(short), replace(demand, stored=packed)) is None
+    two = choose(machine_of("gpu=8GiB+8GiB,ram=8GiB,disk=2GB/s"), demand)
+    assert two is not None
+    assert two.seconds <= usual
+
+
 @in_child
 def test_the_chosen_plan_is_the_best_by_the_clock() -> None:
     """A small part of scripts/bench/plans.py: every way is tried on the virtual clock."""
@@ -66,11 +114,11 @@ def test_the_chosen_plan_is_the_best_by_the_clock() -> None:
     with header_only(MODELS[name]) as path:
         demand = demand_of(MODELS[name], path)
         clock = Clock(loopback, MODELS[name], path, demand)
-        found = list(cells(name, clock, demand, ((2,), (32,), (3, 12))))
+        found = list(cells(name, clock, demand, ((2,), (32, 2), (3, 12), (2,))))
         clock.close()
-    assert len(found) == 2
+    assert len(found) == 4
     for each in found:
-        assert "diffusion GPU0 streamed" in each.plan
+        assert f"diffusion GPU0 {'streamed' if each.disk is None else 'from disk'}" in each.plan
         assert each.failed == ""
         assert each.tried > 1
         assert each.ratio is not None

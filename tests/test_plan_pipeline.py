@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import sdcpp_py
-from sdcpp_py import DeviceMemoryError, StableDiffusion, Tiling, cli, moving
+from sdcpp_py import BudgetPart, DeviceMemoryError, PinBudget, StableDiffusion, Tiling, cli, moving, placement
+from sdcpp_py.placement import on_disk
 from support.children import in_child
 from support.loopback import Loopback
 from support.placed_model import assert_empty
@@ -184,6 +185,54 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles() -> None:
         with pytest.raises(DeviceMemoryError):
             draw(sd, 320)
         assert sd.plan_report() is None
+    assert_empty(loopback)
+
+
+def short_of_host_memory(loopback: Loopback, left: int) -> None:
+    """Leave so many bytes of host memory for weights; rings take none of it."""
+    on_disk.RING_BYTES = 0
+    placement.measure_pin_budget = lambda devices, **_: PinBudget(  # type: ignore[assignment]
+        (BudgetPart("MemAvailable", max(0, left - loopback.books()["host_bytes"]), "assumed"),)
+    )
+
+
+@in_child
+def test_weights_stay_on_disk_when_host_memory_is_short() -> None:
+    """Chosen before loading, with some of them kept in host memory; and when memory of the device is gone."""
+    loopback = Loopback()
+    expected = on_cpu(128)
+    loopback.set(memory_total=14 * MIB)
+    short_of_host_memory(loopback, 7 * MIB)
+    with StableDiffusion(threads=1) as sd:
+        assert draw(sd, 128) == expected
+        assert places(sd)["diffusion"] == "Loopback0 from disk"
+        choice = sd.plan.choice
+        assert choice is not None
+        assert 0 < choice.chosen.kept_bytes <= 7 * MIB
+        assert any("of host memory, of which" in each.reason for each in choice.rejected), "what does not fit, and why"
+        assert (choice.machine.disk_rate or 0.0) > 1e6, "measured"
+        memory = {row.module: row for row in sd.memory_report().modules}["diffusion"]
+        kept = {row.module: row.kept_bytes for row in sd.plan.modules}["diffusion"]
+        assert memory.params_device == "disk"
+        assert kept - 4 * MIB < memory.bytes <= kept + 4 * MIB
+        assert sd.transfer_report().total.from_disk_bytes > memory.disk_bytes
+        report = sd.plan_report()
+        assert report is not None
+        assert report.replanned == 0
+        assert draw(sd, 128) == expected, "again"
+        assert sd.plan_report().replanned == 0  # type: ignore[union-attr]
+        loopback.set(memory_total=2000 * MIB)
+        moved = draw(sd, 128)
+        assert moved == expected
+    assert_empty(loopback)
+    with StableDiffusion(threads=1) as sd:
+        assert set(places(sd).values()) == {"Loopback0"}, "no host memory is needed there"
+        loopback.set(memory_reserved=1986 * MIB)  # another program's
+        assert draw(sd, 128) == expected
+        assert places(sd)["diffusion"] == "Loopback0 from disk"
+        report = sd.plan_report()
+        assert report is not None
+        assert report.replanned == 1
     assert_empty(loopback)
 
 

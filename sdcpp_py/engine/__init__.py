@@ -16,7 +16,7 @@ from .handle import Handle
 from .library import ENGINE_LOG_LINES, Frame, Progress, Step, Tap, library
 from .names import cache_mode, enum_names, physical_cores, versions
 from .runtime import Call, Run, tap, watched
-from .survey import encoder_bytes, picture_survey, weights_survey
+from .survey import encoder_bytes, picture_survey, stored_survey, weights_survey
 from .upscaler import UpscalerContext, upscaler_bytes
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "library",
     "physical_cores",
     "picture_survey",
+    "stored_survey",
     "tap",
     "upscaler_bytes",
     "versions",

@@ -9,7 +9,7 @@ from ..errors import ModelError
 from .devices import cuda_backend
 from .fields import IMAGE, VIDEO
 from .handle import CANNOT_LOAD, MOST_ROWS
-from .library import library, row_values, text
+from .library import library, row_values
 from .runtime import Run
 from .structs import Filler
 
@@ -26,6 +26,14 @@ def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         ModelError: the engine refused the files.
     """
+    return {row["module"]: row["bytes"] for row in stored_survey(options)}
+
+
+def stored_survey(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the fields of sdcpp_weights_t of each module: also what of its weights could stay in the files.
+
+    Arguments and errors are those of :func:`weights_survey`.
+    """
     ffi, lib = library()
     cuda_backend()
     filler = Filler()
@@ -34,7 +42,7 @@ def weights_survey(options: Mapping[str, Any]) -> dict[str, int]:
     with Run(quiet=True) as run:
         status = lib.sdcpp_weights_survey(run.native, filler.context_params(options), found, len(found), count)
         run.check(status, ModelError, CANNOT_LOAD)
-        return {str(text(row.module)): int(row.bytes) for row in found[0 : count[0]]}
+        return [row_values(row) for row in found[0 : count[0]]]
 
 
 def encoder_bytes(options: Mapping[str, Any]) -> int:

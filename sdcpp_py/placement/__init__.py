@@ -4,7 +4,7 @@ What chooses where nothing is asked is in ``choice``, ``demand``, ``machine`` an
 """
 
 from .device_memory import DeviceBudget, check_max_vram, device_budget
-from .on_disk import DISK, disk_obstacle, kept_of
+from .on_disk import DISK, Stored, disk_obstacle, kept_of, names_disk, stored_of
 from .pinning import BudgetPart, PinBudget, measure_pin_budget
 from .planner import ModulePlan, Plan, plan
 from .specs import MODULES, PIN_POLICIES, Spec, find_device, parse_spec
@@ -19,12 +19,15 @@ __all__ = [
     "PinBudget",
     "Plan",
     "Spec",
+    "Stored",
     "check_max_vram",
     "device_budget",
     "disk_obstacle",
     "find_device",
     "kept_of",
     "measure_pin_budget",
+    "names_disk",
     "parse_spec",
     "plan",
+    "stored_of",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
-from .machine import BUS_RATE, GPU_FLOPS, Described
+from .machine import BUS_RATE, DISK_RATE, GPU_FLOPS, Described
 
 Assumed = str | Mapping[str, Any]
 """``KEY=VALUE,...``, or a mapping of key to value."""
@@ -31,6 +31,7 @@ _KEYS = {
     "ram": "host memory such as 16GiB",
     "bus": f"rate of copies to a GPU such as 12GB/s (default {BUS_RATE / 1e9:g}GB/s)",
     "compute": f"speed of a GPU such as 40TFLOPS (default {GPU_FLOPS / 1e12:g}TFLOPS)",
+    "disk": f"rate of the disk with the model's files such as 2GB/s (default {DISK_RATE / 1e9:g}GB/s)",
 }
 _LEAST, _MOST = 1 << 20, 1 << 50
 
@@ -39,8 +40,9 @@ def parse_assume(given: Assumed) -> Described:
     """Return the machine that a caller describes.
 
     Args:
-        given: ``gpu=SIZE[+SIZE...]``, which may be repeated, ``ram=SIZE``, ``bus=RATE`` and ``compute=SPEED``, divided
-            by commas, or a mapping of these. Sizes are in GiB, GB, MiB, ...; rates in GB/s, ...; speeds in TFLOPS, ...
+        given: ``gpu=SIZE[+SIZE...]``, which may be repeated, ``ram=SIZE``, ``bus=RATE``, ``disk=RATE`` and
+            ``compute=SPEED``, divided by commas, or a mapping of these. Sizes are in GiB, GB, MiB, ...; rates in GB/s,
+            ...; speeds in TFLOPS, ...
 
     Raises:
         ArgumentError: a key is unknown or given twice, or a value has no meaning; the message lists what is valid.
@@ -72,6 +74,7 @@ def parse_assume(given: Assumed) -> Described:
         ram=int(_number("ram", found["ram"], _SIZE)) if "ram" in found else None,
         bus=_number("bus", found["bus"], _RATE) if "bus" in found else BUS_RATE,
         compute=_number("compute", found["compute"], _FLOPS) if "compute" in found else GPU_FLOPS,
+        disk=_number("disk", found["disk"], _RATE) if "disk" in found else DISK_RATE,
         text=",".join(f"{key}={value}" for key, value in items),
     )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from .on_disk import Stored
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "diffusion": ("diffusion", "controlnet", "photomaker"),
@@ -78,6 +80,8 @@ class Demand:
             choose.
         passes: of the denoiser in each step, of all pictures that are sampled at the same time.
         text: what is drawn, for a reader.
+        stored: module -> what of its weights could stay in the model's files; one that is not there could as a whole.
+        disk_obstacle: why none can; empty where they can.
     """
 
     networks: tuple[NetworkDemand, ...]
@@ -85,6 +89,8 @@ class Demand:
     tiled: Mapping[int, tuple[NetworkDemand, ...]]
     passes: int
     text: str
+    stored: Mapping[str, Stored] = field(default_factory=dict)
+    disk_obstacle: str = ""
 
     def of_group(self, group: str, tile: int = 0) -> tuple[NetworkDemand, ...]:
         """Return the networks of a group, the VAE's with tiles of a side, 0 for none."""

@@ -29,6 +29,10 @@ BUS_RATE = 12e9
 """Bytes from pinned memory to the device, a second: PCIe 3.0 with 16 lanes, of whose 15.75e9 that much arrives."""
 PAGEABLE_SHARE = 0.4
 """What of that pageable memory reaches, which drivers copy into pinned memory first: scripts/bench/streaming.py."""
+DISK_RATE = 2e9
+"""Bytes that are read from a disk a second: what is left of a solid-state drive's 3e9 of PCIe 3.0 with 4 lanes."""
+CONVERTED_RATE = 2e9
+"""Bytes of weights that become another type as they are read from disk, a second: ``native/sdcpp/disk``."""
 OPERATION_SECONDS = 2e-6
 """What each operation takes a GPU to begin; native/sdcpp/streaming/cost.cpp."""
 CUDA_BASE_BYTES = 288 << 20
@@ -71,6 +75,8 @@ class Machine:
         pin_bytes: the part of it that may be pinned.
         cpu_flops: operations a second of all its cores.
         cpu_memory_rate: bytes a second that it reads and writes.
+        disk_rate: bytes a second that the disk with the model's files gives; None where it was not measured, since host
+            memory holds the model.
         assumed: what it was described as; empty for this machine.
     """
 
@@ -80,6 +86,7 @@ class Machine:
     pin_bytes: int
     cpu_flops: float
     cpu_memory_rate: float = CPU_MEMORY_RATE
+    disk_rate: float | None = None
     assumed: str = ""
 
     def __str__(self) -> str:
@@ -91,7 +98,12 @@ class Machine:
         ]
         what = "assumed machine" if self.assumed else "machine"
         parts = [*gpus, f"{self.cpu} {show_bytes(self.host_bytes)} for weights, {self.cpu_flops / 1e12:.3g} TFLOPS"]
+        parts += [f"disk {self.disk_rate / 1e9:.3g} GB/s"] if self.disk_rate is not None else []
         return f"{what}: {'; '.join(parts)}"
+
+    def holds(self, weights: int) -> bool:
+        """Tell whether host memory holds so many bytes of weights, pinned, so that none has to be on disk."""
+        return weights <= min(self.host_bytes, self.pin_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -120,7 +132,7 @@ def host_bytes(budget: PinBudget) -> int:
     return min(left, default=0)
 
 
-_HOST_PARTS = ("MemAvailable", "free memory", "cgroup")
+_HOST_PARTS = ("MemAvailable", "free memory", "cgroup", "RLIMIT_DATA")
 
 
 def this_machine(
@@ -173,6 +185,7 @@ class Described:
         ram: bytes of host memory; None for what this machine has free.
         bus: bytes a second from pinned memory to a GPU.
         compute: operations a second of a GPU.
+        disk: bytes a second from the disk with the model's files.
         text: as it was written.
     """
 
@@ -180,6 +193,7 @@ class Described:
     ram: int | None = None
     bus: float = BUS_RATE
     compute: float = GPU_FLOPS
+    disk: float = DISK_RATE
     text: str = field(default="", compare=False)
 
     def machine(self, budget: PinBudget, threads: int | None) -> Machine:
@@ -202,4 +216,4 @@ class Described:
         )
         host = host_bytes(budget) if self.ram is None else max(0, self.ram - max(gib, self.ram // 10))
         cores = threads or os.cpu_count() or 1
-        return Machine(gpus, "CPU", host, host, CPU_FLOPS * cores, assumed=self.text)
+        return Machine(gpus, "CPU", host, host, CPU_FLOPS * cores, disk_rate=self.disk, assumed=self.text)

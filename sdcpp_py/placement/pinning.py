@@ -30,8 +30,8 @@ class BudgetPart:
     """One limit of what may be pinned.
 
     Attributes:
-        name: ``MemAvailable`` (``free memory`` where there is no ``/proc``), ``cgroup``, ``RLIMIT_MEMLOCK`` or
-            ``pin_budget``.
+        name: ``MemAvailable`` (``free memory`` where there is no ``/proc``), ``cgroup``, ``RLIMIT_DATA``,
+            ``RLIMIT_MEMLOCK`` or ``pin_budget``.
         bytes: what it leaves to pin, or None where it does not limit.
         detail: how that number comes about, or why there is none.
     """
@@ -80,7 +80,7 @@ class PinBudget:
 def measure_pin_budget(
     devices: Sequence[Device], *, pin_budget: float | None = None, root: Path = Path("/")
 ) -> PinBudget:
-    """Return how much may be pinned now: the least of free memory, cgroup, RLIMIT_MEMLOCK and the caller's cap.
+    """Return how much may be pinned now: the least of free memory, cgroup, resource limits and the caller's cap.
 
     Args:
         devices: the devices there are; the CPU's memory stands in where there is no ``/proc/meminfo``.
@@ -95,6 +95,7 @@ def measure_pin_budget(
         (
             _memory_part(devices, root),
             _cgroup_part(root),
+            _data_part(root),
             _memlock_part(devices, root),
             BudgetPart("pin_budget", cap, "not given" if cap is None else "given by the caller"),
         )
@@ -157,6 +158,17 @@ def _cgroup_part(root: Path) -> BudgetPart:
             detail = f"{show_bytes(limit)} limit - {shown} - {show_bytes(reserve)} reserve (v{version}, /{directory})"
             tightest = BudgetPart("cgroup", left, detail)
     return tightest
+
+
+def _data_part(root: Path) -> BudgetPart:
+    """Return what RLIMIT_DATA leaves to this process; it counts memory that is never touched, too."""
+    found = re.search(r"^Max data size +(\w+)", read_text(root / "proc/self/limits"), re.MULTILINE)
+    limit = None if found is None else read_number(found[1])
+    if limit is None:
+        return BudgetPart("RLIMIT_DATA", None, "unlimited" if found else "there is none here")
+    used = _fields(read_text(root / "proc/self/status")).get("VmData", 0) * 1024
+    detail = f"{show_bytes(limit)} limit - {show_bytes(used)} in use - {show_bytes(GIB)} reserve"
+    return BudgetPart("RLIMIT_DATA", max(0, limit - used - GIB), detail)
 
 
 def _memlock_part(devices: Sequence[Device], root: Path) -> BudgetPart:

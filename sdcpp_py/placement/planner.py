@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError, PlacementError
 from ..reports import show_bytes, table
 from .device_memory import DeviceBudget, check_max_vram, device_budget
-from .on_disk import DISK, disk_obstacle, kept_of
+from .on_disk import DISK, Stored, disk_obstacle, kept_of, needed_of
 from .pinning import PinBudget
 from .specs import DEFAULT, MODULES, Spec, find_device, parse_spec, pin_policy
 
@@ -218,6 +218,7 @@ def plan(
     pin_params: Spec = "auto",
     max_vram: float | None = None,
     stream_layers: bool = False,
+    stored: Mapping[str, Stored] | None = None,
 ) -> Plan:
     """Return where each module runs, where its weights will lie and which are pinned or streamed.
 
@@ -234,6 +235,7 @@ def plan(
         max_vram: budget of device memory in GiB for modules whose weights the CPU keeps for another device: what does
             not fit is streamed. Negative is what stays free of what is free.
         stream_layers: stream within a budget, which is measured when none is given, and let copies overlap.
+        stored: module -> what of its weights could stay on disk; one that is not there could as a whole.
 
     Raises:
         ArgumentError: a spec or a number is wrong, or asks to pin, stream or limit where there is nothing to.
@@ -298,7 +300,15 @@ def plan(
             reasons[module] = f"pageable: only {show_bytes(left)} of the pin budget left"
         elif policies[module] == "never":
             reasons[module] = "pageable: pin_params is never"
-    kept = kept_of(on_disk, weights, left)
+    # Weights in host memory take of it whether they are pinned or not.
+    in_memory = sum(
+        weights.get(module, 0)
+        for module, (_, home) in places.items()
+        if not isinstance(home, str) and home.kind == "cpu"
+    )
+    streaming_from_disk = {places[module][0].name for module in on_disk if weights.get(module, 0)}
+    needed = needed_of(on_disk, weights, stored or {}, len(streaming_from_disk))
+    kept = kept_of(on_disk, weights, budget.bytes - in_memory - needed, stored or {})
     for module, size in kept.items():
         if weights.get(module, 0):
             reasons[module] = f"on disk; host memory keeps {show_bytes(size)} of it"

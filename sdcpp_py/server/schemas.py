@@ -177,6 +177,9 @@ class Report(BaseModel):
     timings: dict[str, float]
     loras: list[dict[str, Any]]
     plan: dict[str, Any] = Field(description="where each module runs and its weights lie, and why")
+    prediction: dict[str, Any] | None = Field(
+        default=None, description="seconds that the planner said, and those that it took; null where it did not choose"
+    )
     memory: dict[str, Any] = Field(description="where the weights really lay")
     transfer: dict[str, Any] = Field(description="bytes copied, their speed, what was hidden, resident and streamed")
     warnings: list[str]

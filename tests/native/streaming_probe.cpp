@@ -1,5 +1,8 @@
 // Computes a diffusion model of full size without weights: its graphs and tensors have the shapes that a checkpoint's
 // header gives, on a device that keeps books but computes nothing. Part of the engine library in test builds only.
+#include <algorithm>
+#include <array>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -22,6 +25,73 @@ struct Probe {
     std::shared_ptr<sdcpp::Placements> placements;
     std::shared_ptr<DiffusionModel> model;
     SDVersion version = VERSION_COUNT;
+};
+
+// A disk whose time passes on the virtual clock.
+struct {
+    double rate;                          // bytes of weights a second
+    void (*wait_until)(double seconds);   // lets the host wait
+    double (*stream_end)(void* backend);  // when what a stream was given will be done
+} disk;
+
+// Reads nothing, one piece after another, as fast as that disk would: a piece begins once it is expected and its block of
+// the ring is free.
+class VirtualReads : public sdcpp::ReadAhead {
+public:
+    explicit VirtualReads(ggml_backend_dev_t dev) : ReadAhead(dev, 0) {
+        ggml_backend_buffer_type_t const host = ggml_backend_dev_host_buffer_type(dev);
+        block_.reset(ggml_backend_buft_alloc_buffer(host, block_bytes));
+    }
+    bool lost(const void* owner) override {
+        if (owner == owner_) {
+            return false;
+        }
+        forget();
+        owner_ = owner;
+        return true;
+    }
+    void expect(const Piece& piece) override { expected_.push_back({piece, sdcpp::now()}); }
+    size_t expected() const override {
+        size_t bytes = 0;
+        for (const Expected& each : expected_) {
+            bytes += each.piece.bytes;
+        }
+        return bytes;
+    }
+    void forget() override {
+        owner_ = nullptr;
+        expected_.clear();
+    }
+    const char* take(const Piece& piece) override {
+        if (expected_.empty() || !(expected_.front().piece == piece)) {
+            forget();
+            expect(piece);
+        }
+        const double begin = std::max({done_, expected_.front().since, free_[++taken_ % free_.size()]});
+        expected_.pop_front();
+        done_ = begin + static_cast<double>(piece.bytes) / disk.rate;
+        disk.wait_until(done_);
+        return static_cast<const char*>(ggml_backend_buffer_get_base(block_.get()));
+    }
+    void read_to(const Piece& piece, char*) override {
+        take(piece);
+        sent(nullptr);
+    }
+    void sent(ggml_backend_t stream) override {
+        free_[taken_ % free_.size()] = stream != nullptr ? disk.stream_end(stream) : sdcpp::now();
+    }
+
+private:
+    struct Expected {
+        Piece piece;
+        double since;
+    };
+    ggml_backend_buffer_ptr block_;
+    const void* owner_ = nullptr;
+    std::deque<Expected> expected_;
+    std::array<double, ring_bytes / block_bytes> free_ = {};
+    size_t taken_ = 0;
+    double done_ = 0.0;
 };
 
 std::string last_error;
@@ -63,9 +133,9 @@ std::shared_ptr<DiffusionModel> make(SDVersion version, ggml_backend_t backend, 
 extern "C" {
 
 // Makes the diffusion model that a checkpoint's header describes; mode is "device" (weights live there), "engine" (in
-// host memory, the engine's own segments), "in turn" or "overlapped" (streamed). Returns NULL
-// when that fails.
-SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin) {
+// host memory, the engine's own segments), "in turn" or "overlapped" (streamed), or "disk" (streamed from there, but for
+// so many bytes that host memory keeps). Returns NULL when that fails.
+SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin, uint64_t keep) {
     auto probe = std::make_unique<Probe>();
     const bool made = run([&] {
         sdcpp::backends_load();
@@ -73,10 +143,16 @@ SD_API void* sdcpp_probe_new(const char* checkpoint, const char* device, const c
         sd_ctx_params_t params;
         sd_ctx_params_init(&params);
         probe->placements = std::make_shared<sdcpp::Placements>(&params);
-        const bool overlap = wanted == "overlapped";
+        const bool on_disk = wanted == "disk";
+        const bool overlap = wanted == "overlapped" || on_disk;
+        const char* const home = wanted == "device" ? device : on_disk ? "disk" : "CPU";
         const sdcpp_placement_t place = {
-            "diffusion", device, wanted == "device" ? device : "CPU", pin, overlap || wanted == "in turn", overlap, 0};
+            "diffusion", device, home, pin, overlap || wanted == "in turn", overlap, keep};
         probe->placements->apply(&place, 1);
+        if (on_disk) {
+            ggml_backend_dev_t const dev = sdcpp::named_device(device, "diffusion");
+            probe->placements->read_ahead(dev) = std::make_shared<VirtualReads>(dev);
+        }
         sdcpp::PlacementScope scope(probe->placements);
         ModelLoader loader;
         if (!loader.init_from_file_and_convert_name(checkpoint)) {
@@ -99,6 +175,11 @@ SD_API const char* sdcpp_probe_error(void) {
 // Lets streaming measure with a clock, in seconds, instead of the system's.
 SD_API void sdcpp_probe_clock(double (*now)()) {
     sdcpp::stream_clock = now;
+}
+
+// Says how many bytes of weights a second "disk" reads, and how the virtual clock passes meanwhile.
+SD_API void sdcpp_probe_disk(double rate, void (*wait_until)(double), double (*stream_end)(void*)) {
+    disk = {rate, wait_until, stream_end};
 }
 
 // Sets the budget of device memory and starts a generation, with nothing on the device.

@@ -61,7 +61,7 @@ def test_pictures_are_those_of_the_package(server: Server, embedded: sdcpp_py.St
     assert [row["module"] for row in report["memory"]["modules"]] == [
         row.module for row in embedded.memory_report().modules
     ]
-    assert {"plan", "transfer", "timings", "text"} <= report.keys()
+    assert {"plan", "prediction", "transfer", "timings", "text"} <= report.keys()
     found = server.http.post("/api/parameters", files={"picture": server.http.get(job["pictures"][1]).content}).json()
     assert (found["mode"], found["options"]["seed"], found["options"]["steps"]) == ("txt2img", 6, 2)
     names = [

@@ -412,9 +412,16 @@ def test_looks(opened: Open, site: Server, scheme: str, screen: dict[str, Any]) 
     row = {"module": "diffusion", "runner": "unet", "passes": 8, "resident_bytes": 3 << 30, "streamed_bytes": 2 << 30,
            "hidden": 0.75, "mode": "overlapped", "advice": "compute-bound"}  # fmt: skip
 
+    places = {"diffusion": {"device": "CUDA0", "home": "disk"}, "te": {"device": "CPU", "home": "device"}}
+    chosen = {"places": places, "vae_tile": 32, "seconds": 5.0, "reason": ""}
+    rejected = [{**chosen, "seconds": None, "reason": "needs 9 GiB of host memory"}]
+    choice = {"picture": "txt2img 64x64", "considered": 9, "chosen": chosen, "rejected": rejected}
+
     def streamed(route: Any) -> None:
         report = route.fetch().json()
         report["transfer"]["streams"] = [row]
+        report["plan"]["choice"] = choice
+        report["prediction"] = {"predicted": {"text": 1.0, "sampling": 4.0}, "happened": {"text": 1.5, "sampling": 4.0}}
         route.fulfill(json=report)
 
     page.route("**/report", streamed)
@@ -422,6 +429,8 @@ def test_looks(opened: Open, site: Server, scheme: str, screen: dict[str, Any]) 
     ready(page)
     for text in ("resident 3.01 GiB", "streamed, hidden 1.50 GiB", "streamed, waited for 512.0 MiB"):
         expect(page.locator(".measures")).to_contain_text(text)
+    for text in ("5.00 s predicted, 5.50 s taken", "9 ways", "CUDA0 from disk", "needs 9 GiB of host memory"):
+        expect(page.locator(".report")).to_contain_text(text)
     look(page, name)
 
 

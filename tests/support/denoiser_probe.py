@@ -40,9 +40,11 @@ MODELS = {
 class Probe:
     """A denoiser of full size on the loopback accelerator, which counts and computes nothing."""
 
-    def __init__(self, loopback: Loopback, lib: Any, ffi: Any, path: Path, model: Model, mode: str, pin: bool) -> None:
+    def __init__(
+        self, loopback: Loopback, lib: Any, ffi: Any, path: Path, model: Model, mode: str, pin: bool, keep: int = 0
+    ) -> None:
         self.loopback, self.lib, self.ffi, self.model = loopback, lib, ffi, model
-        self.handle = lib.sdcpp_probe_new(bytes(path), b"Loopback0", mode.encode(), pin)
+        self.handle = lib.sdcpp_probe_new(bytes(path), b"Loopback0", mode.encode(), pin, keep)
         if self.handle == ffi.NULL:
             why = ffi.string(lib.sdcpp_probe_error()).decode()
             raise RuntimeError(f"{path.name} cannot be made on the loopback accelerator: {why}")
@@ -90,7 +92,8 @@ class Probe:
 DECLARATIONS = """
 const char* sdcpp_probe_error(void);
 void sdcpp_probe_clock(double (*now)(void));
-void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin);
+void sdcpp_probe_disk(double rate, void (*wait_until)(double), double (*stream_end)(void*));
+void* sdcpp_probe_new(const char* checkpoint, const char* device, const char* mode, bool pin, uint64_t keep);
 void sdcpp_probe_begin(void* probe, double max_vram);
 bool sdcpp_probe_step(void* probe, int width, int height, int tokens, int passes);
 bool sdcpp_probe_segment(void* probe, int index, uint64_t* bytes, double* cost, uint64_t* least,

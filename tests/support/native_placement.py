@@ -50,11 +50,19 @@ class NativePlacement:
         monkeypatch.setattr(engine, "Context", Context)
         monkeypatch.setattr(engine, "device_list", lambda: [*found, gpu])
         monkeypatch.setattr(engine, "weights_survey", self.weights_survey)
+        monkeypatch.setattr(engine, "stored_survey", self.stored_survey)
 
     def weights_survey(self, options: Mapping[str, Any]) -> dict[str, int]:
         self.calls.append("survey")
         self.surveyed = options
         return dict(self.weights)
+
+    def stored_survey(self, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        found = self.weights_survey(options).items()
+        return [
+            {"module": name, "bytes": size, "disk_bytes": size, "stored_bytes": size, "converted_bytes": 0}
+            for name, size in found
+        ]
 
     def context_memory(self, context: Any) -> list[dict[str, Any]]:
         rows = []

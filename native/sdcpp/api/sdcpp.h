@@ -75,8 +75,11 @@ typedef struct {
 } sdcpp_placement_t;
 
 typedef struct {
-    const char* module;  /* as in sdcpp_placement_t */
-    uint64_t bytes;      /* what its weights will take, but for the alignment of a device */
+    const char* module;       /* as in sdcpp_placement_t */
+    uint64_t bytes;           /* what its weights will take, but for the alignment of a device */
+    uint64_t disk_bytes;      /* what of them could stay in the model's files */
+    uint64_t stored_bytes;    /* what that takes there */
+    uint64_t converted_bytes; /* what of it becomes another type as it is read */
 } sdcpp_weights_t;
 
 typedef struct {
@@ -309,7 +312,8 @@ SD_API enum sdcpp_status_t sdcpp_device_bus_rate(sdcpp_run_t* run, const char* d
 
 /* --- models --- */
 
-/* Reads the headers of a model's files and fills in what the weights of each module will take. */
+/* Reads the headers of a model's files and fills in what the weights of each module will take, and what of them could
+   stay in these files. */
 SD_API enum sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* params,
                                                 sdcpp_weights_t* weights, int capacity, int* count);
 /* Reads the headers of a model's files and says what the VAE's encoder takes besides what the survey says; 0: they hold

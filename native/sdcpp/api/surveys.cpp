@@ -24,7 +24,7 @@ sd_ctx_params_t surveyed_params(const sd_ctx_params_t& params) {
 }
 
 // Returns what the weights of each module would take.
-std::map<std::string, uint64_t> survey(const sd_ctx_params_t& params) {
+std::map<std::string, sdcpp_weights_t> survey(const sd_ctx_params_t& params) {
     backends_load();
     sd_ctx_params_t wanted = surveyed_params(params);
     auto placements = std::make_shared<Placements>(&wanted);
@@ -46,16 +46,17 @@ sdcpp_status_t sdcpp_weights_survey(sdcpp_run_t* run, const sd_ctx_params_t* par
         return turn.status();
     }
     const sdcpp_status_t status = run_guarded(*run, [&] {
-        auto bytes = survey(*params);
-        if (bytes.empty()) {
+        auto found = survey(*params);
+        if (found.empty()) {
             return false;
         }
         if (params->photo_maker_path != nullptr && params->photo_maker_path[0] != '\0') {
-            bytes["photomaker"] += file_bytes(params->photo_maker_path, "pmid.");
+            found["photomaker"].bytes += file_bytes(params->photo_maker_path, "pmid.");
         }
         for (const auto& name : module_names) {
-            if (bytes.count(name) != 0 && *count < capacity) {
-                weights[(*count)++] = {name.c_str(), bytes[name]};
+            if (found.count(name) != 0 && *count < capacity) {
+                weights[*count] = found[name];
+                weights[(*count)++].module = name.c_str();
             }
         }
         return true;
@@ -74,9 +75,9 @@ sdcpp_status_t sdcpp_encoder_survey(sdcpp_run_t* run, const sd_ctx_params_t* par
         const sd_ctx_params_t with = autoencoder_params(*params);
         sd_ctx_params_t without = with;
         without.vae_decode_only = true;
-        const uint64_t whole = survey(with)["vae"];
+        const uint64_t whole = survey(with)["vae"].bytes;
         const bool none = !run->error.empty();  // NoEncoder, or files that are gone
-        *bytes = params->vae_decode_only && !none ? whole - survey(without)["vae"] : 0;
+        *bytes = params->vae_decode_only && !none ? whole - survey(without)["vae"].bytes : 0;
         return true;
     });
     return status == SDCPP_BROKEN ? SDCPP_FAILED : status;

@@ -9,6 +9,7 @@
 #include "sdcpp/architecture/traits.h"
 #include "sdcpp/architecture/unet.h"
 #include "sdcpp/architecture/wan.h"
+#include "sdcpp/disk/disk_weights.h"
 #include "sdcpp/placement/context_placements.h"
 
 bool is_unused_tensor(const std::string& name);
@@ -16,6 +17,17 @@ bool is_unused_tensor(const std::string& name);
 namespace sdcpp {
 
 using namespace checkpoint;
+
+// Counts, for a survey, what of each module's weights could stay in the model's files.
+static void count_stored(Placements& placements, const String2TensorStorage& file) {
+    for (const auto& [weights, module] : placements.surveyed_weights) {
+        for (ggml_tensor* t = ggml_get_first_tensor(weights); t != nullptr; t = ggml_get_next_tensor(weights, t)) {
+            if (const TensorStorage* stored = find(file, ggml_get_name(t))) {
+                count_stored(*stored, t, placements.surveyed[module]);
+            }
+        }
+    }
+}
 
 void architecture_check(SDVersion version, const std::map<std::string, ggml_tensor*>& params,
                         const String2TensorStorage& file) {
@@ -55,6 +67,7 @@ void architecture_check(SDVersion version, const std::map<std::string, ggml_tens
         fail("%s", first.c_str());
     }
     if (Placements* placements = placements_current(); placements != nullptr && version != VERSION_COUNT) {
+        count_stored(*placements, file);
         own_files_check(placements->parts, params, file);
         type_rules_check(placements->type_rules, params);
         placements->traits = traits_of(version, params);

@@ -21,7 +21,23 @@ namespace {
 
 constexpr size_t alignment = 128;
 constexpr size_t small_bytes = 16u << 10;  // many of them take little, and reading each takes as long as much more
+constexpr size_t block = 1u << 20;         // what is kept or not
+constexpr size_t run = 4;                  // blocks that are mostly kept or read together
 constexpr size_t gap = 1u << 20;           // around the addresses, so that nothing else lies next to them
+
+// Tells whether a tensor is worth reading again and again.
+bool is_large(const ggml_tensor* tensor) {
+    return ggml_nbytes(tensor) >= small_bytes && ggml_n_dims(tensor) > 1;
+}
+
+bool can_only_be_read_whole(const TensorStorage& storage) {
+    return storage.reading != nullptr || storage.index_in_zip >= 0;
+}
+
+// Tells whether a tensor's bytes are those of the file.
+bool is_plain(const TensorStorage& storage, const ggml_tensor& tensor) {
+    return storage.type == tensor.type && storage.nbytes_to_read() == storage.nbytes();
+}
 
 DiskWeights& weights_of(ggml_backend_buffer_t buffer) {
     return *static_cast<DiskWeights*>(buffer->context);
@@ -77,41 +93,28 @@ struct DiskWeights::Place {
     ggml_tensor shape;
     TensorStorage storage;
     std::shared_ptr<DiskFile> file;
-
-    bool plain() const { return storage.type == shape.type && storage.nbytes_to_read() == storage.nbytes(); }
 };
 
 std::unique_ptr<DiskWeights> DiskWeights::place(ggml_context* ctx, uint64_t& keep_bytes,
                                                 std::shared_ptr<WeightsRecord> record) {
-    std::vector<ggml_tensor*> large;
-    uint64_t total = 0;
-    for (ggml_tensor* t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
-        if (t->data == nullptr && t->view_src == nullptr && ggml_nbytes(t) >= small_bytes && ggml_n_dims(t) > 1) {
-            large.push_back(t);
-            total += ggml_nbytes(t);
-        }
-    }
     std::vector<std::pair<ggml_tensor*, uint64_t>> left;
-    uint64_t seen = 0, kept = 0, bytes = 0;
-    for (ggml_tensor* t : large) {
-        const uint64_t size = ggml_nbytes(t);
-        seen += size;
-        const double share = static_cast<double>(keep_bytes) / static_cast<double>(total);
-        if (kept + size <= keep_bytes && (keep_bytes >= total || static_cast<double>(kept + size) <=
-                                                                     share * static_cast<double>(seen) + 1.0)) {
-            kept += size;
-        } else {
+    uint64_t total = 0, bytes = 0;
+    for (ggml_tensor* t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        if (t->data == nullptr && t->view_src == nullptr && is_large(t)) {
             left.emplace_back(t, bytes);
-            bytes += GGML_PAD(size, alignment);
+            total += ggml_nbytes(t);
+            bytes += GGML_PAD(ggml_nbytes(t), alignment);
         }
     }
+    const uint64_t kept = std::min(keep_bytes, total);
     keep_bytes -= kept;
-    if (left.empty()) {
+    if (kept == total) {
         return nullptr;
     }
     std::unique_ptr<DiskWeights> made(new DiskWeights);
     made->record_ = std::move(record);
     made->bytes_ = bytes;
+    made->may_keep_ = kept;
 #ifndef _WIN32
     void* const mapping =
         mmap(nullptr, bytes + 2 * gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -146,9 +149,87 @@ bool DiskWeights::contains(const void* address) const {
     return at >= base_ && at < base_ + bytes_;
 }
 
+void DiskWeights::take_memory(ggml_backend_buffer_type_t pinned, ggml_backend_buffer_type_t plain) {
+    const size_t bytes = may_keep_ / block * block;
+    for (ggml_backend_buffer_type_t type : {pinned, plain}) {
+        if (type != nullptr && bytes > 0 && memory_ == nullptr) {
+            memory_.reset(ggml_backend_buft_alloc_buffer(type, bytes));
+        }
+    }
+    kept_.assign((bytes_ + block - 1) / block, nullptr);
+    for (size_t end = memory_ != nullptr ? bytes : 0; end > 0; end -= block) {
+        free_.push_back(static_cast<char*>(ggml_backend_buffer_get_base(memory_.get())) + end - block);
+    }
+}
+
+std::vector<DiskWeights::Part> DiskWeights::keep(const std::vector<Part>& often, const std::vector<Part>& seldom) {
+    size_t room = free_.size() + static_cast<size_t>(std::count_if(kept_.begin(), kept_.end(), [](const char* at) {
+                      return at != nullptr;
+                  }));
+    std::vector<bool> seen(kept_.size()), chosen(kept_.size());
+    for (const auto* ranges : {&often, &seldom}) {
+        std::vector<size_t> kept, others;
+        for (const Part& range : *ranges) {
+            const auto begin = static_cast<size_t>(range.source - base_);
+            for (size_t i = begin / block; i * block < begin + range.bytes; ++i) {
+                if (!seen[i]) {
+                    seen[i] = true;
+                    (kept_[i] != nullptr ? kept : others).push_back(i);
+                }
+            }
+        }
+        for (const auto* blocks : {&kept, &others}) {
+            const size_t runs = (blocks->size() + run - 1) / run;
+            const size_t count = room >= blocks->size() ? runs : room / run;
+            for (size_t n = 0; n < blocks->size(); ++n) {
+                const size_t i = n / run;
+                chosen[(*blocks)[n]] = (i + 1) * count / runs > i * count / runs;
+            }
+            room -= std::min(room, blocks->size());
+        }
+    }
+    for (size_t i = 0; i < kept_.size(); ++i) {
+        if (!chosen[i] && kept_[i] != nullptr) {
+            free_.push_back(std::exchange(kept_[i], nullptr));
+        }
+    }
+    std::vector<Part> read;
+    for (size_t i = 0; i < kept_.size(); ++i) {
+        if (chosen[i] && kept_[i] == nullptr) {
+            kept_[i] = free_.back();
+            free_.pop_back();
+            Part part = {base_ + i * block, std::min(block, bytes_ - i * block), kept_[i]};
+            if (!read.empty() && read.back().bytes < run * block && read.back().source + read.back().bytes == part.source &&
+                read.back().kept + read.back().bytes == part.kept) {
+                part = {read.back().source, read.back().bytes + part.bytes, read.back().kept};
+                read.pop_back();
+            }
+            read.push_back(part);
+        }
+    }
+    return read;
+}
+
+void DiskWeights::keep_nothing() {
+    keep({}, {});
+}
+
+DiskWeights::Part DiskWeights::part_at(const char* address, uint64_t most) const {
+    const auto at = static_cast<size_t>(address - base_);
+    const size_t inside = at % block;
+    size_t bytes = block - inside;
+    char* const kept = kept_[at / block];
+    for (size_t i = at / block + 1; i < kept_.size() && bytes < most; ++i, bytes += block) {
+        if (kept_[i] != (kept != nullptr ? kept_[i - 1] + block : nullptr)) {
+            break;
+        }
+    }
+    return {address, static_cast<size_t>(std::min<uint64_t>(most, bytes)), kept != nullptr ? kept + inside : nullptr};
+}
+
 bool DiskWeights::leave(const TensorStorage& storage, const std::string& path, ggml_tensor* tensor) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (storage.reading != nullptr || storage.index_in_zip >= 0) {
+    if (can_only_be_read_whole(storage)) {
         ggml_backend_buffer_ptr buffer(
             ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), ggml_nbytes(tensor)));
         if (buffer == nullptr) {
@@ -202,7 +283,7 @@ void DiskWeights::read(const void* address, void* to, size_t bytes) const {
 // Reads some bytes of a tensor: its own, or those that the rows around them become.
 void DiskWeights::read_part(const Place& place, uint64_t begin, char* to, size_t bytes) const {
     const TensorStorage& storage = place.storage;
-    if (place.plain()) {
+    if (is_plain(storage, place.shape)) {
         place.file->read(storage.offset + begin, to, bytes);
         return;
     }
@@ -244,6 +325,14 @@ DiskWeights* disk_weights_of(const ggml_tensor* tensor) {
 bool left_on_disk(const TensorStorage& storage, const std::string& path, ggml_tensor* tensor) {
     DiskWeights* const weights = disk_weights_of(tensor);
     return weights != nullptr && weights->leave(storage, path, tensor);
+}
+
+void count_stored(const TensorStorage& storage, const ggml_tensor* tensor, sdcpp_weights_t& weights) {
+    if (is_large(tensor) && !can_only_be_read_whole(storage)) {
+        weights.disk_bytes += ggml_nbytes(tensor);
+        weights.stored_bytes += static_cast<uint64_t>(storage.nbytes_to_read());
+        weights.converted_bytes += is_plain(storage, *tensor) ? 0 : ggml_nbytes(tensor);
+    }
 }
 
 }  // namespace sdcpp

@@ -1,19 +1,14 @@
 #include "sdcpp/disk/read_ahead.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <system_error>
 #include <utility>
 
 namespace sdcpp {
 
-namespace {
-
-constexpr size_t readers = 4;  // that disks read at once without loss
-
-}  // namespace
-
-ReadAhead::ReadAhead(ggml_backend_dev_t dev) : blocks_(ring_bytes / block_bytes) {
+ReadAhead::ReadAhead(ggml_backend_dev_t dev, size_t threads) : blocks_(ring_bytes / block_bytes) {
     ggml_backend_buffer_type_t const host = ggml_backend_dev_host_buffer_type(dev);
     memory_.reset(ggml_backend_buft_alloc_buffer(host != nullptr ? host : ggml_backend_cpu_buffer_type(), ring_bytes));
     if (memory_ == nullptr) {
@@ -34,7 +29,7 @@ ReadAhead::ReadAhead(ggml_backend_dev_t dev) : blocks_(ring_bytes / block_bytes)
         free_.push_back(&blocks_[i]);
     }
     try {
-        while (threads_.size() < readers) {
+        while (threads_.size() < threads) {
             threads_.emplace_back([this] { work(); });
         }
     } catch (const std::system_error&) {
@@ -155,6 +150,11 @@ const char* ReadAhead::take(const Piece& piece) {
         std::rethrow_exception(error);
     }
     return taken_->block->data;
+}
+
+void ReadAhead::read_to(const Piece& piece, char* to) {
+    std::memcpy(to, take(piece), piece.bytes);
+    sent(nullptr);
 }
 
 void ReadAhead::sent(ggml_backend_t stream) {

@@ -27,29 +27,32 @@ public:
     };
     static constexpr size_t block_bytes = 4u << 20;
     static constexpr size_t ring_bytes = 16 * block_bytes;
+    static constexpr size_t readers = 4;  // threads: what disks read at once without loss
 
     // Takes the ring in a device's host buffer type, or in plain memory where that is refused.
-    explicit ReadAhead(ggml_backend_dev_t dev);
-    ~ReadAhead();
+    explicit ReadAhead(ggml_backend_dev_t dev, size_t threads = readers);
+    virtual ~ReadAhead();
     ReadAhead(const ReadAhead&) = delete;
     ReadAhead& operator=(const ReadAhead&) = delete;
 
     bool pinned() const { return pinned_; }
     // Tells whether what an owner expected is not expected any more: since another one came in between, something else
     // was taken, or it was forgotten. Nothing is expected then.
-    bool lost(const void* owner);
+    virtual bool lost(const void* owner);
     // Says what will be taken behind all that was expected before, in this order.
-    void expect(const Piece& piece);
+    virtual void expect(const Piece& piece);
     // Returns how many bytes are expected and not taken yet.
-    size_t expected() const;
+    virtual size_t expected() const;
     // Expects nothing any more.
-    void forget();
+    virtual void forget();
 
     // Returns the bytes of a piece, which was the next one expected, or is read now in place of all that were. Throws
     // what reading it did. Each one is to be followed by sent().
-    const char* take(const Piece& piece);
+    virtual const char* take(const Piece& piece);
+    // Reads a piece, which was the next one expected, to a place in host memory; throws what that did.
+    virtual void read_to(const Piece& piece, char* to);
     // Says that the last piece was given to a stream to copy or, with NULL, was copied.
-    void sent(ggml_backend_t stream);
+    virtual void sent(ggml_backend_t stream);
 
 private:
     struct Block {

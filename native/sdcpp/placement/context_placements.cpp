@@ -169,7 +169,7 @@ std::vector<std::shared_ptr<WeightsRecord>> Placements::used_records(bool with_e
     return found;
 }
 
-std::shared_ptr<ReadAhead> Placements::read_ahead(ggml_backend_dev_t dev) {
+std::shared_ptr<ReadAhead>& Placements::read_ahead(ggml_backend_dev_t dev) {
     auto& found = reads_ahead[dev];
     if (found == nullptr) {
         found = std::make_shared<ReadAhead>(dev);

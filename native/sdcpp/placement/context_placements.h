@@ -73,7 +73,7 @@ public:
     // Returns the record of a module's or its LoRAs' weights, a new one the first time.
     std::shared_ptr<WeightsRecord> record(const std::string& name, const Device& runtime, const std::string& params);
     // Returns what reads weights on disk ahead for a device.
-    std::shared_ptr<ReadAhead> read_ahead(ggml_backend_dev_t dev);
+    std::shared_ptr<ReadAhead>& read_ahead(ggml_backend_dev_t dev);
     // Returns the records of modules that have or had weights; those of LoRAs without weights only on demand.
     std::vector<std::shared_ptr<WeightsRecord>> used_records(bool with_empty_loras) const;
     // Returns what the weights that live on a device occupy.
@@ -88,7 +88,8 @@ public:
     MemoryBudget memory_budget;
     int clip_layers = 0;  // the least number that a CLIP text encoder has; 0 without one
     bool survey = false;
-    std::map<std::string, uint64_t> surveyed;  // module -> bytes
+    std::map<std::string, sdcpp_weights_t> surveyed;        // by module, without its name
+    std::map<ggml_context*, std::string> surveyed_weights;  // -> module
     bool survey_pictures = false;
     NetworkDemands demands;
     bool loading = false;

@@ -173,8 +173,9 @@ bool place_runner(Placement& placement, const std::string& network, RunnerFields
     }
     Placements& placements = *placement.placements;
     if (placements.survey) {
-        placements.surveyed[placement.module] += ggml_backend_alloc_ctx_tensors_from_buft_size(
+        placements.surveyed[placement.module].bytes += ggml_backend_alloc_ctx_tensors_from_buft_size(
             runner.params, ggml_backend_get_default_buffer_type(placement.params_backend));
+        placements.surveyed_weights[runner.params] = placement.module;
         return true;
     }
     // A LoRA's weights are read at once.
@@ -183,6 +184,12 @@ bool place_runner(Placement& placement, const std::string& network, RunnerFields
         return true;
     }
     return false;
+}
+
+// Counts a runner's weights; arguments and result as of AllocatedWeights::count.
+static std::string count(Placement& placement, ggml_context* ctx, ggml_backend_buffer_type_t pinned) {
+    return placement.weights.count(placement.record, ctx, pinned,
+                                   placement.disk != nullptr ? placement.disk->memory() : nullptr);
 }
 
 // Allocates, of a runner's weights, what is not on disk.
@@ -211,7 +218,7 @@ static ggml_backend_buffer_t host_alloc(Placement& placement, ggml_context* ctx)
     if (host != nullptr) {
         placement.host = HostWeights::alloc(placement.placements->locker, placement.runtime->dev, plain, ctx);
         if (placement.host != nullptr) {
-            placement.weights.count(placement.record, ctx, nullptr);
+            count(placement, ctx, nullptr);
             settle_later(placement, ctx);
             return placement.host->buffer();
         }
@@ -231,7 +238,7 @@ static ggml_backend_buffer_t host_alloc(Placement& placement, ggml_context* ctx)
                       : is_cpu(placement.params->dev) ? "take a smaller weight_type"
                                                       : "keep them in host memory (params_backend='cpu')"));
     }
-    const std::string other = placement.weights.count(placement.record, ctx, host);
+    const std::string other = count(placement, ctx, host);
     if (warning.empty() && !other.empty()) {
         warning = std::string(ggml_backend_buft_name(host)) + " silently gave memory of type " + other;
     }
@@ -252,6 +259,11 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     }
     if (placement.on_disk) {
         placement.disk = DiskWeights::place(ctx, placement.placements->keep_bytes(placement.module), placement.record);
+        if (placement.disk != nullptr) {
+            placement.disk->take_memory(
+                placement.pin ? ggml_backend_dev_host_buffer_type(placement.runtime->dev) : nullptr,
+                ggml_backend_get_default_buffer_type(placement.params_backend));
+        }
         settle_later(placement, ctx);
     }
     if (placement.disk == nullptr) {
@@ -259,7 +271,7 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
     }
     if (!needs_memory(ctx)) {
         placement.record->wanted("disk");
-        placement.weights.count(placement.record, ctx, nullptr);
+        count(placement, ctx, placement.pin ? ggml_backend_dev_host_buffer_type(placement.runtime->dev) : nullptr);
         return placement.disk->buffer();
     }
     ggml_backend_buffer_t both[] = {host_alloc(placement, ctx), placement.disk->buffer()};
@@ -275,9 +287,9 @@ void settle(Placement& placement) {
     ggml_backend_buffer_type_t const host = ggml_backend_dev_host_buffer_type(placement.runtime->dev);
     if (placement.host == nullptr) {
         // Tensors that cannot be read in parts have other memory now.
-        placement.weights.count(placement.record, ctx, host);
+        count(placement, ctx, host);
     } else if (placement.host->settle()) {
-        placement.weights.count(placement.record, ctx, host);
+        count(placement, ctx, host);
     } else {
         miss(placement, refusal(host, in_mib(ggml_backend_buffer_get_size(placement.host->buffer()))));
     }

@@ -80,38 +80,45 @@ void WeightsRecord::took(double seconds) {
 }
 
 std::string AllocatedWeights::count(std::shared_ptr<WeightsRecord> owner, ggml_context* ctx,
-                                    ggml_backend_buffer_type_t pinned) {
+                                    ggml_backend_buffer_type_t pinned, ggml_backend_buffer_t kept) {
     forget();
     record = std::move(owner);
     std::string other;
     Registry& all = registry();
     std::lock_guard<std::mutex> lock(all.mutex);
-    for (ggml_tensor* tensor = ggml_get_first_tensor(ctx); tensor != nullptr;
-         tensor = ggml_get_next_tensor(ctx, tensor)) {
-        share.tensors += 1;
-        ggml_backend_buffer_t buffer = buffer_of(tensor);
+    const auto add = [&](ggml_backend_buffer_t buffer, bool on_disk) {
         if (buffer == nullptr || all.buffers.count(buffer) != 0) {
-            continue;
+            return;
         }
         // The buffer's own type decides: a device may answer a request for its host buffer type with plain memory.
         ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(buffer);
         const bool is_pinned = pinned != nullptr && type == pinned;
-        if (pinned != nullptr && !is_pinned) {
+        if (pinned != nullptr && !is_pinned && !on_disk) {
             other = ggml_backend_buft_name(type);
         }
         const uint64_t size = ggml_backend_buffer_get_size(buffer);
         share.per_type[ggml_backend_buft_name(type)] += size;
         buffers.push_back(buffer);
         all.buffers[buffer] = {record, is_pinned};
-        if (disk_weights_of(tensor) != nullptr) {
-            share.disk_bytes += size;
-            continue;
+        if (on_disk) {
+            return;
         }
         share.bytes += size;
         share.pinned_bytes += is_pinned ? size : 0;
         if (ggml_backend_buffer_is_host(buffer)) {
             all.host[reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(buffer))] = buffer;
         }
+    };
+    for (ggml_tensor* tensor = ggml_get_first_tensor(ctx); tensor != nullptr;
+         tensor = ggml_get_next_tensor(ctx, tensor)) {
+        share.tensors += 1;
+        const bool on_disk = disk_weights_of(tensor) != nullptr;
+        share.disk_bytes += on_disk && tensor->view_src == nullptr ? ggml_nbytes(tensor) : 0;
+        add(buffer_of(tensor), on_disk);
+    }
+    if (kept != nullptr) {
+        add(kept, false);
+        share.disk_bytes -= ggml_backend_buffer_get_size(kept);
     }
     std::lock_guard<std::mutex> record_lock(record->mutex);
     record->used_ = true;

@@ -75,7 +75,9 @@ public:
     ~AllocatedWeights() { forget(); }
     // Counts the tensors of a context that was allocated; pinned is the buffer type that counts as pinned, or NULL.
     // Returns the name of a buffer type that was given instead of pinned, or "".
-    std::string count(std::shared_ptr<WeightsRecord> owner, ggml_context* ctx, ggml_backend_buffer_type_t pinned);
+    // kept: what host memory keeps of those on disk, or NULL.
+    std::string count(std::shared_ptr<WeightsRecord> owner, ggml_context* ctx, ggml_backend_buffer_type_t pinned,
+                      ggml_backend_buffer_t kept = nullptr);
     // Takes them off the record, before they are freed; does nothing when there are none.
     void forget();
 

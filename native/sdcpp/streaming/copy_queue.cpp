@@ -50,7 +50,10 @@ const char* CopyQueue::start(Arena& arena) {
         take_turns();
     }
     copies_ = arena.slot_copies();
-    next_ = issued_ = 0;
+    next_ = issued_ = expected_ = 0;
+    if (reads_ != nullptr) {
+        keep_in_host_memory(arena);
+    }
     return refused ? "refused an event" : nullptr;
 }
 
@@ -105,13 +108,59 @@ void CopyQueue::synchronize() {
 
 // --- copies ----------------------------------------------------------------------------------------------------------
 
-// Calls a function for what is read at once of some bytes that lie on disk.
+// Calls a function for what is read at once of some bytes that lie on disk, with its place among them, and where host
+// memory keeps it, or NULL.
 template <typename F>
 void CopyQueue::each_piece(const DiskWeights& disk, const char* source, uint64_t bytes, F&& function) {
-    for (uint64_t at = 0; at < bytes; at += ReadAhead::block_bytes) {
-        const auto some = static_cast<size_t>(std::min<uint64_t>(ReadAhead::block_bytes, bytes - at));
-        function(ReadAhead::Piece{&disk, source + at, some}, at);
+    for (uint64_t at = 0; at < bytes;) {
+        const DiskWeights::Part part = disk.part_at(source + at, std::min<uint64_t>(ReadAhead::block_bytes, bytes - at));
+        function(ReadAhead::Piece{&disk, part.source, part.bytes}, at, part.kept);
+        at += part.bytes;
     }
+}
+
+// Lets host memory keep, of weights on disk, what is streamed in each graph first, then residents, which may have to make
+// room for others.
+void CopyQueue::keep_in_host_memory(Arena& arena) {
+    std::vector<DiskWeights::Part> streamed, residents;
+    const auto add = [&](std::vector<DiskWeights::Part>& ranges, const char* source, uint64_t bytes) {
+        if (owner_.disk->contains(source)) {
+            ranges.push_back({source, static_cast<size_t>(bytes), nullptr});
+        }
+    };
+    for (const auto& slot : copies_) {
+        for (const SlotCopy& one : slot) {
+            add(streamed, one.source, one.end - one.begin);
+        }
+    }
+    for (const Weight& weight : arena.weights()) {
+        if (weight.resident()) {
+            add(residents, static_cast<const char*>(weight.tensor->data), ggml_nbytes(weight.tensor));
+        }
+    }
+    reads_->forget();
+    reads_->lost(this);
+    try {
+        const auto parts = owner_.disk->keep(streamed, residents);
+        for (const DiskWeights::Part& part : parts) {
+            reads_->expect({owner_.disk.get(), part.source, part.bytes});
+        }
+        for (const DiskWeights::Part& part : parts) {
+            reads_->read_to({owner_.disk.get(), part.source, part.bytes}, part.kept);
+        }
+    } catch (...) {
+        owner_.disk->keep_nothing();
+        throw;
+    }
+}
+
+// Lets some bytes on disk be read, but for those that host memory keeps.
+void CopyQueue::expect(const char* source, uint64_t bytes) {
+    each_piece(*owner_.disk, source, bytes, [&](const ReadAhead::Piece& piece, uint64_t, const char* kept) {
+        if (kept == nullptr) {
+            reads_->expect(piece);
+        }
+    });
 }
 
 void CopyQueue::copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes) {
@@ -119,7 +168,11 @@ void CopyQueue::copy(ggml_tensor* target, const char* source, uint64_t offset, u
         copy_from(target, source, offset, bytes, owner_.disk == nullptr ? pinned_ : weights_buffer(source).pinned);
         return;
     }
-    each_piece(*owner_.disk, source, bytes, [&](const ReadAhead::Piece& piece, uint64_t at) {
+    each_piece(*owner_.disk, source, bytes, [&](const ReadAhead::Piece& piece, uint64_t at, const char* kept) {
+        if (kept != nullptr) {
+            copy_from(target, kept, offset + at, piece.bytes, weights_pinned(owner_.disk->memory()));
+            return;
+        }
         const char* const data = reads_->take(piece);
         copy_from(target, data, offset + at, piece.bytes, reads_->pinned());
         reads_->sent(copy_);
@@ -157,8 +210,7 @@ void CopyQueue::load(const std::vector<Weight*>& residents) {
         for (const Weight* weight : residents) {
             const auto* const source = static_cast<const char*>(weight->host.data);
             if (owner_.disk->contains(source)) {
-                each_piece(*owner_.disk, source, ggml_nbytes(weight->tensor),
-                           [&](const ReadAhead::Piece& piece, uint64_t) { reads_->expect(piece); });
+                expect(source, ggml_nbytes(weight->tensor));
             }
         }
     }
@@ -212,8 +264,7 @@ void CopyQueue::expect_fillings(uint64_t number) {
             each_part(expected_, part, [&](const SlotCopy& one, uint64_t begin, uint64_t end) {
                 const char* const source = one.source + (begin - one.begin);
                 if (owner_.disk->contains(source)) {
-                    each_piece(*owner_.disk, source, end - begin,
-                               [&](const ReadAhead::Piece& piece, uint64_t) { reads_->expect(piece); });
+                    expect(source, end - begin);
                 }
             });
         }

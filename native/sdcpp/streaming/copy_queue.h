@@ -86,6 +86,8 @@ private:
     void each_part(uint64_t number, const SlotPart& part, F&& function) const;
     template <typename F>
     static void each_piece(const DiskWeights& disk, const char* source, uint64_t bytes, F&& function);
+    void keep_in_host_memory(Arena& arena);
+    void expect(const char* source, uint64_t bytes);
     void expect_fillings(uint64_t number);
     void copy(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes);
     void copy_from(ggml_tensor* target, const char* source, uint64_t offset, uint64_t bytes, bool pinned);

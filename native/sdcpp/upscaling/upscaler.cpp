@@ -110,7 +110,7 @@ uint64_t Upscaler::survey(const sdcpp_upscaler_params_t& params) {
     placements->survey_begin();
     PlacementScope scope(placements);
     network_of(params);
-    return placements->surveyed["upscaler"];
+    return placements->surveyed["upscaler"].bytes;
 }
 
 int Upscaler::factor() const {

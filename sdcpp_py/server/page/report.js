@@ -1,6 +1,6 @@
 // What a picture took: time by phase, and which weights were resident, streamed and hidden behind computing.
 
-import { bytes, h, seconds } from "./dom.js";
+import { bytes, count, h, seconds } from "./dom.js";
 
 /** Return a bar of parts, each {name, size, text, kind}, with a legend that says the same in words. */
 function bar(label, parts) {
@@ -81,19 +81,56 @@ const row = (name, ...cells) =>
     cells.map((each) => h("td", {}, each)),
   );
 
+const heads = (...names) =>
+  h(
+    "thead",
+    {},
+    h(
+      "tr",
+      {},
+      names.map((name) => h("th", { scope: "col" }, name)),
+    ),
+  );
+
+const HOMES = { device: "", host: " streamed", disk: " from disk" };
+const MOST_REJECTED = 8;
+
+/** Return what the planner chose, what it did not and why, and how long it said that would take; nothing where it was
+ * told where to place the model, or had nothing to choose. */
+function choiceView(choice, prediction, scrolled) {
+  if (!choice) return "";
+  const groups = Object.keys(choice.chosen.places);
+  const line = (each, verdict) =>
+    row(
+      ...groups.map((group) => `${each.places[group].device}${HOMES[each.places[group].home] ?? ""}`),
+      each.vae_tile ? String(each.vae_tile) : "-",
+      each.seconds === null ? "-" : seconds(each.seconds),
+      verdict,
+    );
+  const rejected = choice.rejected.slice(0, MOST_REJECTED);
+  const took = prediction ? sum(prediction.happened) : null;
+  const said = prediction ? sum(prediction.predicted) : choice.seconds;
+  return h(
+    "details",
+    { class: "panel" },
+    h("summary", {}, `Placed by itself: ${seconds(said)} predicted${took === null ? "" : `, ${seconds(took)} taken`}`),
+    h("p", {}, `${count(choice.considered, "way")} to place the model compared, for ${choice.picture}`),
+    scrolled(
+      h(
+        "table",
+        {},
+        heads(...groups, "VAE tiles", "seconds", "verdict"),
+        h("tbody", {}, line(choice.chosen, "chosen"), ...rejected.map((each) => line(each, each.reason))),
+      ),
+    ),
+  );
+}
+
+const sum = (numbers) => Object.values(numbers).reduce((all, each) => all + each, 0);
+
 /** Return the tables behind the bars: a line for each module, and one for each network that was streamed. */
 function tables(report) {
   const modules = report.memory?.modules ?? [];
-  const heads = (...names) =>
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        names.map((name) => h("th", { scope: "col" }, name)),
-      ),
-    );
   const memory = h(
     "table",
     {},
@@ -136,11 +173,12 @@ export function reportView(report) {
     h("div", { class: "scrolled", tabindex: "0", role: "region", "aria-label": "Table" }, table);
   return [
     h("div", { class: "measures" }, timeBar(report.timings), weightsBar(report)),
+    choiceView(report.plan?.choice, report.prediction, scrolled),
     h(
       "details",
       { class: "panel" },
       h("summary", {}, "Where weights lay, and what was copied"),
       tables(report).map(scrolled),
     ),
-  ];
+  ].filter((each) => each !== "");
 }

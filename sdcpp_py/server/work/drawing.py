@@ -144,11 +144,18 @@ def draw_job(
         "mode": mode.name,
         "warnings": warned,
         "plan": model.plan.to_dict(),
+        "prediction": _prediction(model),
         "memory": model.memory_report().to_dict(),
         "transfer": model.transfer_report().to_dict(),
     }
     told = _told(drawn)  # before the files, which may be without their text
     return Drawn({**result, **told}, lambda: _files(drawn, output), cancelled)
+
+
+def _prediction(model: StableDiffusion | Upscaler) -> dict[str, Any] | None:
+    """Return what the planner said of the call and what happened; None where placement was asked for."""
+    found = model.plan_report() if isinstance(model, StableDiffusion) else None
+    return None if found is None else found.to_dict()
 
 
 def _drawn_so_far(
