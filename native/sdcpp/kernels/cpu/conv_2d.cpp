@@ -69,6 +69,9 @@ public:
           dilation_y(ggml_get_op_params_i32(&node, 5)) {
         const auto* const ne = filters.ne;
         shape = {result.ne[0] * result.ne[1], ne[3], ne[0] * ne[1] * ne[2], result.ne[3]};
+        if (filters.type == GGML_TYPE_F32) {
+            shape.numbers = Numbers::exact;
+        }
     }
 
     void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const override {

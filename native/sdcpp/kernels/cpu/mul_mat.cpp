@@ -46,6 +46,9 @@ public:
             shape.columns *= shape.batches;
             shape.batches = 1;
         }
+        if (left.type == GGML_TYPE_F32 && right.type == GGML_TYPE_F32) {
+            shape.numbers = Numbers::exact;
+        }
 #ifdef SDCPP_KERNELS_BF16
         if (left.type == GGML_TYPE_BF16 && left.ne[0] % 2 == 0) {
             shape.numbers = Numbers::pairs;

@@ -19,6 +19,7 @@ constexpr int column_stride = part_depth + 16;
 // What operands are packed as.
 enum class Numbers {
     floats,
+    exact,  // floats that are no rounded ones', as f32 weights are: their sums are to err no more than ggml's
     pairs,  // of bf16, two depths in the place of a float: where the processor multiplies them, twice as fast
 };
 
