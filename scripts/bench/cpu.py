@@ -226,10 +226,8 @@ def compare(options: argparse.Namespace, name: str, checkpoint: Path, python: Pa
 def show(row: dict[str, Any]) -> None:
     """Print one row of the comparison."""
     found = row["found"]
-    about = MODELS[row["model"]].about
-    print(
-        f"\n{about}: {row['size']}x{row['size']}, {row['type']} weights, {row['threads']} threads (PyTorch: {row['peer']})"
-    )
+    what = f"{row['size']}x{row['size']}, {row['type']} weights, {row['threads']} threads"
+    print(f"\n{MODELS[row['model']].about}\n{what} (PyTorch: {row['peer']})")
     print(
         f"{'':10}"
         + "".join(f"{name + ' wall':>13}{'cpu':>8}" for name in found)

@@ -1,5 +1,5 @@
-// Divides a large node into pieces, between which a thread can look whether the graph is over: each thread computes what
-// several threads of a larger team would, one after another. Each value comes of the same arithmetic.
+// Divides a node into pieces that threads take when they are free, and between which they look whether the graph is over:
+// each computes what several threads of a larger team would, one after another. Each value comes of the same arithmetic.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ private:
     size_t row_bytes = 0;         // of the row that each thread has in the work buffer
     std::unique_ptr<char[]> row;  // this thread's while there are pieces
     int count = 1;
-    int index = 0;
+    bool begun = false;
 };
 
 }  // namespace sdcpp

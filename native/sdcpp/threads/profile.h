@@ -1,4 +1,4 @@
-/* What the CPU spends its time on: seconds by operation, while somebody measures (scripts/bench/cpu.py does). Part of
+/* What the CPU spends its time on: seconds of the thread that called by operation, while somebody measures (scripts/bench/cpu.py does). Part of
    ggml-base. */
 #pragma once
 

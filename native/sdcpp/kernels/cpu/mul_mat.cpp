@@ -46,7 +46,8 @@ public:
             shape.columns *= shape.batches;
             shape.batches = 1;
         }
-        if (left.type == GGML_TYPE_F32 && right.type == GGML_TYPE_F32) {
+        // Otherwise ggml rounds the input, which errs more than any sum.
+        if (left.type == GGML_TYPE_F32 || right.type != GGML_TYPE_F32) {
             shape.numbers = Numbers::exact;
         }
 #ifdef SDCPP_KERNELS_BF16

@@ -5,7 +5,8 @@
 #include <utility>
 
 #include "ggml-cpu.h"
-#include "sdcpp/threads/team.h"
+#include "ggml-cpu/quants.h"
+#include "ggml-cpu/simd-mappings.h"
 
 namespace sdcpp::cpu {
 
@@ -231,6 +232,34 @@ void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs,
     }
 }
 
+// Makes floats of blocks of 32 numbers that have a factor in common: of a byte each, or of half a byte, first the lower
+// halves.
+void block_to_floats(float* to, const block_q8_0& block) {
+    const float factor = GGML_CPU_FP16_TO_FP32(block.d);
+    for (int i = 0; i < QK8_0; ++i) {
+        to[i] = static_cast<float>(block.qs[i]) * factor;
+    }
+}
+
+void block_to_floats(float* to, const block_q4_0& block) {
+    const float factor = GGML_CPU_FP16_TO_FP32(block.d);
+    for (int i = 0; i < QK4_0 / 2; ++i) {
+        to[i] = static_cast<float>((block.qs[i] & 15) - 8) * factor;
+    }
+    for (int i = 0; i < QK4_0 / 2; ++i) {
+        to[QK4_0 / 2 + i] = static_cast<float>((block.qs[i] >> 4) - 8) * factor;
+    }
+}
+
+template <typename Block>
+void blocks_to_floats(float* to, const char* from, int deep) {
+    static_assert(QK8_0 == QK4_0);
+    const auto* block = reinterpret_cast<const Block*>(from);
+    for (int k = 0; k < deep; k += QK8_0, ++block) {
+        block_to_floats(to + k, *block);
+    }
+}
+
 // Makes floats of values that lie one after another.
 void to_floats(float* to, ggml_type type, const char* from, int deep) {
     switch (type) {
@@ -242,6 +271,13 @@ void to_floats(float* to, ggml_type type, const char* from, int deep) {
             break;
         case GGML_TYPE_BF16:
             ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(from), to, deep);
+            break;
+        // ggml's own are compiled for any processor.
+        case GGML_TYPE_Q8_0:
+            blocks_to_floats<block_q8_0>(to, from, deep);
+            break;
+        case GGML_TYPE_Q4_0:
+            blocks_to_floats<block_q4_0>(to, from, deep);
             break;
         default:
             ggml_get_type_traits(type)->to_float(from, to, deep);

@@ -7,6 +7,7 @@
 
 #include "ggml-cpu/ggml-cpu-impl.h"
 #include "sdcpp/kernels/cpu/vectors.h"
+#include "sdcpp/threads/team.h"
 
 namespace sdcpp::cpu {
 
@@ -58,11 +59,7 @@ float* thread_memory(const ggml_compute_params& params, size_t bytes);
 // Lets the threads of a team take jobs, one after another, until none is left.
 template <typename F>
 void jobs_compute(const ggml_compute_params& params, int64_t count, F&& compute) {
-    if (params.ith == 0) {
-        ggml_threadpool_chunk_set(params.threadpool, params.nth);
-    }
-    ggml_barrier(params.threadpool);
-    for (int64_t job = params.ith; job < count; job = ggml_threadpool_chunk_add(params.threadpool, 1)) {
+    for (int64_t job = params.ith; job < count; job = params.nth + sdcpp_team_take()) {
         compute(job);
     }
 }
