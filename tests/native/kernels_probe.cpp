@@ -29,8 +29,8 @@ enum class Kind : int64_t { product, convolution, attention, norm };
 
 struct Case {
     Kind kind;
-    // Of attention keys, queries, values and a mask; of a norm a picture, and factors and summands of its channels. A type
-    // below zero: there is none.
+    // Of attention keys, queries, values and a mask; of a norm a picture, and factors and summands of its channels. A
+    // type below zero: there is none.
     Operand operands[4];
     int64_t stride[2], pad[2], dilation[2];
     int64_t threads;

@@ -15,8 +15,8 @@ namespace {
 // what it holds at most. Others would leave gaps where those are to lie.
 constexpr int64_t in_place_channels = 128;
 
-// Which kernels the graphs that this thread builds are for: those for CUDA norm and double what they convolve, those for
-// the CPU do what follows a norm.
+// Which kernels the graphs that this thread builds are for: those for CUDA norm and double what they convolve, those
+// for the CPU do what follows a norm.
 enum class Kernels { none, cpu, cuda };
 thread_local Kernels kernels_here = Kernels::none;
 
@@ -151,7 +151,8 @@ ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {
     const ggml_tensor* const first = convolution_of(last->src[1]);
     ggml_tensor* const shortcut = convolution_of(input);
     ggml_tensor* const picture = shortcut != nullptr ? shortcut->src[1] : nullptr;
-    if (picture != nullptr && first != nullptr && first->src[1] == picture && shortcut->src[0]->ne[0] * shortcut->src[0]->ne[1] == 1 && shortcut->src[2] == nullptr &&
+    if (picture != nullptr && first != nullptr && first->src[1] == picture &&
+        shortcut->src[0]->ne[0] * shortcut->src[0]->ne[1] == 1 && shortcut->src[2] == nullptr &&
         shortcut->op_params[conv_2d_doublings] == 0 && picture->ne[0] == shortcut->ne[0] &&
         picture->ne[1] == shortcut->ne[1] && picture->ne[2] >= shortcut->ne[2] && picture->ne[3] == 1 &&
         is_own(picture)) {
@@ -211,7 +212,8 @@ ggml_tensor* strided(ggml_tensor* values, int64_t n) {
 
 // Returns them as [d, rows, heads, n].
 ggml_tensor* batched(ggml_context* ctx, ggml_tensor* values, int64_t n) {
-    return values->ne[3] == n ? values : ggml_reshape_4d(ctx, values, values->ne[0], values->ne[1], values->ne[2] / n, n);
+    return values->ne[3] == n ? values
+                              : ggml_reshape_4d(ctx, values, values->ne[0], values->ne[1], values->ne[2] / n, n);
 }
 
 bool is_mask_for(const ggml_tensor* mask, const ggml_tensor* q, const ggml_tensor* k, int64_t n) {
@@ -226,8 +228,7 @@ ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q
     const int64_t n = v->ne[3];
     const bool plain = q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F32 && v->type == GGML_TYPE_F32 &&
                        q->nb[0] == sizeof(float) && k->nb[0] == sizeof(float) && v->nb[0] == sizeof(float);
-    if (!kernels_at(backend) || !plain ||
-        (mask != nullptr && (is_cuda(backend) || !is_mask_for(mask, q, k, n))) ||
+    if (!kernels_at(backend) || !plain || (mask != nullptr && (is_cuda(backend) || !is_mask_for(mask, q, k, n))) ||
         (n > 1 && !(ggml_is_contiguous(q) && ggml_is_contiguous(k)))) {
         return nullptr;
     }

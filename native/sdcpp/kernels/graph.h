@@ -23,10 +23,11 @@ ggml_tensor* convolution(ggml_tensor* node);
 // memory.
 ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input);
 
-// Returns softmax(scale * q k^T + mask) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of all
-// scores; NULL where our kernels do not compute that, as those for CUDA do not where there is a mask. `kv_scale`: what
-// keys and values are scaled by where they are halves, which hold no more than 65504.
-//   q: [d, queries, heads * n]; k: [d, keys, kv_heads * n]; v: [d, kv_heads, keys, n]; mask: [keys, queries, heads or 1]
+// Returns softmax(scale * q k^T + mask) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of
+// all scores; NULL where our kernels do not compute that, as those for CUDA do not where there is a mask. `kv_scale`:
+// what keys and values are scaled by where they are halves, which hold no more than 65504.
+//   q: [d, queries, heads * n]; k: [d, keys, kv_heads * n]; v: [d, kv_heads, keys, n]
+//   mask: [keys, queries, 1 or heads]
 ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
                        ggml_tensor* mask, float scale, float kv_scale);
 

@@ -19,8 +19,8 @@ constexpr size_t longest_line = 256;
 
 std::atomic<size_t> piece_bytes{0};
 
-// Operations that give each thread rows by its number, with no thread waiting for another and none that does the work of
-// all. Those that are not here are short, or look for themselves.
+// Operations that give each thread rows by its number, with no thread waiting for another and none that does the work
+// of all. Those that are not here are short, or look for themselves.
 bool is_divided_by_rows(const ggml_tensor& node) {
     switch (node.op) {
         case GGML_OP_ADD:
@@ -84,7 +84,8 @@ namespace sdcpp {
 Pieces::Pieces(const ggml_compute_params& thread, const ggml_tensor& node) : thread(thread), piece(thread) {
     if (is_divided_by_rows(node)) {
         const size_t asked = piece_bytes.load(std::memory_order_relaxed);
-        const size_t each = (asked > 0 ? asked : thread.nth > 1 ? usual_bytes : alone_bytes) * static_cast<size_t>(thread.nth);
+        const size_t bytes = asked > 0 ? asked : thread.nth > 1 ? usual_bytes : alone_bytes;
+        const size_t each = bytes * static_cast<size_t>(thread.nth);
         count = static_cast<int>(std::clamp<size_t>(bytes_used(node) / each, 1, most_pieces));
         row_bytes = row_bytes_of(node);
         if (count > 1 && row_bytes > 0) {

@@ -20,8 +20,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // How long a thread looks for the others before it sleeps: longer than threads that all run are apart at most barriers.
-// Where one does not run since others want its processor, looking costs the picture its own: each wait that ends in sleep
-// halves the time, and each that does not adds to it again.
+// Where one does not run since others want its processor, looking costs the picture its own: each wait that ends in
+// sleep halves the time, and each that does not adds to it again.
 constexpr int most_spin = 50;  // microseconds
 constexpr int least_spin = 1;
 constexpr int spin_gain = 4;
@@ -105,9 +105,7 @@ struct sdcpp_team {
         return !failed.load();
     }
 
-    void fail(const char* message) {
-        end(GGML_STATUS_FAILED, message);
-    }
+    void fail(const char* message) { end(GGML_STATUS_FAILED, message); }
 
     // Ends the graph; the first who does says how.
     void end(ggml_status how, const char* message) {
@@ -142,7 +140,8 @@ struct sdcpp_team {
     std::atomic<int> left{0};
     std::atomic<int> sleepers{0};
     std::atomic<int> spin{most_spin};  // microseconds
-    // What is given out of nodes with even and with odd numbers: no thread is in one while another is in the next but one.
+    // What is given out of nodes with even and with odd numbers: no thread is in one while another is in the next but
+    // one.
     alignas(64) std::atomic<int64_t> taken[2] = {};
     std::mutex mutex;
     std::condition_variable woken;

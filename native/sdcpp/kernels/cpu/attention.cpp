@@ -39,9 +39,9 @@ float most_of(const float* values, int count) {
     return found;
 }
 
-// softmax(scale * q k^T + mask) v, a block of queries of one head at a time, over blocks of keys: the largest score so far and
-// the sum of the exponentials are kept for each query, and what was summed is scaled when a larger one comes (Milakov
-// and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022).
+// softmax(scale * q k^T + mask) v, a block of queries of one head at a time, over blocks of keys: the largest score so
+// far and the sum of the exponentials are kept for each query, and what was summed is scaled when a larger one comes
+// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022).
 class Attention {
 public:
     Attention(const ggml_tensor& node, int threads)
@@ -148,8 +148,8 @@ private:
             const int deep = static_cast<int>(std::min<int64_t>(part_depth, k.ne[0] - depth));
             for (int64_t row = 0; row < keys; row += block_rows) {
                 const int rows = static_cast<int>(std::min<int64_t>(block_rows, keys - row));
-                pack_memory_rows(Numbers::exact, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1],
-                                 rows, depth, deep);
+                pack_memory_rows(Numbers::exact, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1], rows,
+                                 depth, deep);
             }
             part_compute(Numbers::exact, packed, keys, memory + part * queries * column_stride, count, scores,
                          column_stride, deep, part > 0);
@@ -194,8 +194,8 @@ private:
 
 bool takes(const ggml_tensor& node) {
     return node.op == GGML_OP_FLASH_ATTN_EXT && (node.src[3] == nullptr || is_f32(*node.src[3])) &&
-           node.src[4] == nullptr && is_f32(*node.src[0]) && is_f32(*node.src[1]) && is_f32(*node.src[2]) && is_f32(node) &&
-           ggml_get_op_params_f32(&node, 1) == 0.0f && ggml_get_op_params_f32(&node, 2) == 0.0f;
+           node.src[4] == nullptr && is_f32(*node.src[0]) && is_f32(*node.src[1]) && is_f32(*node.src[2]) &&
+           is_f32(node) && ggml_get_op_params_f32(&node, 1) == 0.0f && ggml_get_op_params_f32(&node, 2) == 0.0f;
 }
 
 void compute(const ggml_compute_params& params, const ggml_tensor& node) {

@@ -68,9 +68,8 @@ public:
     void compute() const {
         const double count = static_cast<double>(length * lines * (last - first));
         double sum = 0.0;
-        each([&](int64_t, const float* from, float*) {
-            sum += sum_of(from, length, [](auto value) { return value; });
-        });
+        each(
+            [&](int64_t, const float* from, float*) { sum += sum_of(from, length, [](auto value) { return value; }); });
         const auto mean = static_cast<float>(sum / count);
         double squares = 0.0;
         each([&](int64_t, const float* from, float*) {
@@ -85,9 +84,8 @@ public:
             const float summand = summands != nullptr ? summands[channel] : 0.0f;
             for (int64_t i = 0; i < length; i += most_written) {
                 const int64_t some = std::min(most_written, length - i);
-                std::transform(from + i, from + i + some, to + i, [=](float value) {
-                    return (value - mean) * scale * factor + summand;
-                });
+                std::transform(from + i, from + i + some, to + i,
+                               [=](float value) { return (value - mean) * scale * factor + summand; });
                 if (silu) {
                     ggml_vec_silu_f32(static_cast<int>(some), to + i, to + i);
                 }

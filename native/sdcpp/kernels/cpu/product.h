@@ -46,10 +46,10 @@ public:
     virtual float* column_of(int64_t batch, int64_t column) const = 0;
 };
 
-// Multiplies packed operands of one part: so many rows, in panels of block_rows * part_depth, by so many columns. The results
-// of a column begin a stride behind those of the one before; they are added to what is there, or replace it.
-void part_compute(Numbers numbers, const float* panels, int64_t rows, const float* packed, int64_t columns, float* result,
-                  int64_t stride, int deep, bool add);
+// Multiplies packed operands of one part: so many rows, in panels of block_rows * part_depth, by so many columns. The
+// results of a column begin a stride behind those of the one before; they are added to what is there, or replace it.
+void part_compute(Numbers numbers, const float* panels, int64_t rows, const float* packed, int64_t columns,
+                  float* result, int64_t stride, int deep, bool add);
 
 // The bytes between what threads have of a work buffer.
 constexpr size_t alignment = 64;
