@@ -227,7 +227,7 @@ def test_products_of_any_shape_and_layout() -> None:
 
     search()
     # As many parts as ggml's sums of f32 have, and fewer; what is deeper and wider than a block; an input of halves.
-    for depth in (64, 320, 1280):
+    for depth in (64, 320, 1280, 2048):
         check(Values("f32", (depth, 128, 1, 1)), Values("f32", (depth, 96, 1, 1)))
     check(Values("f16", (700, 300, 1, 1)), Values("f32", (700, 401, 1, 1)))
     check(Values("f16", (64, 50, 1, 1)), Values("f16", (64, 40, 1, 1)))

@@ -102,7 +102,7 @@ public:
                 }
             }
             pack_values(memory + packed_values, head, batch, key, keys);
-            part_compute(Numbers::exact, memory + packed_values, width, scores, count, memory + sums, width,
+            part_compute(Numbers::exact_8, memory + packed_values, width, scores, count, memory + sums, width,
                          static_cast<int>(keys), key > 0);
         }
         for (int64_t i = 0; i < count; ++i) {
@@ -148,10 +148,10 @@ private:
             const int deep = static_cast<int>(std::min<int64_t>(part_depth, k.ne[0] - depth));
             for (int64_t row = 0; row < keys; row += block_rows) {
                 const int rows = static_cast<int>(std::min<int64_t>(block_rows, keys - row));
-                pack_memory_rows(Numbers::exact, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1], rows,
-                                 depth, deep);
+                pack_memory_rows(Numbers::exact_8, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1],
+                                 rows, depth, deep);
             }
-            part_compute(Numbers::exact, packed, keys, memory + part * queries * column_stride, count, scores,
+            part_compute(Numbers::exact_8, packed, keys, memory + part * queries * column_stride, count, scores,
                          column_stride, deep, part > 0);
         }
     }

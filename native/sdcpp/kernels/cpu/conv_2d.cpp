@@ -70,7 +70,7 @@ public:
         const auto* const ne = filters.ne;
         shape = {result.ne[0] * result.ne[1], ne[3], ne[0] * ne[1] * ne[2], result.ne[3]};
         if (filters.type == GGML_TYPE_F32) {
-            shape.numbers = Numbers::exact;
+            shape.numbers = exact_for(shape.depth);
         }
     }
 

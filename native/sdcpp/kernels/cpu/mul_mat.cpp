@@ -48,7 +48,7 @@ public:
         }
         // Otherwise ggml rounds the input, which errs more than any sum.
         if (left.type == GGML_TYPE_F32 || right.type != GGML_TYPE_F32) {
-            shape.numbers = Numbers::exact;
+            shape.numbers = exact_for(shape.depth);
         }
 #ifdef SDCPP_KERNELS_BF16
         if (left.type == GGML_TYPE_BF16 && left.ne[0] % 2 == 0) {

@@ -23,7 +23,6 @@ constexpr int64_t least_columns = 4 * block_columns;
 // How many products are summed in registers before they are added to others: the error of a long sum grows with the
 // number of its parts. ggml has 64 sums in turns, and adds those by two.
 constexpr int summed = 64;
-constexpr int summed_exactly = 8;
 // Of those so many are added to one another, and of what they give again.
 constexpr int fan = 4;
 
@@ -83,8 +82,9 @@ struct Floats {
     static Vector add(Vector sum, Vector left, float right) { return sum + left * right; }
 };
 
+template <int chain>
 struct ExactFloats : Floats {
-    static constexpr int leaf = summed_exactly;
+    static constexpr int leaf = chain;
 };
 
 #ifdef SDCPP_KERNELS_BF16
@@ -183,8 +183,12 @@ Block block_for(int rows, int columns) {
 
 Block block_for(Numbers numbers, int rows, int columns) {
     switch (numbers) {
-        case Numbers::exact:
-            return block_for<ExactFloats>(rows, columns);
+        case Numbers::exact_8:
+            return block_for<ExactFloats<8>>(rows, columns);
+        case Numbers::exact_16:
+            return block_for<ExactFloats<16>>(rows, columns);
+        case Numbers::exact_32:
+            return block_for<ExactFloats<32>>(rows, columns);
         case Numbers::pairs:
             return block_for<Pairs>(rows, columns);
         default:

@@ -20,9 +20,18 @@ constexpr int column_stride = part_depth + 16;
 // What operands are packed as.
 enum class Numbers {
     floats,
-    exact,  // floats that are no rounded ones', as f32 weights are: their sums are to err no more than ggml's
+    // Floats that are no rounded ones', as f32 weights are: their sums are to err no more than ggml's, which are made
+    // of chains of a 64th of the depth. So many are summed in a chain here.
+    exact_8,
+    exact_16,
+    exact_32,
     pairs,  // of bf16, two depths in the place of a float: where the processor multiplies them, twice as fast
 };
+
+// Returns in what chains a sum of so many products errs no more than ggml's.
+constexpr Numbers exact_for(int64_t depth) {
+    return depth >= 2048 ? Numbers::exact_32 : depth >= 1024 ? Numbers::exact_16 : Numbers::exact_8;
+}
 
 // result[batch][column][row] = sum over depth of left[batch][row][depth] * right[batch][column][depth]
 struct Shape {
