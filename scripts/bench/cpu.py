@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Compare what the CPU computes: our kernels, the engine's own, and PyTorch with diffusers.
 
-SD 1.5 with random weights: text encoding, a pass of the denoiser, decoding and the whole picture, each in a fresh
-process, in rounds whose order turns. Wall and CPU seconds are medians; the ratios are those of CPU seconds, which tell
-a slow kernel from a busy machine, and of wall seconds. A profile by operation and the machine's peak come with it.
+Models with random weights: SD 1.5, and of SDXL and Flux some of the blocks, which all are alike. Text encoding, a pass
+of the denoiser, and of SD 1.5 decoding and the whole picture, each model and size in a fresh process, in rounds whose
+order turns. Wall and CPU seconds are medians; the ratios are those of CPU seconds, which tell a slow kernel from a busy
+machine, and of wall seconds. A profile by operation and the machine's peak come with each model.
 
-    scripts/bench/cpu.py [--sizes 256 512] [--types f16 bf16 q8_0] [--threads 1 2] [--rounds 3] [--json FILE]
+    scripts/bench/cpu.py [--models sd1 sdxl flux] [--sizes 256 512] [--types f16 bf16 q8_0] [--threads 1 2]
+                         [--rounds 3] [--json FILE]
     scripts/bench/cpu.py --beside            # and the same picture beside busy loops and beside itself
 
 Run it with the Python that has sdcpp-py installed. PyTorch, diffusers and transformers go into an environment of their
-own.
+own; --peer names one that is there.
 """
 
 from __future__ import annotations
@@ -21,20 +23,82 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import venv
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PEER = Path(__file__).resolve().with_name("cpu_peer.py")
 PEER_PACKAGES = ("torch==2.13.0", "diffusers", "transformers")
-PARTS = ("text", "pass", "decoding", "picture")
 STEPS = 2
 PROMPT = "a cat"
 # Beside what a picture is drawn: the name, and how many busy loops and other pictures run meanwhile.
 COMPANY = {"alone": (0, 0), "one busy loop": (1, 0), "two busy loops": (2, 0), "another picture": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is measured: what of it, and the sizes of its networks for PyTorch."""
+
+    about: str
+    parts: tuple[str, ...]
+    clips: tuple[tuple[int, int], ...]  # width and layers of each text encoder
+    t5_layers: int = 0
+    denoiser: dict[str, Any] = field(default_factory=dict)
+
+
+MODELS = {
+    "sd1": Model(
+        "SD 1.5",
+        ("text", "pass", "decoding", "picture"),
+        clips=((768, 12),),
+        denoiser={"widths": (1, 2, 4, 4), "blocks": (1, 1, 1, 0), "heads": 8, "context": 768},
+    ),
+    "sdxl": Model(
+        "SDXL, 2 of 10 blocks a level, 4 of 12 and of 32 layers of its text encoders",
+        ("text", "pass"),
+        clips=((768, 4), (1280, 4)),
+        denoiser={"widths": (1, 2, 4), "blocks": (0, 1, 2), "heads": (5, 10, 20), "context": 2048},
+    ),
+    "flux": Model(
+        "Flux, 1 of 19 double and of 38 single blocks, 2 of 24 layers of T5",
+        ("text", "pass"),
+        clips=((768, 4),),
+        t5_layers=2,
+        denoiser={"flux_layers": 1, "context": 4096},
+    ),
+}
+
+
+def write_model(name: str, path: Path) -> None:
+    """Write a model's checkpoint with random weights."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support import checkpoints as made
+
+    model, tiny = MODELS[name], made.Vae(channels=32)
+    if name == "sd1":
+        made.write_checkpoint(name, path)
+        return
+    out = made.Layout()
+    first, *more = [made.Clip(width=width, layers=layers, projection=width) for width, layers in model.clips]
+    if name == "sdxl":
+        sizes = model.denoiser
+        unet = made.Unet(mult=sizes["widths"], depth=sizes["blocks"], mid_depth=sizes["blocks"][-1],
+                         context=sizes["context"], labels=2816, linear_proj=True)  # fmt: skip
+        out.nest("model.diffusion_model.", made.unet(unet))
+        out.nest("first_stage_model.", made.vae(tiny))
+        out.nest("conditioner.embedders.0.transformer.", made.clip(first))
+        out.nest("conditioner.embedders.1.model.", made.open_clip(more[0]))
+    else:
+        layers = model.denoiser["flux_layers"]
+        out.nest("model.diffusion_model.", made.flux_transformer(made.Flux(double=layers, single=layers)))
+        out.nest("first_stage_model.", made.vae(made.Vae(channels=32, latent=16, quant=False)))
+        out.nest("text_encoders.clip_l.transformer.", made.clip(first))
+        out.nest("text_encoders.t5xxl.transformer.", made.t5(made.T5(layers=model.t5_layers)))
+    made.write_safetensors(path, dict(out), dtype="f16", seed=0, metadata={"family": name})
 
 
 def clocked(function: Callable[[], Any]) -> dict[str, float]:
@@ -84,7 +148,7 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
         # What the phases have of the CPU seconds is in proportion to their time: all threads work in all of them.
         share = picture["cpu"] / picture["wall"]
         walls = {"text": timings.text, "pass": timings.sampling / STEPS, "decoding": timings.decoding}
-        parts = {name: {"wall": wall, "cpu": wall * share} for name, wall in walls.items()}
+        parts = {name: {"wall": wall, "cpu": wall * share} for name, wall in walls.items() if name in task["parts"]}
         rows = profile_rows(library) if task["profile"] else []
         return {"parts": {**parts, "picture": picture}, "profile": rows, "peak_kib": peak_memory()}
 
@@ -96,71 +160,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def run_torch(task: dict[str, Any]) -> dict[str, Any]:
-    """Compute the same networks with PyTorch."""
-    import torch  # type: ignore[import-not-found, unused-ignore]
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # type: ignore[import-not-found, unused-ignore]
-    from transformers import CLIPTextConfig, CLIPTextModel  # type: ignore[import-not-found, unused-ignore]
-
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(task["threads"])
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[task["type"]]
-    sides = task["size"] // 8
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12,
-                                        num_hidden_layers=12, projection_dim=768)).eval().to(dtype)  # fmt: skip
-    unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64).eval().to(dtype)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).eval().to(dtype)  # fmt: skip
-    unet, vae = unet.to(memory_format=torch.channels_last), vae.to(memory_format=torch.channels_last)
-    tokens = torch.zeros((1, 77), dtype=torch.long)
-    latent = torch.randn(1, 4, sides, sides, dtype=dtype).to(memory_format=torch.channels_last)
-    words = text(tokens).last_hidden_state
-    unet(latent[:, :, :8, :8], 500, words)  # what is prepared once is not counted
-    times = {
-        "text": clocked(lambda: text(tokens)),
-        "pass": clocked(lambda: unet(latent, 500, words)),
-        "decoding": clocked(lambda: vae.decode(latent)),
-    }
-    times["picture"] = {
-        kind: times["text"][kind] + STEPS * times["pass"][kind] + times["decoding"][kind] for kind in ("wall", "cpu")
-    }
-    return {"parts": times, "profile": [], "peak_kib": peak_memory()}
-
-
-def run_peak(task: dict[str, Any]) -> dict[str, Any]:
-    """Measure the most that one core multiplies and adds a second, in floating-point operations."""
-    import torch
-
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
-
-    def rate(dtype: Any) -> float:
-        a, b = (torch.randn(1536, 1536).to(dtype) for _ in range(2))
-        return max(2 * 1536**3 / clocked(lambda: a @ b)["cpu"] for _ in range(8))
-
-    return {"f32": rate(torch.float32), "bf16": rate(torch.bfloat16)}
-
-
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def peer_python(work: Path) -> Path:
+def peer_python(options: argparse.Namespace) -> Path:
     """Return the Python of the environment with PyTorch, made the first time."""
-    folder = work / "cpu-peer"
-    python = folder / "bin" / "python"
+    if options.peer:
+        return Path(options.peer)
+    folder = options.work / "cpu-peer"
+    python = Path(folder, "bin", "python")
     if subprocess.run([python, "-c", "import torch, diffusers, transformers"], capture_output=True).returncode != 0:
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
     return python
 
 
-def start(python: Path | str, task: dict[str, Any]) -> subprocess.Popen[str]:
-    """Start a worker."""
+def start(task: dict[str, Any], python: Path | None = None) -> subprocess.Popen[str]:
+    """Start a worker: PyTorch's with its Python, or one of ours."""
     environment = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
-    command = [str(python), str(Path(__file__).resolve()), "--worker", json.dumps(task)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    worker = [str(python), str(PEER)] if python else [sys.executable, str(Path(__file__).resolve()), "--worker"]
+    return subprocess.Popen([*worker, json.dumps(task)], stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(worker: subprocess.Popen[str]) -> dict[str, Any]:
@@ -176,40 +195,45 @@ def median(found: list[dict[str, Any]], part: str, kind: str) -> float:
     return statistics.median(each["parts"][part][kind] for each in found)
 
 
-def compare(options: argparse.Namespace, model: Path, python: Path) -> list[dict[str, Any]]:
-    """Measure every row; return them."""
+def compare(options: argparse.Namespace, name: str, checkpoint: Path, python: Path) -> list[dict[str, Any]]:
+    """Measure every row of a model; return them."""
     rows = []
+    model = MODELS[name]
+    sizes = {"parts": model.parts, "clips": model.clips, "t5_layers": model.t5_layers, **model.denoiser}
     for threads in options.threads:
         for size in options.sizes:
             for weights in options.types:
-                task = {"size": size, "threads": threads, "model": str(model), "profile": False}
+                task = {"size": size, "threads": threads, "model": str(checkpoint), "profile": False, "type": weights}
+                task |= {"parts": model.parts}
                 peer = "bf16" if weights == "bf16" else "f32"
-                jobs: dict[str, tuple[Any, dict[str, Any]]] = {
-                    "fast": (sys.executable, {**task, "what": "fast", "type": weights}),
-                    "engine": (sys.executable, {**task, "what": "engine", "type": weights}),
-                    "torch": (python, {**task, "what": "torch", "type": peer}),
+                jobs: dict[str, tuple[Any, ...]] = {
+                    "fast": ({**task, "what": "fast"},),
+                    "engine": ({**task, "what": "engine"},),
+                    "torch": ({**task, "what": "torch", "type": peer, "sizes": sizes, "steps": STEPS}, python),
                 }
-                jobs = {name: job for name, job in jobs.items() if name not in options.without}
-                found: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+                jobs = {each: job for each, job in jobs.items() if each not in options.without}
+                found: dict[str, list[dict[str, Any]]] = {each: [] for each in jobs}
                 for turn in range(options.rounds):
                     names = list(jobs)
-                    for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                        found[name].append(finish(start(*jobs[name])))
-                rows.append({"size": size, "type": weights, "threads": threads, "peer": peer, "found": found})
-                show(rows[-1])
+                    for each in names[turn % len(names) :] + names[: turn % len(names)]:
+                        found[each].append(finish(start(*jobs[each])))
+                row = {"model": name, "size": size, "type": weights, "threads": threads, "peer": peer, "found": found}
+                rows.append(row)
+                show(row)
     return rows
 
 
 def show(row: dict[str, Any]) -> None:
     """Print one row of the comparison."""
     found = row["found"]
-    print(f"\n{row['size']}x{row['size']}, {row['type']} weights, {row['threads']} threads (PyTorch: {row['peer']})")
+    what = f"{row['size']}x{row['size']}, {row['type']} weights, {row['threads']} threads"
+    print(f"\n{MODELS[row['model']].about}\n{what} (PyTorch: {row['peer']})")
     print(
         f"{'':10}"
         + "".join(f"{name + ' wall':>13}{'cpu':>8}" for name in found)
         + "   fast/engine  fast/torch (cpu, wall)"
     )
-    for part in PARTS:
+    for part in MODELS[row["model"]].parts:
         cells = "".join(
             f"{median(each, part, 'wall'):13.2f}{median(each, part, 'cpu'):8.2f}" for each in found.values()
         )
@@ -246,13 +270,14 @@ def beside(options: argparse.Namespace, model: Path) -> None:
         "what": "fast",
         "type": "f16",
         "warm": True,
+        "parts": ("picture",),
     }
     found: dict[str, list[float]] = {name: [] for name in COMPANY}
     for _ in range(options.rounds):
         for name, (loops, pictures) in COMPANY.items():
             busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
             try:
-                workers = [start(sys.executable, task) for _ in range(1 + pictures)]
+                workers = [start(task) for _ in range(1 + pictures)]
                 found[name].append(max(finish(worker)["parts"]["picture"]["wall"] for worker in workers))
             finally:
                 for process in busy:
@@ -267,40 +292,43 @@ def beside(options: argparse.Namespace, model: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Compare our CPU kernels with the engine's and with PyTorch.")
+    parser.add_argument("--models", nargs="+", default=["sd1"], choices=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[256], help="pixels of a side")
     parser.add_argument("--types", nargs="+", default=["f16"], help="types of the weights: f32, f16, bf16, q8_0, q4_0")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", nargs="*", default=[], choices=["engine", "torch"], help="what to leave out")
     parser.add_argument("--beside", action="store_true", help="measure beside busy loops and another picture, too")
-    parser.add_argument("--model", type=Path, help="an SD 1.5 checkpoint; one with random weights is made")
+    parser.add_argument("--peer", metavar="PYTHON", help="one with PyTorch, diffusers and transformers")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where environment and model go")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        task = json.loads(options.worker)
-        run = {"torch": run_torch, "peak": run_peak}.get(task["what"], run_ours)
-        print(json.dumps(run(task)))
+        print(json.dumps(run_ours(json.loads(options.worker))))
         return
     options.work.mkdir(parents=True, exist_ok=True)
-    python = peer_python(options.work)
-    model = options.model or options.work / "sd15.safetensors"
-    if not model.exists():
-        with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            made = Path(folder, model.name)
-            subprocess.run([sys.executable, ROOT / "scripts" / "make_checkpoint.py", made], check=True)
-            made.rename(model)
+    python = peer_python(options)
     print(f"load of the machine: {os.getloadavg()}; the ratios of CPU seconds are those to trust on a busy one")
-    peak = finish(start(python, {"what": "peak"}))
-    rows = compare(options, model, python)
-    task = {"size": options.sizes[0], "threads": options.threads[-1], "model": str(model), "profile": True}
-    profiled = finish(start(sys.executable, {**task, "what": "fast", "type": options.types[0]}))
-    show_profile(profiled, peak["f32"], task["threads"])
+    peak = finish(start({"what": "peak"}, python))
+    print(f"peak of a core: {peak['f32'] / 1e9:.0f} GFLOP/s in f32, {peak['bf16'] / 1e9:.0f} in bf16")
+    rows, profiles = [], {}
+    for name in options.models:
+        checkpoint = options.work / f"{name}.safetensors"
+        if not checkpoint.exists():
+            write_model(name, checkpoint)
+        rows += compare(options, name, checkpoint, python)
+        task = {"size": options.sizes[0], "threads": options.threads[-1], "model": str(checkpoint), "profile": True}
+        task |= {"parts": MODELS[name].parts, "what": "fast", "type": options.types[0]}
+        profiles[name] = finish(start(task))
+        show_profile(profiles[name], peak["f32"], task["threads"])
     if options.beside:
-        beside(options, model)
+        checkpoint = options.work / "sd1.safetensors"
+        if not checkpoint.exists():
+            write_model("sd1", checkpoint)
+        beside(options, checkpoint)
     if options.json:
-        options.json.write_text(json.dumps({"peak": peak, "rows": rows, "profile": profiled}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"peak": peak, "rows": rows, "profiles": profiles}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-// Computes a product, a convolution or attention of given values on the CPU backend under either kernel policy. Part of
-// the engine library in test builds only.
+// Computes a product, a convolution, attention or a group norm of given values on the CPU backend under either kernel
+// policy, each as the engine builds it. Part of the engine library in test builds only.
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -8,6 +8,7 @@
 #include "ggml-cpp.h"
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/api/run.h"
+#include "sdcpp/kernels/graph.h"
 #include "sdcpp/kernels/policy.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
@@ -24,15 +25,23 @@ struct Operand {
     int64_t permuted;  // the second and the third dimension lie the other way round
 };
 
-enum class Kind : int64_t { product, convolution, attention };
+enum class Kind : int64_t { product, convolution, attention, norm };
 
 struct Case {
     Kind kind;
-    Operand left, right, third;  // of attention: keys, queries, values
+    // Of attention keys, queries, values and a mask; of a norm a picture, and factors and summands of its channels. A
+    // type below zero: there is none.
+    Operand operands[4];
     int64_t stride[2], pad[2], dilation[2];
     int64_t threads;
     int64_t fast;
+    int64_t groups, silu;  // of a norm
     float scale;
+};
+
+struct Operands {
+    ggml_context* ctx;
+    ggml_tensor *a, *b, *c, *d;
 };
 
 ggml_tensor* make(ggml_context* ctx, const Operand& operand) {
@@ -46,6 +55,50 @@ ggml_tensor* make(ggml_context* ctx, const Operand& operand) {
     ggml_tensor* tensor = ggml_new_tensor_4d(ctx, type, width, ne[1], ne[2], ne[3]);
     tensor = ggml_view_4d(ctx, tensor, ne[0], ne[1], ne[2], ne[3], tensor->nb[1], tensor->nb[2], tensor->nb[3], 0);
     return operand.permuted != 0 ? ggml_permute(ctx, tensor, 0, 2, 1, 3) : tensor;
+}
+
+ggml_tensor* make_convolution(const Operands& of, const Case& wanted) {
+    const auto number = [](const int64_t (&pair)[2], int i) { return static_cast<int>(pair[i]); };
+    return ggml_conv_2d_direct(of.ctx, of.a, of.b, number(wanted.stride, 0), number(wanted.stride, 1),
+                               number(wanted.pad, 0), number(wanted.pad, 1), number(wanted.dilation, 0),
+                               number(wanted.dilation, 1));
+}
+
+// As ours, or as the engine does without flash attention.
+ggml_tensor* make_attention(const Operands& of, const Case& wanted) {
+    if (wanted.fast != 0) {
+        ggml_tensor* const out = ggml_flash_attn_ext(of.ctx, of.b, of.a, of.c, nullptr, wanted.scale, 0.0f, 0.0f);
+        out->src[3] = of.d;
+        return out;
+    }
+    ggml_tensor* scores = ggml_scale(of.ctx, ggml_mul_mat(of.ctx, of.a, of.b), wanted.scale);
+    scores = ggml_soft_max(of.ctx, of.d != nullptr ? ggml_add(of.ctx, scores, of.d) : scores);
+    ggml_tensor* const values = ggml_cont(of.ctx, ggml_transpose(of.ctx, of.c));
+    return ggml_cont(of.ctx, ggml_permute(of.ctx, ggml_mul_mat(of.ctx, values, scores), 0, 2, 1, 3));
+}
+
+// Before a convolution, which is not computed.
+ggml_tensor* make_norm(const Operands& of, const Case& wanted) {
+    ggml_tensor* out = ggml_group_norm(of.ctx, of.a, static_cast<int>(wanted.groups), 1e-6f);
+    if (of.b != nullptr) {
+        out = ggml_add_inplace(of.ctx, ggml_mul_inplace(of.ctx, out, of.b), of.c);
+    }
+    out = wanted.silu != 0 ? ggml_silu_inplace(of.ctx, out) : out;
+    ggml_tensor* const filters = ggml_new_tensor_4d(of.ctx, GGML_TYPE_F32, 1, 1, out->ne[2], 1);
+    return sdcpp::convolution(ggml_conv_2d_direct(of.ctx, filters, out, 1, 1, 0, 0, 1, 1))->src[1];
+}
+
+ggml_tensor* make_node(const Operands& of, const Case& wanted) {
+    switch (wanted.kind) {
+        case Kind::product:
+            return ggml_mul_mat(of.ctx, of.a, of.b);
+        case Kind::convolution:
+            return make_convolution(of, wanted);
+        case Kind::attention:
+            return make_attention(of, wanted);
+        default:
+            return make_norm(of, wanted);
+    }
 }
 
 // Writes values row by row, and reads back what the type keeps of them.
@@ -70,35 +123,30 @@ void fill(ggml_tensor* tensor, float* values) {
 extern "C" {
 
 // Computes a case; the values become those that the operands' types keep.
-SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, float* left, float* right, float* third,
-                                         float* result) {
+SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, float* const* values, float* result) {
     return run_guarded(*run, [&] {
         backends_load();
         ggml_backend_ptr backend(ggml_backend_cpu_init());
         ggml_backend_cpu_set_n_threads(backend.get(), static_cast<int>(wanted->threads));
-        ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
-        ggml_tensor* const a = make(ctx.get(), wanted->left);
-        ggml_tensor* const b = make(ctx.get(), wanted->right);
-        ggml_tensor* const c = wanted->kind == Kind::attention ? make(ctx.get(), wanted->third) : nullptr;
-        const auto of = [](const int64_t (&pair)[2], int i) { return static_cast<int>(pair[i]); };
-        ggml_tensor* const out =
-            wanted->kind == Kind::product ? ggml_mul_mat(ctx.get(), a, b)
-            : wanted->kind == Kind::attention
-                ? ggml_flash_attn_ext(ctx.get(), b, a, c, nullptr, wanted->scale, 0.0f, 0.0f)
-                : ggml_conv_2d_direct(ctx.get(), a, b, of(wanted->stride, 0), of(wanted->stride, 1), of(wanted->pad, 0),
-                                      of(wanted->pad, 1), of(wanted->dilation, 0), of(wanted->dilation, 1));
+        ggml_context_ptr ctx(ggml_init({32 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
+        const KernelScope kernels(wanted->fast != 0);
+        kernels_at(backend.get());
+        ggml_tensor* made[4] = {};
+        for (int i = 0; i < 4; ++i) {
+            made[i] = wanted->operands[i].type >= 0 ? make(ctx.get(), wanted->operands[i]) : nullptr;
+        }
+        ggml_tensor* const out = make_node({ctx.get(), made[0], made[1], made[2], made[3]}, *wanted);
         ggml_cgraph* const graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, out);
         ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
         // Whatever is not computed or not read as it should be shows.
         ggml_backend_buffer_clear(buffer.get(), 0xff);
-        fill(a, left);
-        fill(b, right);
-        if (c != nullptr) {
-            fill(c, third);
+        for (int i = 0; i < 4; ++i) {
+            if (made[i] != nullptr) {
+                fill(made[i], values[i]);
+            }
         }
         Placement placement;
-        const KernelScope kernels(wanted->fast != 0);
         if (graph_compute(placement, backend.get(), graph) != GGML_STATUS_SUCCESS) {
             return false;
         }

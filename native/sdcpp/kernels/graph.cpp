@@ -1,9 +1,11 @@
 #include "sdcpp/kernels/graph.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "ggml-impl.h"
 #include "sdcpp/kernels/conv_2d_params.h"
+#include "sdcpp/kernels/group_norm_params.h"
 
 namespace sdcpp {
 
@@ -13,8 +15,10 @@ namespace {
 // what it holds at most. Others would leave gaps where those are to lie.
 constexpr int64_t in_place_channels = 128;
 
-// Whether the graphs that this thread builds are for kernels that norm and double what they convolve.
-thread_local bool convolves_more = false;
+// Which kernels the graphs that this thread builds are for: those for CUDA norm and double what they convolve, those
+// for the CPU do what follows a norm.
+enum class Kernels { none, cpu, cuda };
+thread_local Kernels kernels_here = Kernels::none;
 
 bool is_cuda(ggml_backend_t backend) {
     const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
@@ -59,26 +63,61 @@ bool is_for_channels(const ggml_tensor* numbers, const ggml_tensor* picture) {
            ggml_nelements(numbers) == picture->ne[2];
 }
 
+// Makes what follows a group norm, a factor and a summand for each channel and perhaps SiLU, compute the norm as well.
+// Whoever else reads the norm has it as before.
+void norm_with_rest(ggml_tensor* picture) {
+    const bool silu = picture->op == GGML_OP_UNARY && ggml_get_unary_op(picture) == GGML_UNARY_OP_SILU;
+    const ggml_tensor* const sum = silu ? picture->src[0] : picture;
+    const ggml_tensor* const product = source_of(sum, GGML_OP_ADD);
+    const ggml_tensor* const norm = source_of(product, GGML_OP_MUL);
+    ggml_tensor* const normed = source_of(norm, GGML_OP_GROUP_NORM);
+    if (normed == nullptr || normed->type != GGML_TYPE_F32 || normed->nb[0] != sizeof(float) ||
+        !ggml_is_contiguous(picture) || !ggml_are_same_shape(picture, normed) ||
+        !is_for_channels(product->src[1], normed) || !is_for_channels(sum->src[1], normed)) {
+        return;
+    }
+    ggml_tensor* const summand = sum->src[1];
+    const int32_t groups = ggml_get_op_params_i32(norm, 0);
+    const float eps = ggml_get_op_params_f32(norm, 1);
+    picture->op = GGML_OP_GROUP_NORM;
+    picture->src[0] = normed;
+    picture->src[1] = product->src[1];
+    picture->src[2] = summand;
+    picture->view_src = nullptr;  // where SiLU or the sum was to be in the place of what it is of
+    picture->view_offs = 0;
+    std::fill(std::begin(picture->op_params), std::end(picture->op_params), 0);
+    ggml_set_op_params_i32(picture, 0, groups);
+    ggml_set_op_params_f32(picture, 1, eps);
+    ggml_set_op_params_i32(picture, group_norm_silu, silu ? 1 : 0);
+}
+
 }  // namespace
 
 bool kernels_at(ggml_backend_t backend) {
-    convolves_more = false;
+    kernels_here = Kernels::none;
     const ggml_backend_dev_t device = backend != nullptr ? ggml_backend_get_device(backend) : nullptr;
     if (!sdcpp_kernels_fast() || device == nullptr) {
         return false;
     }
     // A device that lets the CPU compute says so.
-    convolves_more = is_cuda(backend);
     const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device);
-    return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ||
-           ggml_backend_reg_get_proc_address(reg, "sdcpp_kernels") != nullptr;
+    if (is_cuda(backend)) {
+        kernels_here = Kernels::cuda;
+    } else if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ||
+               ggml_backend_reg_get_proc_address(reg, "sdcpp_kernels") != nullptr) {
+        kernels_here = Kernels::cpu;
+    }
+    return kernels_here != Kernels::none;
 }
 
 ggml_tensor* convolution(ggml_tensor* node) {
-    if (!convolves_more || !is_convolution(node)) {
+    ggml_tensor* const picture = node->src[1];
+    if (kernels_here == Kernels::cpu) {
+        norm_with_rest(picture);
+    }
+    if (kernels_here != Kernels::cuda || !is_convolution(node)) {
         return node;
     }
-    ggml_tensor* const picture = node->src[1];
     const bool silu = picture->op == GGML_OP_UNARY && ggml_get_unary_op(picture) == GGML_UNARY_OP_SILU;
     const ggml_tensor* const sum = silu ? picture->src[0] : nullptr;
     const ggml_tensor* const product = source_of(sum, GGML_OP_ADD);
@@ -103,7 +142,7 @@ ggml_tensor* convolution(ggml_tensor* node) {
 }
 
 ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {
-    ggml_tensor* const last = convolves_more ? convolution_of(sum) : nullptr;
+    ggml_tensor* const last = kernels_here == Kernels::cuda ? convolution_of(sum) : nullptr;
     if (last == nullptr || !is_own(input) || !ggml_are_same_shape(sum, input) || sum->ne[2] > in_place_channels) {
         return ggml_add(ctx, sum, input);
     }
@@ -112,7 +151,8 @@ ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {
     const ggml_tensor* const first = convolution_of(last->src[1]);
     ggml_tensor* const shortcut = convolution_of(input);
     ggml_tensor* const picture = shortcut != nullptr ? shortcut->src[1] : nullptr;
-    if (picture != nullptr && first != nullptr && first->src[1] == picture && shortcut->src[0]->ne[0] * shortcut->src[0]->ne[1] == 1 && shortcut->src[2] == nullptr &&
+    if (picture != nullptr && first != nullptr && first->src[1] == picture &&
+        shortcut->src[0]->ne[0] * shortcut->src[0]->ne[1] == 1 && shortcut->src[2] == nullptr &&
         shortcut->op_params[conv_2d_doublings] == 0 && picture->ne[0] == shortcut->ne[0] &&
         picture->ne[1] == shortcut->ne[1] && picture->ne[2] >= shortcut->ne[2] && picture->ne[3] == 1 &&
         is_own(picture)) {
@@ -159,24 +199,53 @@ ggml_tensor* attention_in_halves(ggml_context* ctx, ggml_backend_t backend, ggml
     return ggml_view_4d(ctx, out, depth, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2], out->nb[3], 0);
 }
 
+// Returns queries or keys as they were before their heads were laid one behind the other, as [d, rows, heads, n]; or as
+// they are.
+ggml_tensor* strided(ggml_tensor* values, int64_t n) {
+    ggml_tensor* const copied = source_of(values, GGML_OP_RESHAPE);
+    ggml_tensor* const permuted = source_of(copied, GGML_OP_CONT);
+    return permuted != nullptr && permuted->ne[0] == values->ne[0] && permuted->ne[1] == values->ne[1] &&
+                   permuted->ne[3] == n && permuted->type == GGML_TYPE_F32 && permuted->nb[0] == sizeof(float)
+               ? permuted
+               : values;
+}
+
+// Returns them as [d, rows, heads, n].
+ggml_tensor* batched(ggml_context* ctx, ggml_tensor* values, int64_t n) {
+    return values->ne[3] == n ? values
+                              : ggml_reshape_4d(ctx, values, values->ne[0], values->ne[1], values->ne[2] / n, n);
+}
+
+bool is_mask_for(const ggml_tensor* mask, const ggml_tensor* q, const ggml_tensor* k, int64_t n) {
+    return mask->type == GGML_TYPE_F32 && mask->nb[0] == sizeof(float) && mask->ne[0] == k->ne[1] &&
+           mask->ne[1] == q->ne[1] && q->ne[2] / n % mask->ne[2] == 0 && mask->ne[3] == 1;
+}
+
 }  // namespace
 
 ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                       const ggml_tensor* mask, float scale, float kv_scale) {
+                       ggml_tensor* mask, float scale, float kv_scale) {
     const int64_t n = v->ne[3];
     const bool plain = q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F32 && v->type == GGML_TYPE_F32 &&
                        q->nb[0] == sizeof(float) && k->nb[0] == sizeof(float) && v->nb[0] == sizeof(float);
-    if (!kernels_at(backend) || mask != nullptr || !plain ||
+    if (!kernels_at(backend) || !plain || (mask != nullptr && (is_cuda(backend) || !is_mask_for(mask, q, k, n))) ||
         (n > 1 && !(ggml_is_contiguous(q) && ggml_is_contiguous(k)))) {
         return nullptr;
     }
-    if (n > 1) {
-        q = ggml_reshape_4d(ctx, q, q->ne[0], q->ne[1], q->ne[2] / n, n);
-        k = ggml_reshape_4d(ctx, k, k->ne[0], k->ne[1], k->ne[2] / n, n);
-    }
     v = ggml_permute(ctx, v, 0, 2, 1, 3);
-    return is_cuda(backend) ? attention_in_halves(ctx, backend, q, k, v, scale, kv_scale)
-                            : ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);
+    const bool cuda = is_cuda(backend);
+    if (!cuda) {
+        q = strided(q, n);
+        k = strided(k, n);
+    }
+    q = batched(ctx, q, n);
+    k = batched(ctx, k, n);
+    if (cuda) {
+        return attention_in_halves(ctx, backend, q, k, v, scale, kv_scale);
+    }
+    ggml_tensor* const out = ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);
+    out->src[3] = mask;  // ggml's own would be of halves
+    return out;
 }
 
 uint64_t kernel_pool_bytes(const ggml_tensor* node) {

@@ -14,8 +14,8 @@ namespace sdcpp {
 bool kernels_at(ggml_backend_t backend);
 
 // Returns a convolution that does itself what is done to its picture alone before: a group norm and SiLU, or doubling
-// its width and height, so that there is no buffer for that; the same where the kernels of this thread's last device do
-// not.
+// its width and height, so that there is no buffer for that, where the kernels of this thread's last device do so. On
+// the CPU the norm and what follows it become one node. The same where there are no such kernels.
 ggml_tensor* convolution(ggml_tensor* node);
 
 // Returns the sum of a residual block: of what its last convolution gave, and of its input or what a convolution of one
@@ -23,12 +23,13 @@ ggml_tensor* convolution(ggml_tensor* node);
 // memory.
 ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input);
 
-// Returns softmax(scale * q k^T) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of all
-// scores; NULL where our kernels do not compute that, and where there is a mask. `kv_scale`: what keys and values are
-// scaled by where they are halves, which hold no more than 65504.
+// Returns softmax(scale * q k^T + mask) v as [d, heads, queries, n], computed in blocks, so that there is no buffer of
+// all scores; NULL where our kernels do not compute that, as those for CUDA do not where there is a mask. `kv_scale`:
+// what keys and values are scaled by where they are halves, which hold no more than 65504.
 //   q: [d, queries, heads * n]; k: [d, keys, kv_heads * n]; v: [d, kv_heads, keys, n]
+//   mask: [keys, queries, 1 or heads]
 ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                       const ggml_tensor* mask, float scale, float kv_scale);
+                       ggml_tensor* mask, float scale, float kv_scale);
 
 // What our kernels for CUDA take of the device's pool while they compute a node, and what they keep of its input for
 // the nodes that follow, in bytes; 0 under the policy `engine`.

@@ -4,18 +4,23 @@
 #include <atomic>
 #include <cstdint>
 
+#include "sdcpp/threads/team.h"
+
 namespace {
 
-// What is read and written within some hundredths of a second, and is not divided at all in most pictures.
-constexpr size_t usual_bytes = 32u << 20;
+// What is read and written within some hundredths of a millisecond: a thread that others take the processor from leaves
+// the rest to those that have theirs.
+constexpr size_t usual_bytes = 256u << 10;
+// One thread divides for nothing but the looks, after some hundredths of a second.
+constexpr size_t alone_bytes = 32u << 20;
 constexpr size_t most_pieces = 1024;
 // The padding between the rows that threads have in the work buffer is a cache line, whose size is the compiler's.
 constexpr size_t longest_line = 256;
 
-std::atomic<size_t> piece_bytes{usual_bytes};
+std::atomic<size_t> piece_bytes{0};
 
-// Operations that give each thread rows by its number, with no thread waiting for another and none that does the work of
-// all. Those that are not here are short, or look for themselves.
+// Operations that give each thread rows by its number, with no thread waiting for another and none that does the work
+// of all. Those that are not here are short, or look for themselves.
 bool is_divided_by_rows(const ggml_tensor& node) {
     switch (node.op) {
         case GGML_OP_ADD:
@@ -78,7 +83,9 @@ namespace sdcpp {
 
 Pieces::Pieces(const ggml_compute_params& thread, const ggml_tensor& node) : thread(thread), piece(thread) {
     if (is_divided_by_rows(node)) {
-        const size_t each = piece_bytes.load(std::memory_order_relaxed) * static_cast<size_t>(thread.nth);
+        const size_t asked = piece_bytes.load(std::memory_order_relaxed);
+        const size_t bytes = asked > 0 ? asked : thread.nth > 1 ? usual_bytes : alone_bytes;
+        const size_t each = bytes * static_cast<size_t>(thread.nth);
         count = static_cast<int>(std::clamp<size_t>(bytes_used(node) / each, 1, most_pieces));
         row_bytes = row_bytes_of(node);
         if (count > 1 && row_bytes > 0) {
@@ -88,12 +95,13 @@ Pieces::Pieces(const ggml_compute_params& thread, const ggml_tensor& node) : thr
 }
 
 ggml_compute_params* Pieces::next() {
-    if (index == count) {
+    // The first is the thread's own; of the others each takes one when it is free.
+    piece.ith = begun ? count > 1 ? thread.nth + static_cast<int>(sdcpp_team_take()) : thread.nth : thread.ith;
+    begun = true;
+    piece.nth = thread.nth * count;
+    if (piece.ith >= piece.nth) {
         return nullptr;
     }
-    piece.nth = thread.nth * count;
-    // In turns with the other threads, so that all have about as much where there are few rows.
-    piece.ith = thread.ith + thread.nth * index++;
     if (row != nullptr) {
         // The operation goes as many rows and cache lines on as its number says: it ends in this thread's row, some
         // cache lines behind its begin.
@@ -106,5 +114,5 @@ ggml_compute_params* Pieces::next() {
 }  // namespace sdcpp
 
 void sdcpp_piece_bytes_set(size_t bytes) {
-    piece_bytes = bytes > 0 ? bytes : usual_bytes;
+    piece_bytes = bytes;
 }

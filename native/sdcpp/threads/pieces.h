@@ -1,5 +1,6 @@
-// Divides a large node into pieces, between which a thread can look whether the graph is over: each thread computes what
-// several threads of a larger team would, one after another. Each value comes of the same arithmetic.
+// Divides a node into pieces that threads take when they are free, and between which they look whether the graph is
+// over: each computes what several threads of a larger team would, one after another. Each value comes of the same
+// arithmetic.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,8 @@ namespace sdcpp {
 
 class Pieces {
 public:
-    // Divides what a thread computes of a node, as far as its operation divides rows by nothing but the threads' numbers.
+    // Divides what a thread computes of a node, as far as its operation divides rows by nothing but the threads'
+    // numbers.
     Pieces(const ggml_compute_params& thread, const ggml_tensor& node);
     // Returns what to compute next; NULL: nothing more.
     ggml_compute_params* next();
@@ -22,7 +24,7 @@ private:
     size_t row_bytes = 0;         // of the row that each thread has in the work buffer
     std::unique_ptr<char[]> row;  // this thread's while there are pieces
     int count = 1;
-    int index = 0;
+    bool begun = false;
 };
 
 }  // namespace sdcpp

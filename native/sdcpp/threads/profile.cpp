@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -11,7 +12,16 @@
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+// Returns the seconds that this thread computed, which others on a busy machine do not add to, where that is known.
+double seconds_now() {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+#else
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+#endif
+}
 
 struct Row {
     int nodes = 0;
@@ -24,7 +34,7 @@ std::mutex mutex;
 std::map<std::string, Row> rows;  // guarded by the mutex
 
 thread_local const ggml_tensor* current = nullptr;
-thread_local Clock::time_point begun;
+thread_local double begun = 0.0;
 
 // An operation with the types and the shape of what it computes of, where products are concerned.
 std::string name_of(const ggml_tensor& node) {
@@ -66,12 +76,12 @@ void profile_node(const ggml_tensor* node) {
     if (!measuring.load(std::memory_order_relaxed) && current == nullptr) {
         return;
     }
-    const auto now = Clock::now();
+    const double now = seconds_now();
     if (const ggml_tensor* const last = std::exchange(current, node)) {
         const std::lock_guard<std::mutex> lock(mutex);
         Row& row = rows[name_of(*last)];
         ++row.nodes;
-        row.seconds += std::chrono::duration<double>(now - begun).count();
+        row.seconds += now - begun;
         row.flops += flops_of(*last);
     }
     begun = now;

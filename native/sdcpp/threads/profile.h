@@ -1,5 +1,5 @@
-/* What the CPU spends its time on: seconds by operation, while somebody measures (scripts/bench/cpu.py does). Part of
-   ggml-base. */
+/* What the CPU spends its time on: seconds of the thread that called by operation, while somebody measures
+   (scripts/bench/cpu.py does). Part of ggml-base. */
 #pragma once
 
 #include <stdbool.h>

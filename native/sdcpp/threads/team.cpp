@@ -20,8 +20,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // How long a thread looks for the others before it sleeps: longer than threads that all run are apart at most barriers.
-// Where one does not run since others want its processor, looking costs the picture its own: each wait that ends in sleep
-// halves the time, and each that does not adds to it again.
+// Where one does not run since others want its processor, looking costs the picture its own: each wait that ends in
+// sleep halves the time, and each that does not adds to it again.
 constexpr int most_spin = 50;  // microseconds
 constexpr int least_spin = 1;
 constexpr int spin_gain = 4;
@@ -44,6 +44,7 @@ void relax() {
 
 thread_local void* work = nullptr;
 thread_local sdcpp_team* in_node = nullptr;
+thread_local unsigned node_number = 0;  // of those that this thread has begun of a graph
 thread_local unsigned looks = 0;
 thread_local std::string failure;
 
@@ -104,9 +105,7 @@ struct sdcpp_team {
         return !failed.load();
     }
 
-    void fail(const char* message) {
-        end(GGML_STATUS_FAILED, message);
-    }
+    void fail(const char* message) { end(GGML_STATUS_FAILED, message); }
 
     // Ends the graph; the first who does says how.
     void end(ggml_status how, const char* message) {
@@ -141,6 +140,9 @@ struct sdcpp_team {
     std::atomic<int> left{0};
     std::atomic<int> sleepers{0};
     std::atomic<int> spin{most_spin};  // microseconds
+    // What is given out of nodes with even and with odd numbers: no thread is in one while another is in the next but
+    // one.
+    alignas(64) std::atomic<int64_t> taken[2] = {};
     std::mutex mutex;
     std::condition_variable woken;
 };
@@ -162,11 +164,13 @@ void sdcpp_team_begin(sdcpp_team* team, int threads) {
     team->failed.store(false);
     team->arrived.store(0);
     team->left.store(0);
+    team->taken[0].store(0);
     failure.clear();
 }
 
 void sdcpp_team_enter(sdcpp_team* team) {
     work = team->work;
+    node_number = 0;
     sdcpp_kernels_fast_set(team->fast);
 }
 
@@ -185,8 +189,10 @@ void sdcpp_team_leave(sdcpp_team* team, bool caller) {
 }
 
 bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_compute_params* params, ggml_tensor* node) {
+    ++node_number;
     if (params->ith == 0) {
         sdcpp::profile_node(node);
+        team->taken[node_number % 2].store(0, std::memory_order_relaxed);  // of the next
     }
     sdcpp_team* const outer = std::exchange(in_node, team);
     try {
@@ -206,6 +212,10 @@ bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_comput
     }
     in_node = outer;
     return !team->failed.load();
+}
+
+int64_t sdcpp_team_take(void) {
+    return in_node->taken[(node_number - 1) % 2].fetch_add(1, std::memory_order_relaxed);
 }
 
 bool sdcpp_team_meet(sdcpp_team* team) {

@@ -39,13 +39,18 @@ float most_of(const float* values, int count) {
     return found;
 }
 
-// softmax(scale * q k^T) v, a block of queries of one head at a time, over blocks of keys: the largest score so far and
-// the sum of the exponentials are kept for each query, and what was summed is scaled when a larger one comes (Milakov
-// and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022).
+// softmax(scale * q k^T + mask) v, a block of queries of one head at a time, over blocks of keys: the largest score so
+// far and the sum of the exponentials are kept for each query, and what was summed is scaled when a larger one comes
+// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022).
 class Attention {
 public:
     Attention(const ggml_tensor& node, int threads)
-        : q(*node.src[0]), k(*node.src[1]), v(*node.src[2]), result(node), scale(ggml_get_op_params_f32(&node, 0)) {
+        : q(*node.src[0]),
+          k(*node.src[1]),
+          v(*node.src[2]),
+          mask(node.src[3]),
+          result(node),
+          scale(ggml_get_op_params_f32(&node, 0)) {
         const int64_t heads = q.ne[2] * q.ne[3];
         while (threads > 1 && queries > least_queries && heads * blocks() < jobs_per_thread * threads) {
             queries /= 2;
@@ -77,8 +82,17 @@ public:
             score(memory, scores, head, batch, key, keys, count);
             for (int64_t i = 0; i < count; ++i) {
                 float* const row = scores + i * column_stride;
+                if (mask != nullptr) {
+                    add_mask(row, head, batch, first + i, key, keys);
+                }
                 const float found = most_of(row, static_cast<int>(keys));
                 const float before = key > 0 ? most[i] : found;
+                if (found == -INFINITY) {  // none of these keys is for this query
+                    std::fill(row, row + keys, 0.0f);
+                    most[i] = before;
+                    exponentials[i] = key > 0 ? exponentials[i] : 0.0f;
+                    continue;
+                }
                 most[i] = std::max(before, found);
                 const auto sum = ggml_vec_soft_max_f32(static_cast<int>(keys), row, row, most[i]);
                 const float less = std::exp(before - most[i]);
@@ -88,7 +102,7 @@ public:
                 }
             }
             pack_values(memory + packed_values, head, batch, key, keys);
-            part_compute(Numbers::floats, memory + packed_values, width, scores, count, memory + sums, width,
+            part_compute(Numbers::exact_8, memory + packed_values, width, scores, count, memory + sums, width,
                          static_cast<int>(keys), key > 0);
         }
         for (int64_t i = 0; i < count; ++i) {
@@ -134,12 +148,19 @@ private:
             const int deep = static_cast<int>(std::min<int64_t>(part_depth, k.ne[0] - depth));
             for (int64_t row = 0; row < keys; row += block_rows) {
                 const int rows = static_cast<int>(std::min<int64_t>(block_rows, keys - row));
-                pack_memory_rows(Numbers::floats, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1],
+                pack_memory_rows(Numbers::exact_8, packed + row * part_depth, k.type, from + row * k.nb[1], k.nb[1],
                                  rows, depth, deep);
             }
-            part_compute(Numbers::floats, packed, keys, memory + part * queries * column_stride, count, scores,
+            part_compute(Numbers::exact_8, packed, keys, memory + part * queries * column_stride, count, scores,
                          column_stride, deep, part > 0);
         }
+    }
+
+    void add_mask(float* row, int64_t head, int64_t batch, int64_t query, int64_t key, int64_t keys) const {
+        const char* const from = static_cast<const char*>(mask->data) + query * mask->nb[1] +
+                                 head % mask->ne[2] * mask->nb[2] + batch % mask->ne[3] * mask->nb[3];
+        const float* const more = reinterpret_cast<const float*>(from) + key;
+        std::transform(row, row + keys, more, row, [](float value, float added) { return value + added; });
     }
 
     void pack_values(float* packed, int64_t head, int64_t batch, int64_t key, int64_t keys) const {
@@ -158,6 +179,7 @@ private:
     const ggml_tensor& q;
     const ggml_tensor& k;
     const ggml_tensor& v;
+    const ggml_tensor* const mask;  // what is added to the scores: [keys, queries, heads or fewer, n or fewer]; or NULL
     const ggml_tensor& result;
     const float scale;
     int64_t queries = most_queries;  // of a job
@@ -171,9 +193,9 @@ private:
 };
 
 bool takes(const ggml_tensor& node) {
-    return node.op == GGML_OP_FLASH_ATTN_EXT && node.src[3] == nullptr && node.src[4] == nullptr &&
-           is_f32(*node.src[0]) && is_f32(*node.src[1]) && is_f32(*node.src[2]) && is_f32(node) &&
-           ggml_get_op_params_f32(&node, 1) == 0.0f && ggml_get_op_params_f32(&node, 2) == 0.0f;
+    return node.op == GGML_OP_FLASH_ATTN_EXT && (node.src[3] == nullptr || is_f32(*node.src[3])) &&
+           node.src[4] == nullptr && is_f32(*node.src[0]) && is_f32(*node.src[1]) && is_f32(*node.src[2]) &&
+           is_f32(node) && ggml_get_op_params_f32(&node, 1) == 0.0f && ggml_get_op_params_f32(&node, 2) == 0.0f;
 }
 
 void compute(const ggml_compute_params& params, const ggml_tensor& node) {

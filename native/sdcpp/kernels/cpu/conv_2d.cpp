@@ -69,10 +69,12 @@ public:
           dilation_y(ggml_get_op_params_i32(&node, 5)) {
         const auto* const ne = filters.ne;
         shape = {result.ne[0] * result.ne[1], ne[3], ne[0] * ne[1] * ne[2], result.ne[3]};
+        if (filters.type == GGML_TYPE_F32) {
+            shape.numbers = exact_for(shape.depth);
+        }
     }
 
     void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const override {
-        const int64_t width = picture.ne[0];
         const int64_t height = picture.ne[1];
         Run runs[block_rows];
         int run_count = 0;
@@ -86,43 +88,30 @@ public:
         int64_t filter_y = depth / filters.ne[0] % filters.ne[1];
         int64_t channel = depth / (filters.ne[0] * filters.ne[1]);
         const char* const whole = static_cast<const char*>(picture.data) + batch * picture.nb[3];
-        for (int k = 0; k < deep; ++k, panel += block_rows) {
+        for (int k = 0; k < deep;) {
+            // Of a row of taps the lines are the same.
+            const int taps = static_cast<int>(std::min<int64_t>(filters.ne[0] - filter_x, deep - k));
             const char* const plane = whole + channel * picture.nb[2];
             for (int r = 0; r < run_count; ++r) {
                 const Run& run = runs[r];
-                float* const to = panel + run.begin;
                 const int64_t y = run.y * stride_y + filter_y * dilation_y - pad_y;
-                if (y < 0 || y >= height) {
-                    clear(to, run.count);
-                    continue;
+                const auto* const line =
+                    y >= 0 && y < height ? reinterpret_cast<const float*>(plane + y * picture.nb[1]) : nullptr;
+                int64_t x = run.x * stride_x + filter_x * dilation_x - pad_x;
+                float* to = panel + run.begin;
+                for (int t = 0; t < taps; ++t, to += block_rows, x += dilation_x) {
+                    pack_line(to, line, x, run.count);
                 }
-                const auto* const line = reinterpret_cast<const float*>(plane + y * picture.nb[1]);
-                const int64_t x = run.x * stride_x + filter_x * dilation_x - pad_x;
-                if (stride_x != 1) {
-                    for (int i = 0; i < run.count; ++i) {
-                        const int64_t at = x + i * stride_x;
-                        to[i] = at >= 0 && at < width ? line[at] : 0.0f;
-                    }
-                    continue;
-                }
-                if (run.count == block_rows && x >= 0 && x + block_rows <= width) {
-#pragma GCC unroll 8
-                    for (int v = 0; v < block_vectors; ++v) {
-                        store(to + v * lanes, load(line + x + v * lanes));
-                    }
-                    continue;
-                }
-                const int64_t first = std::clamp<int64_t>(-x, 0, run.count);
-                const int64_t last = std::clamp<int64_t>(width - x, first, run.count);
-                copy(to, line + x, first, last, run.count);
             }
-            clear(panel + count, block_rows - count);
-            if (++filter_x == filters.ne[0]) {
-                filter_x = 0;
-                if (++filter_y == filters.ne[1]) {
-                    filter_y = 0;
-                    ++channel;
-                }
+            for (int t = 0; count < block_rows && t < taps; ++t) {
+                clear(panel + t * block_rows + count, block_rows - count);
+            }
+            panel += taps * block_rows;
+            k += taps;
+            filter_x = 0;
+            if (++filter_y == filters.ne[1]) {
+                filter_y = 0;
+                ++channel;
             }
         }
     }
@@ -139,6 +128,28 @@ public:
     Shape shape;
 
 private:
+    // Packs what one tap reads of a line for so many pixels, from `x` on; NULL: the line is beyond the picture.
+    void pack_line(float* to, const float* line, int64_t x, int count) const {
+        const int64_t width = picture.ne[0];
+        if (line == nullptr) {
+            clear(to, count);
+        } else if (stride_x != 1) {
+            for (int i = 0; i < count; ++i) {
+                const int64_t at = x + i * stride_x;
+                to[i] = at >= 0 && at < width ? line[at] : 0.0f;
+            }
+        } else if (count == block_rows && x >= 0 && x + block_rows <= width) {
+#pragma GCC unroll 8
+            for (int v = 0; v < block_vectors; ++v) {
+                store(to + v * lanes, load(line + x + v * lanes));
+            }
+        } else {
+            const int64_t first = std::clamp<int64_t>(-x, 0, count);
+            const int64_t last = std::clamp<int64_t>(width - x, first, count);
+            copy(to, line + x, first, last, count);
+        }
+    }
+
     const ggml_tensor& filters;
     const ggml_tensor& picture;
     const ggml_tensor& result;

@@ -46,6 +46,10 @@ public:
             shape.columns *= shape.batches;
             shape.batches = 1;
         }
+        // Otherwise ggml rounds the input, which errs more than any sum.
+        if (left.type == GGML_TYPE_F32 || right.type != GGML_TYPE_F32) {
+            shape.numbers = exact_for(shape.depth);
+        }
 #ifdef SDCPP_KERNELS_BF16
         if (left.type == GGML_TYPE_BF16 && left.ne[0] % 2 == 0) {
             shape.numbers = Numbers::pairs;

@@ -18,10 +18,12 @@ struct Kernel {
 
 // GGML_OP_MUL_MAT: each row of the weights times each column of the input.
 extern const Kernel matrix_product;
-// GGML_OP_FLASH_ATTN_EXT without a mask.
+// GGML_OP_FLASH_ATTN_EXT without a mask, or with one of f32, as graph.cpp makes them.
 extern const Kernel attention;
 // GGML_OP_CONV_2D.
 extern const Kernel convolution;
+// GGML_OP_GROUP_NORM, with what ../group_norm_params.h adds to it.
+extern const Kernel group_norm;
 // GGML_OP_ADD and GGML_OP_MUL of numbers that are each for whole rows, such as a channel's.
 extern const Kernel row_arithmetic;
 

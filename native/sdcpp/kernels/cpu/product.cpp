@@ -5,7 +5,8 @@
 #include <utility>
 
 #include "ggml-cpu.h"
-#include "sdcpp/threads/team.h"
+#include "ggml-cpu/quants.h"
+#include "ggml-cpu/simd-mappings.h"
 
 namespace sdcpp::cpu {
 
@@ -19,9 +20,11 @@ constexpr int64_t most_columns = 384;
 constexpr int64_t jobs_per_thread = 3;
 constexpr int64_t least_rows = 2 * block_rows;
 constexpr int64_t least_columns = 4 * block_columns;
-// How many products are summed in registers before they are added to the result: the error of a long sum grows with the
-// number of its parts.
+// How many products are summed in registers before they are added to others: the error of a long sum grows with the
+// number of its parts. ggml has 64 sums in turns, and adds those by two.
 constexpr int summed = 64;
+// Of those so many are added to one another, and of what they give again.
+constexpr int fan = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
@@ -75,12 +78,19 @@ struct Jobs {
 
 // Multiplies and adds a row's and a column's operand, one of each depth.
 struct Floats {
+    static constexpr int leaf = summed;
     static Vector add(Vector sum, Vector left, float right) { return sum + left * right; }
+};
+
+template <int chain>
+struct ExactFloats : Floats {
+    static constexpr int leaf = chain;
 };
 
 #ifdef SDCPP_KERNELS_BF16
 // Operands are pairs of bf16 of two depths, which the processor multiplies and adds as such.
 struct Pairs {
+    static constexpr int leaf = summed;
     static Vector add(Vector sum, Vector left, float right) {
         return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)(Vector{} + right));
     }
@@ -127,20 +137,32 @@ template <int vectors, int columns>
 // Computes a block: `vectors` vectors of rows by `columns` columns.
 template <typename Multiply, int vectors, int columns>
 void block_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add) {
-    if (deep <= summed) {
+    constexpr int leaf = Multiply::leaf;
+    if (deep <= leaf) {
         Vector sums[columns][vectors] = {};
         block_sum<Multiply>(sums, panel, packed, 0, deep);
         block_store(sums, result, stride, add);
         return;
     }
-    // Not in the result itself, whose columns may all fall on the same lines of the cache.
-    Vector totals[columns][vectors] = {};
-    for (int begin = 0; begin < deep; begin += summed) {
-        Vector sums[columns][vectors] = {};
-        block_sum<Multiply>(sums, panel, packed, begin, std::min(begin + summed, deep));
-        block_store(sums, reinterpret_cast<float*>(totals), vectors * lanes, true);
+    // Not in the result itself, whose columns may all fall on the same lines of the cache. A level has the sum of some
+    // of those below it, so that a sum of many is one of few large ones.
+    constexpr int levels = leaf == summed ? 1 : 3;
+    Vector totals[levels][columns][vectors];
+    const auto row_of = [&](int level) { return reinterpret_cast<float*>(totals[level]); };
+    int counts[levels] = {};  // of what is in a level
+    for (int begin = 0; begin < deep; begin += leaf) {
+        {
+            Vector sums[columns][vectors] = {};
+            block_sum<Multiply>(sums, panel, packed, begin, std::min(begin + leaf, deep));
+            block_store(sums, row_of(0), vectors * lanes, counts[0]++ > 0);
+        }
+        const bool last = begin + leaf >= deep;
+        for (int level = 0; level + 1 < levels && (counts[level] == fan || (last && counts[level] > 0)); ++level) {
+            block_store(totals[level], row_of(level + 1), vectors * lanes, counts[level + 1]++ > 0);
+            counts[level] = 0;
+        }
     }
-    block_store(totals, result, stride, add);
+    block_store(totals[levels - 1], result, stride, add);
 }
 
 using Block = void (*)(const float*, const float*, float*, int64_t, int, bool);
@@ -152,15 +174,26 @@ constexpr Block block_of(int count, std::integer_sequence<int, columns...>) {
 }
 
 // Returns the block for fewer rows and columns, where half a block's vectors do for the rows.
-Block block_for(Numbers numbers, int rows, int columns) {
+template <typename Multiply>
+Block block_for(int rows, int columns) {
     constexpr auto all = std::make_integer_sequence<int, block_columns>();
-    constexpr int half = block_vectors / 2;
-    if (numbers == Numbers::pairs) {
-        return rows <= block_rows / 2 ? block_of<Pairs, half>(columns, all)
-                                      : block_of<Pairs, block_vectors>(columns, all);
+    return rows <= block_rows / 2 ? block_of<Multiply, block_vectors / 2>(columns, all)
+                                  : block_of<Multiply, block_vectors>(columns, all);
+}
+
+Block block_for(Numbers numbers, int rows, int columns) {
+    switch (numbers) {
+        case Numbers::exact_8:
+            return block_for<ExactFloats<8>>(rows, columns);
+        case Numbers::exact_16:
+            return block_for<ExactFloats<16>>(rows, columns);
+        case Numbers::exact_32:
+            return block_for<ExactFloats<32>>(rows, columns);
+        case Numbers::pairs:
+            return block_for<Pairs>(rows, columns);
+        default:
+            return block_for<Floats>(rows, columns);
     }
-    return rows <= block_rows / 2 ? block_of<Floats, half>(columns, all)
-                                  : block_of<Floats, block_vectors>(columns, all);
 }
 
 // Computes a block at the end of the rows, whose last vector is not whole in the result.
@@ -203,6 +236,34 @@ void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs,
     }
 }
 
+// Makes floats of blocks of 32 numbers that have a factor in common: of a byte each, or of half a byte, first the lower
+// halves.
+void block_to_floats(float* to, const block_q8_0& block) {
+    const float factor = GGML_CPU_FP16_TO_FP32(block.d);
+    for (int i = 0; i < QK8_0; ++i) {
+        to[i] = static_cast<float>(block.qs[i]) * factor;
+    }
+}
+
+void block_to_floats(float* to, const block_q4_0& block) {
+    const float factor = GGML_CPU_FP16_TO_FP32(block.d);
+    for (int i = 0; i < QK4_0 / 2; ++i) {
+        to[i] = static_cast<float>((block.qs[i] & 15) - 8) * factor;
+    }
+    for (int i = 0; i < QK4_0 / 2; ++i) {
+        to[QK4_0 / 2 + i] = static_cast<float>((block.qs[i] >> 4) - 8) * factor;
+    }
+}
+
+template <typename Block>
+void blocks_to_floats(float* to, const char* from, int deep) {
+    static_assert(QK8_0 == QK4_0);
+    const auto* block = reinterpret_cast<const Block*>(from);
+    for (int k = 0; k < deep; k += QK8_0, ++block) {
+        block_to_floats(to + k, *block);
+    }
+}
+
 // Makes floats of values that lie one after another.
 void to_floats(float* to, ggml_type type, const char* from, int deep) {
     switch (type) {
@@ -214,6 +275,13 @@ void to_floats(float* to, ggml_type type, const char* from, int deep) {
             break;
         case GGML_TYPE_BF16:
             ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(from), to, deep);
+            break;
+        // ggml's own are compiled for any processor.
+        case GGML_TYPE_Q8_0:
+            blocks_to_floats<block_q8_0>(to, from, deep);
+            break;
+        case GGML_TYPE_Q4_0:
+            blocks_to_floats<block_q4_0>(to, from, deep);
             break;
         default:
             ggml_get_type_traits(type)->to_float(from, to, deep);
@@ -339,7 +407,7 @@ void pack_memory_column(Numbers numbers, float* packed, ggml_type type, const ch
                         int deep) {
     const char* const values = from + ggml_row_size(type, depth);
     prefetch(values + block_columns * stride, ggml_row_size(type, deep));
-    if (numbers == Numbers::floats) {
+    if (numbers != Numbers::pairs) {
         to_floats(packed, type, values, deep);
     } else if (type == GGML_TYPE_F32) {
         to_pairs(packed, reinterpret_cast<const float*>(values), deep);

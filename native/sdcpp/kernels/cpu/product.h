@@ -7,6 +7,7 @@
 
 #include "ggml-cpu/ggml-cpu-impl.h"
 #include "sdcpp/kernels/cpu/vectors.h"
+#include "sdcpp/threads/team.h"
 
 namespace sdcpp::cpu {
 
@@ -19,8 +20,18 @@ constexpr int column_stride = part_depth + 16;
 // What operands are packed as.
 enum class Numbers {
     floats,
+    // Floats that are no rounded ones', as f32 weights are: their sums are to err no more than ggml's, which are made
+    // of chains of a 64th of the depth. So many are summed in a chain here.
+    exact_8,
+    exact_16,
+    exact_32,
     pairs,  // of bf16, two depths in the place of a float: where the processor multiplies them, twice as fast
 };
+
+// Returns in what chains a sum of so many products errs no more than ggml's.
+constexpr Numbers exact_for(int64_t depth) {
+    return depth >= 2048 ? Numbers::exact_32 : depth >= 1024 ? Numbers::exact_16 : Numbers::exact_8;
+}
 
 // result[batch][column][row] = sum over depth of left[batch][row][depth] * right[batch][column][depth]
 struct Shape {
@@ -44,10 +55,10 @@ public:
     virtual float* column_of(int64_t batch, int64_t column) const = 0;
 };
 
-// Multiplies packed operands of one part: so many rows, in panels of block_rows * part_depth, by so many columns. The results
-// of a column begin a stride behind those of the one before; they are added to what is there, or replace it.
-void part_compute(Numbers numbers, const float* panels, int64_t rows, const float* packed, int64_t columns, float* result,
-                  int64_t stride, int deep, bool add);
+// Multiplies packed operands of one part: so many rows, in panels of block_rows * part_depth, by so many columns. The
+// results of a column begin a stride behind those of the one before; they are added to what is there, or replace it.
+void part_compute(Numbers numbers, const float* panels, int64_t rows, const float* packed, int64_t columns,
+                  float* result, int64_t stride, int deep, bool add);
 
 // The bytes between what threads have of a work buffer.
 constexpr size_t alignment = 64;
@@ -57,11 +68,7 @@ float* thread_memory(const ggml_compute_params& params, size_t bytes);
 // Lets the threads of a team take jobs, one after another, until none is left.
 template <typename F>
 void jobs_compute(const ggml_compute_params& params, int64_t count, F&& compute) {
-    if (params.ith == 0) {
-        ggml_threadpool_chunk_set(params.threadpool, params.nth);
-    }
-    ggml_barrier(params.threadpool);
-    for (int64_t job = params.ith; job < count; job = ggml_threadpool_chunk_add(params.threadpool, 1)) {
+    for (int64_t job = params.ith; job < count; job = params.nth + sdcpp_team_take()) {
         compute(job);
     }
 }
