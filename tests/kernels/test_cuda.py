@@ -97,6 +97,7 @@ BLOCKS = [
     Part("block", 512, 512, 128, 128),  # more than is staged at once
     Part("block", 40, 36, 128, 64),  # what goes round it lies in its input
     Part("block", 700, 300, 256, 128),  # the same, in several parts
+    Part("block", 48, 40, 256, 128, scale=1 / 32),  # what is normed is not scaled, what is doubled is before
 ]
 TRANSFORMERS = [
     Part(kind, 77, 1, 64 * 5, 96 * 4, batch=batch, type=kind_of_weights)

@@ -27,7 +27,7 @@ struct Case {
     int64_t taps, stride, pad, dilation;
     int64_t type;  // of the weights
     int64_t fast;
-    float scale;  // of a convolution's input; of keys and values
+    float scale;  // of the inputs of convolutions; of keys and values
 };
 
 // A graph, and the inputs that it is made of.
@@ -52,7 +52,7 @@ public:
         ggml_tensor* const w = weights(taps, taps, x->ne[2], filters);
         return ggml_ext_conv_2d(ctx.get(), x, w, input(filters), of(wanted.stride, 1), of(wanted.stride, 1),
                                 of(wanted.pad, taps / 2), of(wanted.pad, taps / 2), of(wanted.dilation, 1),
-                                of(wanted.dilation, 1), kernels_at(backend), false, false, plain ? 1.0f : wanted.scale);
+                                of(wanted.dilation, 1), kernels_at(backend), false, false, wanted.scale);
     }
 
     ggml_tensor* normed(ggml_tensor* x) {

@@ -30,10 +30,15 @@ ggml_tensor* source_of(const ggml_tensor* node, ggml_op op, int which = 0) {
     return node != nullptr && node->op == op ? node->src[which] : nullptr;
 }
 
+// Tells whether our kernels convolve with filters.
+bool are_filters(const ggml_tensor* filters) {
+    return !ggml_is_quantized(filters->type) && ggml_is_contiguous(filters) &&
+           filters->ne[0] * filters->ne[1] <= conv_2d_taps;
+}
+
 // Tells whether a node is a convolution that our kernels compute.
 bool is_convolution(const ggml_tensor* node) {
-    return node->op == GGML_OP_CONV_2D && !ggml_is_quantized(node->src[0]->type) && ggml_is_contiguous(node->src[0]) &&
-           node->src[0]->ne[0] * node->src[0]->ne[1] <= conv_2d_taps;
+    return node->op == GGML_OP_CONV_2D && are_filters(node->src[0]);
 }
 
 // Returns the convolution whose values with a bias added in place are a tensor's; NULL: they are none's.
@@ -63,32 +68,76 @@ bool is_for_channels(const ggml_tensor* numbers, const ggml_tensor* picture) {
            ggml_nelements(numbers) == picture->ne[2];
 }
 
-// Makes what follows a group norm, a factor and a summand for each channel and perhaps SiLU, compute the norm as well.
-// Whoever else reads the norm has it as before.
-void norm_with_rest(ggml_tensor* picture) {
-    const bool silu = picture->op == GGML_OP_UNARY && ggml_get_unary_op(picture) == GGML_UNARY_OP_SILU;
-    const ggml_tensor* const sum = silu ? picture->src[0] : picture;
+// A group norm with a factor and a summand for each channel, and perhaps SiLU.
+struct Normed {
+    const ggml_tensor* norm = nullptr;  // NULL: there is none
+    ggml_tensor *picture = nullptr, *factor = nullptr, *summand = nullptr;
+    bool silu = false;
+};
+
+Normed normed(const ggml_tensor* values) {
+    const bool silu = values->op == GGML_OP_UNARY && ggml_get_unary_op(values) == GGML_UNARY_OP_SILU;
+    const ggml_tensor* const sum = silu ? values->src[0] : values;
     const ggml_tensor* const product = source_of(sum, GGML_OP_ADD);
     const ggml_tensor* const norm = source_of(product, GGML_OP_MUL);
-    ggml_tensor* const normed = source_of(norm, GGML_OP_GROUP_NORM);
-    if (normed == nullptr || normed->type != GGML_TYPE_F32 || normed->nb[0] != sizeof(float) ||
-        !ggml_is_contiguous(picture) || !ggml_are_same_shape(picture, normed) ||
-        !is_for_channels(product->src[1], normed) || !is_for_channels(sum->src[1], normed)) {
+    ggml_tensor* const picture = source_of(norm, GGML_OP_GROUP_NORM);
+    if (picture == nullptr || picture->type != GGML_TYPE_F32 || !is_for_channels(product->src[1], picture) ||
+        !is_for_channels(sum->src[1], picture)) {
+        return {};
+    }
+    return {norm, picture, product->src[1], sum->src[1], silu};
+}
+
+// The same where it can be part of a convolution for CUDA.
+Normed normed_for_convolution(const ggml_tensor* values) {
+    const Normed found = normed(values);
+    const bool fits = found.norm != nullptr && found.silu && ggml_is_contiguous(found.picture) &&
+                      found.picture->ne[2] % ggml_get_op_params_i32(found.norm, 0) == 0;
+    return fits ? found : Normed{};
+}
+
+// Makes what follows a group norm compute the norm as well. Whoever else reads the norm has it as before.
+void norm_with_rest(ggml_tensor* picture) {
+    const Normed found = normed(picture);
+    if (found.norm == nullptr || found.picture->nb[0] != sizeof(float) || !ggml_is_contiguous(picture) ||
+        !ggml_are_same_shape(picture, found.picture)) {
         return;
     }
-    ggml_tensor* const summand = sum->src[1];
-    const int32_t groups = ggml_get_op_params_i32(norm, 0);
-    const float eps = ggml_get_op_params_f32(norm, 1);
+    const int32_t groups = ggml_get_op_params_i32(found.norm, 0);
+    const float eps = ggml_get_op_params_f32(found.norm, 1);
     picture->op = GGML_OP_GROUP_NORM;
-    picture->src[0] = normed;
-    picture->src[1] = product->src[1];
-    picture->src[2] = summand;
+    picture->src[0] = found.picture;
+    picture->src[1] = found.factor;
+    picture->src[2] = found.summand;
     picture->view_src = nullptr;  // where SiLU or the sum was to be in the place of what it is of
     picture->view_offs = 0;
     std::fill(std::begin(picture->op_params), std::end(picture->op_params), 0);
     ggml_set_op_params_i32(picture, 0, groups);
     ggml_set_op_params_f32(picture, 1, eps);
-    ggml_set_op_params_i32(picture, group_norm_silu, silu ? 1 : 0);
+    ggml_set_op_params_i32(picture, group_norm_silu, found.silu ? 1 : 0);
+}
+
+// Returns a picture of half the width and height that a tensor is; NULL: it is none. One that is scaled afterwards is
+// scaled before it is doubled instead.
+ggml_tensor* doubled(ggml_tensor* picture) {
+    const bool scaled = picture->op == GGML_OP_SCALE && picture->view_src == nullptr;
+    const ggml_tensor* const large = scaled ? picture->src[0] : picture;
+    ggml_tensor* const small = source_of(large, GGML_OP_UPSCALE);
+    if (small == nullptr || ggml_get_op_params_i32(large, 0) != GGML_SCALE_MODE_NEAREST ||
+        large->ne[0] != 2 * small->ne[0] || large->ne[1] != 2 * small->ne[1] || large->ne[2] != small->ne[2] ||
+        large->ne[3] != small->ne[3]) {
+        return nullptr;
+    }
+    if (!scaled) {
+        return small;
+    }
+    if (!ggml_is_contiguous(small)) {
+        return nullptr;
+    }
+    std::copy_n(small->ne, GGML_MAX_DIMS, picture->ne);
+    std::copy_n(small->nb, GGML_MAX_DIMS, picture->nb);
+    picture->src[0] = small;
+    return picture;
 }
 
 }  // namespace
@@ -118,27 +167,23 @@ ggml_tensor* convolution(ggml_tensor* node) {
     if (kernels_here != Kernels::cuda || !is_convolution(node)) {
         return node;
     }
-    const bool silu = picture->op == GGML_OP_UNARY && ggml_get_unary_op(picture) == GGML_UNARY_OP_SILU;
-    const ggml_tensor* const sum = silu ? picture->src[0] : nullptr;
-    const ggml_tensor* const product = source_of(sum, GGML_OP_ADD);
-    const ggml_tensor* const norm = source_of(product, GGML_OP_MUL);
-    ggml_tensor* const normed = source_of(norm, GGML_OP_GROUP_NORM);
-    ggml_tensor* const doubled = source_of(picture, GGML_OP_UPSCALE);
-    if (normed != nullptr && normed->type == GGML_TYPE_F32 && ggml_is_contiguous(normed) &&
-        normed->ne[2] % ggml_get_op_params_i32(norm, 0) == 0 && is_for_channels(product->src[1], normed) &&
-        is_for_channels(sum->src[1], normed)) {
-        node->src[1] = normed;
-        node->src[2] = product->src[1];
-        node->src[3] = sum->src[1];
-        node->op_params[conv_2d_groups] = norm->op_params[0];
-        node->op_params[conv_2d_eps] = norm->op_params[1];
-    } else if (doubled != nullptr && ggml_get_op_params_i32(picture, 0) == GGML_SCALE_MODE_NEAREST &&
-               picture->ne[0] == 2 * doubled->ne[0] && picture->ne[1] == 2 * doubled->ne[1] &&
-               picture->ne[2] == doubled->ne[2] && picture->ne[3] == doubled->ne[3]) {
-        node->src[1] = doubled;
+    if (const Normed before = normed_for_convolution(picture); before.norm != nullptr) {
+        node->src[1] = before.picture;
+        node->src[2] = before.factor;
+        node->src[3] = before.summand;
+        node->op_params[conv_2d_groups] = before.norm->op_params[0];
+        node->op_params[conv_2d_eps] = before.norm->op_params[1];
+    } else if (ggml_tensor* const small = doubled(picture)) {
+        node->src[1] = small;
         node->op_params[conv_2d_doublings] = 1;
     }
     return node;
+}
+
+float convolution_scale(const ggml_tensor* filters, const ggml_tensor* picture, float scale) {
+    return kernels_here == Kernels::cuda && are_filters(filters) && normed_for_convolution(picture).norm != nullptr
+               ? 1.0f
+               : scale;
 }
 
 ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {

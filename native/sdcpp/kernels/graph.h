@@ -18,6 +18,10 @@ bool kernels_at(ggml_backend_t backend);
 // the CPU the norm and what follows it become one node. The same where there are no such kernels.
 ggml_tensor* convolution(ggml_tensor* node);
 
+// Returns what a convolution's picture is scaled by, so that halves hold it and what ggml sums up in halves: 1 where our
+// kernels norm the picture first and sum up in f32, else what was asked.
+float convolution_scale(const ggml_tensor* filters, const ggml_tensor* picture, float scale);
+
 // Returns the sum of a residual block: of what its last convolution gave, and of its input or what a convolution of one
 // tap made of that. Nothing else may read the input after the block: where our kernels convolve, the sum may lie in its
 // memory.

@@ -1,7 +1,6 @@
 #include "sdcpp/lanes/side_pass.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "ggml-impl.h"
 #include "sdcpp/kernels/graph.h"
@@ -15,9 +14,6 @@ namespace sdcpp {
 
 namespace {
 
-// A pass that takes longer fills the device by itself.
-constexpr double most_seconds = 0.1;
-
 bool is_of_compute_buffer(const ggml_tensor* tensor) {
     ggml_backend_buffer_t const buffer = root(tensor)->buffer;
     return buffer != nullptr && ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_COMPUTE;
@@ -27,7 +23,7 @@ bool is_of_compute_buffer(const ggml_tensor* tensor) {
 
 bool SidePass::is_possible(const Placement& placement) {
     if (placement.streamer != nullptr || placement.runtime == nullptr || placement.placements == nullptr ||
-        is_cpu(placement.runtime->dev) || !computes_fast(placement) || std::getenv("SDCPP_EXP_NO_SIDE") != nullptr) {
+        is_cpu(placement.runtime->dev) || !computes_fast(placement)) {
         return false;
     }
     ggml_backend_dev_props props;
@@ -46,9 +42,9 @@ bool SidePass::has_room(uint64_t more) const {
 }
 
 bool SidePass::pays(ggml_cgraph* graph) {
-    const char* const text = std::getenv("SDCPP_EXP_SIDE_SECONDS");
-    return owner_.runtime->seconds_of_cost * cost_of_graph(graph) < (text != nullptr ? std::atof(text) : most_seconds) &&
-           has_room(wanted(graph)) && owner_.runtime->side_backend() != nullptr;
+    // One that is computed in parts, so that it can be cancelled between them, fills the device by itself.
+    return parts_of(*owner_.runtime, cost_of_graph(graph)) == 1 && has_room(wanted(graph)) &&
+           owner_.runtime->side_backend() != nullptr;
 }
 
 // Gives a graph its compute buffer, where there is memory for that.

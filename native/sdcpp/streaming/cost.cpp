@@ -1,7 +1,5 @@
 #include "sdcpp/streaming/cost.h"
 
-#include <cstdlib>
-
 namespace sdcpp {
 
 namespace {
@@ -55,16 +53,6 @@ bool computes(const ggml_tensor* node) {
         default:
             return !ggml_is_empty(node);
     }
-}
-
-double speed_of(ggml_backend_dev_t dev) {
-    if (const char* text = std::getenv("SDCPP_EXP_SPEED")) {
-        return std::atof(text);
-    }
-    using Rate = double(ggml_backend_dev_t);
-    const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
-    auto* const rate = reinterpret_cast<Rate*>(ggml_backend_reg_get_proc_address(reg, "sdcpp_device_rate"));
-    return rate != nullptr ? rate(dev) / memory_rate : 0.0;
 }
 
 double cost_of(const ggml_tensor* node) {

@@ -1,7 +1,6 @@
 // What computing a graph's node costs, next to another one.
 #pragma once
 
-#include "ggml-backend.h"
 #include "ggml.h"
 
 namespace sdcpp {
@@ -18,7 +17,5 @@ struct Work {
 Work work_of(const ggml_tensor* node);
 // Returns the seconds that a mid-range card takes for a node that computes; only ratios of them matter.
 double cost_of(const ggml_tensor* node);
-// Returns how many times as fast as that card a device is, by its memory's rate; 0: it does not say.
-double speed_of(ggml_backend_dev_t dev);
 
 }  // namespace sdcpp

@@ -9,7 +9,6 @@
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
-#include "sdcpp/streaming/cost.h"
 #include "sdcpp/streaming/long_graphs.h"
 #include "sdcpp/streaming/memory_budget.h"
 #include "sdcpp/streaming/no_room.h"
@@ -21,7 +20,6 @@ namespace sdcpp {
 namespace {
 
 constexpr double copy_seconds = 10e-6;        // what a copy takes besides its bytes
-constexpr double known_copy_seconds = 3e-6;   // the same on a device whose speed is known: an H100's
 constexpr double launch_seconds = 10e-6;      // what a launch takes besides computing
 constexpr uint64_t seldom_share = 32;         // what a network that is computed seldom takes others' memory for
 constexpr double arena_shrink = 0.85;         // after a refusal
@@ -221,9 +219,8 @@ StreamInput Streamer::input(const Scan& scan, uint64_t compute_bytes, uint64_t r
     }
     input.largest_buffer = ggml_backend_buft_get_max_size(arena_.type());
     input.alignment = ggml_backend_buft_get_alignment(arena_.type());
-    const double speed = speed_of(dev());
-    input.launch_cost = speed > 0.0 ? launch_seconds * speed : launch_seconds;
-    input.copy_cost = speed > 0.0 ? known_copy_seconds * speed : copy_seconds;
+    input.launch_cost = launch_seconds;
+    input.copy_cost = copy_seconds;
     input.overlap = queue_.overlaps();
     return input;
 }

@@ -262,7 +262,6 @@ __global__ void compute_rows(const __grid_constant__ Program program) {
     float mean = 0.0f;
     if constexpr (!rms) {
         mean = sum_of([](float value) { return value; }) / program.row;
-        __syncthreads();  // the sums are used again
     }
     const float squares = sum_of([&](float value) { return (value - mean) * (value - mean); });
     const float scale = rsqrtf(squares / program.row + program.eps);

@@ -37,27 +37,12 @@ void memory_unlock(ggml_backend_dev_t dev, void* data) {
     }
 }
 
-// Returns the bytes a second that a device's memory gives, as its clock and its width say; 0: it does not say.
-double memory_rate(ggml_backend_dev_t dev) {
-    int device = 0, kilohertz = 0, bits = 0;
-    if (!choose(dev) || cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return 0.0;
-    }
-    return 2.0 * 1e3 * kilohertz * bits / 8;  // two transfers a clock
-}
-
 }  // namespace
 
 void* function(const char* name) {
     const std::string_view asked = name;
     if (asked == "sdcpp_kernels" || asked == "sdcpp_kernels_cuda") {
         return reinterpret_cast<void*>(compute);
-    }
-    if (asked == "sdcpp_device_rate") {
-        return reinterpret_cast<void*>(memory_rate);
     }
     return asked == "sdcpp_memory_lock"     ? reinterpret_cast<void*>(memory_lock)
            : asked == "sdcpp_memory_unlock" ? reinterpret_cast<void*>(memory_unlock)

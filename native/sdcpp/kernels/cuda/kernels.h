@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
 
 #include "sdcpp/kernels/policy.h"
@@ -35,8 +34,7 @@ void limit(Graphs& graphs) {
     for (const auto& [first_node, graph] : graphs) {
         nodes += graph->props.size();
     }
-    static const char* const text = getenv("SDCPP_EXP_GRAPHS");
-    if (graphs.size() >= (text != nullptr ? static_cast<size_t>(atoi(text)) : most) || nodes >= most_nodes) {
+    if (graphs.size() >= most || nodes >= most_nodes) {
         graphs.clear();
     }
 }
