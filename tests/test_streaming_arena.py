@@ -102,7 +102,7 @@ def test_every_refused_device_allocation(checkpoint: Path) -> None:
     assert drawn >= 3
     assert refused >= 3
     # When some of the residents that were evicted come back and others do not.
-    for number in range(1, 9):
+    for number in (1, 2, 4, 7):
         with Model(checkpoint, stream(["diffusion", "te"], cpu=["vae"]), max_vram=0.0125) as model:
             assert model.draw(**given) == expected
             loopback.set(refuse_device_alloc=number, refuse_device_alloc_count=1)

@@ -220,7 +220,7 @@ def products(draw: st.DrawFn) -> tuple[Values, Values]:
 
 @in_child
 def test_products_of_any_shape_and_layout() -> None:
-    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=30, derandomize=True, database=None, deadline=None)
     @given(products())
     def search(case: tuple[Values, Values]) -> None:
         check(*case)
@@ -250,7 +250,7 @@ def convolutions(draw: st.DrawFn) -> tuple[Values, Values, Window]:
 
 @in_child
 def test_convolutions_of_any_shape() -> None:
-    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=30, derandomize=True, database=None, deadline=None)
     @given(convolutions())
     def search(case: tuple[Values, Values, Window]) -> None:
         check(*case)
@@ -281,7 +281,7 @@ def attentions(draw: st.DrawFn) -> tuple[Values, Values, Attention]:
 
 @in_child
 def test_attention_of_any_shape() -> None:
-    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=30, derandomize=True, database=None, deadline=None)
     @given(attentions())
     def search(case: tuple[Values, Values, Attention]) -> None:
         check(*case)
@@ -305,7 +305,7 @@ def norms(draw: st.DrawFn) -> tuple[Values, Values | None, Norm]:
 
 @in_child
 def test_norms_of_any_shape_with_what_follows() -> None:
-    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=30, derandomize=True, database=None, deadline=None)
     @given(norms())
     def search(case: tuple[Values, Values | None, Norm]) -> None:
         check(*case)

@@ -289,7 +289,7 @@ NODES = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(content=JSON | NODES, reader=st.sampled_from([read_graph, read_invokeai]))
 def test_any_json_is_read_or_none(content: Any, reader: Callable[[str], Parameters | None]) -> None:
     found = reader(json.dumps(content))
@@ -297,7 +297,7 @@ def test_any_json_is_read_or_none(content: Any, reader: Callable[[str], Paramete
     assert str(found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from([*A1111.replace(",", "|,|").replace(":", "|:|").split("|"), "\n", '"', "x", "Lora"])))
 def test_any_text_is_read_or_none(pieces: list[str]) -> None:
     assert str(read_text("".join(pieces)))
