@@ -15,7 +15,7 @@ from support.checkpoints import Shape, checkpoint_shapes, safetensors_header, te
 from .jobs import DTYPES
 from .saying import say
 
-LORA_ENDS = ("attention.qkv", "attention.out", "to_q", "to_k", "to_v", "to_out.0")
+LORA_ENDS = ("attention.qkv", "attention.out", "attn.qkv", "attn.proj", "to_q", "to_k", "to_v", "to_out.0")
 DENOISER = "model.diffusion_model."
 
 

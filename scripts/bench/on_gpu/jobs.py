@@ -86,7 +86,7 @@ MODES: dict[str, dict[str, Any]] = {
     "resident": {},
     "resident-engine": {"kernels": "engine"},
 }
-DTYPES = {"sd1": "f16", "sdxl": "f16", "zimage": "bf16"}
+DTYPES = {"sd1": "f16", "sdxl": "f16", "zimage": "bf16", "flux": "bf16", "qwen_image": "bf16"}
 SMALL = Shot(512, tiled=True)
 LARGE = Shot(1024, tiled=True)
 LORA = replace(SMALL, lora=True)
