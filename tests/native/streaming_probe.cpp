@@ -225,7 +225,10 @@ SD_API bool sdcpp_probe_step(void* handle, int width, int height, int tokens, in
             params.guidance = &guidance;
         }
         bool computed = true;
-        const auto compute = [&] { computed = !probe->model->compute(1, params).empty() && computed; };
+        const auto compute = [&] {
+            const sdcpp::PassScope pass(sdcpp::inputs_of(params));
+            computed = !probe->model->compute(1, params).empty() && computed;
+        };
         const std::vector<std::function<void()>> others(static_cast<size_t>(passes - 1), compute);
         sdcpp::Beside beside(true, others);
         compute();

@@ -280,6 +280,9 @@ ggml_status compute_here(Placement& placement, ggml_backend_t backend, ggml_cgra
         : lanes != nullptr && lanes->has_side(graph) ? lanes->compute_both(backend)
         : whole                                         ? ggml_backend_graph_compute(backend, graph)
                 : compute_in_parts(*placement.runtime, backend, graph, cancelled);
+    if (lanes != nullptr) {
+        lanes->note_computed(graph);
+    }
     if (status == GGML_STATUS_ALLOC_FAILED) {
         throw_no_room(placement, "a graph", "operations");
     }

@@ -10,12 +10,13 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "ggml.h"
+#include "sdcpp/lanes/graph_inputs.h"
+#include "sdcpp/lanes/pass_inputs.h"
 
 class RNG;
 
@@ -27,17 +28,21 @@ using BuildGraph = std::function<ggml_cgraph*()>;
 
 // What a runner builds its graphs with.
 struct GraphMaker {
-    std::string network;                          // the engine's name of it
-    ggml_context* params;                         // its weights
-    ggml_context*& tensors;                       // where the tensors of its graphs are made
-    std::map<ggml_tensor*, const void*>& inputs;  // what will be copied into some of them
+    std::string network;     // the engine's name of it
+    ggml_context* params;    // its weights
+    ggml_context*& tensors;  // where the tensors of its graphs are made
+    InputMap& inputs;        // what will be copied into some of them
 };
 
 // Lets a pass meet the others. Returns true when one of those has computed it and has given its result to `take`. Else
 // the runner computes what `build` builds from then on: a graph of this pass and of those that it leads.
 bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
                std::function<void(ggml_tensor*)> take);
-// Gives the passes that followed the one whose graph was just computed their results.
+// Tells whether the last graph is computed again, with other inputs: nothing is built, planned or allocated for it
+// then.
+bool computes_again(const Placement& placement);
+bool computes_again(const Placement& placement, ggml_cgraph** graph);
+// Gives the passes that followed the one whose graph was just computed their results, and keeps the graph.
 void lanes_take(Placement& placement);
 
 // Passes that may be computed with the one that comes next on this thread, which belongs to the same step.

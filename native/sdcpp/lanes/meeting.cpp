@@ -1,7 +1,7 @@
 #include "sdcpp/lanes/meeting.h"
 
 #include <algorithm>
-#include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "ggml-impl.h"
@@ -10,6 +10,9 @@
 #include "sdcpp/lanes/side_pass.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
+#include "sdcpp/streaming/compute_use.h"
+#include "sdcpp/streaming/test_hooks.h"
+#include "util.h"
 
 namespace sdcpp {
 
@@ -87,57 +90,161 @@ bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
     if (placement.streamer == nullptr) {
         placement.lanes = nullptr;  // of a graph that failed
     }
-    if (!takes_lanes(placement)) {
+    if (placement.module != "diffusion") {
         return false;
     }
-    Lane& lane = *this_lane();
-    if (lane.passes.empty() && lane.beside != nullptr) {
-        lane.beside->begin_pass();
-    }
     Pass pass{&placement, build, std::move(take), sampling_now()};
-    lane.passes.push_back(&pass);
-    const OnExit leave([&] { lane.passes.erase(std::find(lane.passes.begin(), lane.passes.end(), &pass)); });
-    while (!pass.done && lane.beside != nullptr && lane.beside->independent() && lane.beside->run_next()) {
+    if (const PassInputs* const inputs = PassScope::current()) {
+        pass.inputs = *inputs;
     }
-    if (!pass.done && lane.pictures != nullptr) {
-        lane.pictures->gather(lane);
+    if (takes_lanes(placement)) {
+        Lane& lane = *this_lane();
+        if (lane.passes.empty() && lane.beside != nullptr) {
+            lane.beside->begin_pass();
+        }
+        lane.passes.push_back(&pass);
+        const OnExit leave([&] { lane.passes.erase(std::find(lane.passes.begin(), lane.passes.end(), &pass)); });
+        while (!pass.done && lane.beside != nullptr && lane.beside->independent() && lane.beside->run_next()) {
+        }
+        if (!pass.done && lane.pictures != nullptr) {
+            lane.pictures->gather(lane);
+        }
     }
     if (pass.done) {
         return true;
     }
-    placement.lanes = std::make_shared<LaneGroup>(placement, maker, build);
-    build = [group = placement.lanes] { return group->build(); };
+    const auto last = std::exchange(placement.kept, nullptr);
+    if (last != nullptr && last->serve(pass)) {
+        placement.lanes = last;
+    } else {
+        placement.lanes = std::make_shared<LaneGroup>(placement, maker);
+        placement.lanes->lead(pass, last);
+        build = [group = placement.lanes] { return group->build(); };
+    }
     return false;
+}
+
+bool computes_again(const Placement& placement) {
+    return placement.lanes != nullptr && placement.lanes->again();
+}
+
+bool computes_again(const Placement& placement, ggml_cgraph** graph) {
+    if (!computes_again(placement)) {
+        return false;
+    }
+    *graph = placement.lanes->graph();
+    return true;
 }
 
 void lanes_take(Placement& placement) {
     if (const auto group = std::exchange(placement.lanes, nullptr)) {
         group->take();
+        if (group->is_kept()) {
+            placement.kept = group;
+        }
+    }
+}
+
+// --- the same graph again --------------------------------------------------------------------------------------------
+
+bool LaneGroup::serve(const Pass& leader) {
+    const std::vector<Pass*> wait = waiting();
+    const size_t others = inputs_.size() - 1;
+    if (!confirmed_ || test_builds_each_graph() || wait.size() < others || !leader.inputs ||
+        !inputs_.back().serves(*leader.inputs)) {
+        return false;
+    }
+    for (size_t i = 0; i < others; ++i) {
+        if (!wait[i]->inputs || !inputs_[i].serves(*wait[i]->inputs)) {
+            return false;
+        }
+    }
+    if (Streamer* const streamer = placement_.streamer.get()) {
+        const Pictures* const pictures = this_lane()->pictures;
+        if ((pictures != nullptr && pictures->pending() > 0) || !streamer->holds() ||
+            (!wait.empty() && streamer->known_lanes(shape_, wait.size() + 1).lanes != others + 1)) {
+            return false;
+        }
+        followers_.assign(wait.begin(), wait.begin() + static_cast<std::ptrdiff_t>(others));
+        for (size_t i = 0; i < others; ++i) {
+            inputs_[i].give(*wait[i]->inputs, maker_.inputs);
+        }
+    } else if (wait.size() != waited_) {
+        return false;
+    } else if (others > 0) {
+        side_ = wait.front();
+    }
+    inputs_.back().give(*leader.inputs, maker_.inputs);
+    again_ = true;
+    whole_ = false;
+    if (!std::exchange(said_, true)) {
+        LOG_DEBUG("%s: the next passes have the graph of the last ones", maker_.network.c_str());
+    }
+    return true;
+}
+
+void LaneGroup::lead(const Pass& leader, std::shared_ptr<LaneGroup> last) {
+    leader_ = leader.build;
+    leader_inputs_ = leader.inputs;
+    last_ = std::move(last);
+}
+
+// Returns a number that graphs share which compute the same of tensors that lie likewise in the runner's memory.
+uint64_t LaneGroup::fingerprint() const {
+    const auto* const begin = static_cast<const char*>(ggml_get_mem_buffer(maker_.tensors));
+    const char* const end = begin + ggml_get_mem_size(maker_.tensors);
+    uint64_t hash = hash_begin;
+    const auto add = [&](const ggml_tensor* tensor) {
+        hash = mix(mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type)),
+                   static_cast<uint64_t>(tensor->flags));
+        for (int i = 0; i < GGML_MAX_DIMS; ++i) {
+            hash = mix(mix(hash, static_cast<uint64_t>(tensor->ne[i])), tensor->nb[i]);
+        }
+        for (const int32_t param : tensor->op_params) {
+            hash = mix(hash, static_cast<uint32_t>(param));
+        }
+        const auto add_address = [&](const ggml_tensor* other) {
+            const auto* const address = reinterpret_cast<const char*>(other);
+            hash = mix(hash, reinterpret_cast<uintptr_t>(address) -
+                                 (address >= begin && address < end ? reinterpret_cast<uintptr_t>(tensor) : 0));
+        };
+        std::for_each(std::begin(tensor->src), std::end(tensor->src), add_address);
+        add_address(tensor->view_src);
+    };
+    for (ggml_cgraph* graph : {graph_, side_graph_}) {
+        if (graph != nullptr) {
+            each_tensor(graph, add);
+        }
+    }
+    return hash;
+}
+
+// Notes whether the last graph was the same, which tells that it does not depend on values.
+void LaneGroup::compare() {
+    const auto last = std::exchange(last_, nullptr);
+    if (leader_inputs_) {
+        fingerprint_ = fingerprint();
+        confirmed_ = last != nullptr && last->fingerprint_ == fingerprint_ &&
+                     std::equal(inputs_.begin(), inputs_.end(), last->inputs_.begin(), last->inputs_.end(),
+                                [](const GraphInputs& a, const GraphInputs& b) { return a.same_made(b); });
     }
 }
 
 // --- the graph -------------------------------------------------------------------------------------------------------
 
-// Copies the inputs of the graph that was built last: a runner keeps some of them only until it builds another one.
-void LaneGroup::keep_inputs() {
-    for (auto& [tensor, data] : maker_.inputs) {
-        const auto known = known_inputs_.find(tensor);
-        if (known == known_inputs_.end()) {
-            const size_t bytes = ggml_nbytes(tensor);
-            kept_.emplace_back(new char[bytes]);
-            std::memcpy(kept_.back().get(), data, bytes);
-            data = kept_.back().get();
-            known_inputs_[tensor] = data;
-        }
-    }
-}
-
-LaneGroup::Built LaneGroup::built(const BuildGraph& build) {
-    keep_inputs();
+LaneGroup::Built LaneGroup::built(const BuildGraph& build, const PassInputs* inputs) {
     const size_t before = ggml_used_mem(maker_.tensors);
     ggml_cgraph* const graph = build();
     largest_ = std::max(largest_, ggml_used_mem(maker_.tensors) - before);
-    return {graph, placement_.streamer->scan_pass(maker_.network, maker_.params, graph)};
+    GraphInputs its(inputs, maker_.inputs, inputs_);
+    inputs_.push_back(std::move(its));
+    return {graph, {}, inputs_.size() - 1};
+}
+
+LaneGroup::Built LaneGroup::built_lane(const BuildGraph& build, const PassInputs* inputs) {
+    Built one = built(build, inputs);
+    one.scan = placement_.streamer->scan_pass(maker_.network, maker_.params, one.graph);
+    return one;
 }
 
 // Tells whether there is memory for one more graph, and for those that are made of them.
@@ -168,14 +275,17 @@ LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass
     Streamer& streamer = *placement_.streamer;
     const size_t own = wait.size() + 1;
     const size_t wanted = own * pictures;
-    const LaneChoice known = streamer.known_lanes(all.front().graph, wanted);
+    shape_ = shape_of(all.front().graph);
+    const LaneChoice known = streamer.known_lanes(shape_, wanted);
     if (known.lanes > 0) {
         return known;
     }
     std::vector<ggml_cgraph*> graphs{all.front().graph};
     std::vector<Scan> scans{all.front().scan};
     for (size_t i = 1; i < std::min(wanted, most_lanes) && can_build(); ++i) {
-        Built next = built(i % own == 0 ? leader_ : wait[i % own - 1]->build);
+        const Pass* const other = i % own == 0 ? nullptr : wait[i % own - 1];
+        Built next =
+            other == nullptr ? built_lane(leader_, leader_inputs()) : built_lane(other->build, other->known_inputs());
         if (next.scan.same_weights(scans.front())) {
             graphs.push_back(next.graph);
             scans.push_back(next.scan);
@@ -185,27 +295,15 @@ LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass
     return streamer.choose_lanes(graphs, scans, wanted, lane_counts(own, pictures), maker_.tensors);
 }
 
-// Makes a graph the group's, of the leader's pass only.
-ggml_cgraph* LaneGroup::alone(ggml_cgraph* graph, const Lane& lane) {
-    graph_ = graph;
-    scans_.resize(1);
-    results_ = {ggml_graph_node(graph, -1)};
-    say_why(lane, false, "");
-    return graph;
-}
-
-// Makes a graph the group's, beside which the first of those that wait is computed.
-ggml_cgraph* LaneGroup::with_side(ggml_cgraph* graph) {
-    graph_ = graph;
-    results_ = {ggml_graph_node(graph, -1)};
+// Chooses a pass to compute beside the leader's: the first of those that wait.
+void LaneGroup::add_side() {
     const std::vector<Pass*> wait = waiting();
     if (!wait.empty() && can_build()) {
         if (placement_.side == nullptr) {
             placement_.side = std::make_shared<SidePass>(placement_);
         }
-        side_ = placement_.side->pays(graph) ? wait.front() : nullptr;
+        side_ = placement_.side->pays(graph_) ? wait.front() : nullptr;
     }
-    return graph;
 }
 
 ggml_status LaneGroup::compute_both(ggml_backend_t backend) {
@@ -213,52 +311,62 @@ ggml_status LaneGroup::compute_both(ggml_backend_t backend) {
     const ggml_status status = ggml_backend_graph_compute_async(backend, graph_);
     if (status == GGML_STATUS_SUCCESS) {
         // The device computes the leader's pass meanwhile.
-        ggml_cgraph* const graph = side_->build();
-        if (placement_.side->compute(graph, maker_.inputs)) {
+        if (again_) {
+            inputs_.front().give(*side_->inputs, maker_.inputs);
+        } else {
+            side_graph_ = built(side_->build, side_->known_inputs()).graph;
+            std::rotate(inputs_.begin(), inputs_.begin() + 1, inputs_.end());
+            results_.insert(results_.begin(), ggml_graph_node(side_graph_, -1));
+            compare();
+            inputs_.front().give(maker_.inputs);
+        }
+        if (placement_.side->compute(side_graph_, maker_.inputs)) {
             followers_.push_back(side_);
-            results_.insert(results_.begin(), ggml_graph_node(graph, -1));
+        } else {
+            results_.erase(results_.begin());
+            refused_ = true;
         }
         maker_.inputs.clear();
     }
     return status;
 }
 
-ggml_cgraph* LaneGroup::build() {
-    const Lane& lane = *this_lane();
-    if (placement_.streamer == nullptr) {
-        const size_t before = ggml_used_mem(maker_.tensors);
-        ggml_cgraph* const graph = leader_();
-        largest_ = ggml_used_mem(maker_.tensors) - before;
-        return with_side(graph);
-    }
+// Adds as many lanes to the leader's graph as the planner affords.
+void LaneGroup::add_lanes(const Lane& lane, Built leader) {
     const size_t pending = lane.pictures != nullptr ? lane.pictures->pending() : 0;
     std::vector<Pass*> wait = waiting();
     const size_t own = wait.size() + 1;
     if (own + pending == 1) {
-        return alone(leader_(), lane);
+        scans_.resize(1);
+        say_why(lane, false, "");
+        return;
     }
+    leader.scan = placement_.streamer->scan_pass(maker_.network, maker_.params, leader.graph);
     std::vector<Built> all;
-    all.push_back(built(leader_));
+    all.push_back(std::move(leader));
     const LaneChoice choice = affordable(all, wait, pending + 1);
     const size_t lanes = choice.lanes;
     if (lanes > own && pending > 0) {
         lane.pictures->start(lanes / own - 1);
         wait = waiting();
     }
-    graph_ = all.front().graph;
     scans_ = {all.front().scan};
     std::vector<ggml_cgraph*> graphs{graph_};
+    std::vector<size_t> inputs{all.front().inputs};
     for (size_t i = 0; i < wait.size() && graphs.size() < lanes && can_build(); ++i) {
-        Built next = i + 1 < std::min(all.size(), own) ? std::move(all[i + 1]) : built(wait[i]->build);
+        Built next = i + 1 < std::min(all.size(), own) ? std::move(all[i + 1])
+                                                       : built_lane(wait[i]->build, wait[i]->known_inputs());
         if (next.scan.same_weights(scans_.front())) {
             followers_.push_back(wait[i]);
             graphs.push_back(next.graph);
             scans_.push_back(std::move(next.scan));
+            inputs.push_back(next.inputs);
         }
     }
     // The last node of all is the runner's result: the leader's.
     std::rotate(graphs.begin(), graphs.begin() + 1, graphs.end());
     std::rotate(scans_.begin(), scans_.begin() + 1, scans_.end());
+    std::rotate(inputs.begin(), inputs.begin() + 1, inputs.end());
     ggml_cgraph* const merged = graphs.size() > 1 ? merge_graphs(maker_.tensors, graphs, scans_) : nullptr;
     if (merged != nullptr) {
         graph_ = merged;
@@ -266,11 +374,38 @@ ggml_cgraph* LaneGroup::build() {
         followers_.clear();
         graphs.erase(graphs.begin(), graphs.end() - 1);
         scans_.erase(scans_.begin(), scans_.end() - 1);
+        inputs.erase(inputs.begin(), inputs.end() - 1);
     }
+    results_.clear();
     for (ggml_cgraph* graph : graphs) {
         results_.push_back(ggml_graph_node(graph, -1));
     }
+    std::vector<GraphInputs> used;
+    for (size_t index : inputs) {
+        used.push_back(std::move(inputs_[index]));
+    }
+    inputs_ = std::move(used);
     say_why(lane, graphs.size() == 1 && !wait.empty() && lanes > 1, choice.reason);
+}
+
+ggml_cgraph* LaneGroup::build() {
+    const Lane& lane = *this_lane();
+    waited_ = waiting().size();
+    Built leader = built(leader_, leader_inputs());
+    graph_ = leader.graph;
+    results_ = {ggml_graph_node(graph_, -1)};
+    if (placement_.streamer != nullptr) {
+        add_lanes(lane, std::move(leader));
+    } else {
+        add_side();
+    }
+    if (side_ == nullptr) {
+        compare();
+    }
+    for (const GraphInputs& inputs : inputs_) {
+        inputs.give(maker_.inputs);
+    }
+    leader_ = nullptr;
     return graph_;
 }
 
@@ -294,6 +429,9 @@ void LaneGroup::take() {
         pass.take(results_[i]);
         pass.done = true;
     }
+    followers_.clear();
+    side_ = nullptr;
+    again_ = false;
 }
 
 }  // namespace sdcpp

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "ggml.h"
@@ -20,8 +21,11 @@ struct Pass {
     const Placement* placement;
     BuildGraph build;
     std::function<void(ggml_tensor*)> take;
-    Sampling sampling;  // what it is part of
+    Sampling sampling;                   // what it is part of
+    std::optional<PassInputs> inputs{};  // what it reads; none: not known
     bool done = false;
+
+    const PassInputs* known_inputs() const { return inputs ? &*inputs : nullptr; }
 };
 
 // What one thread of a call has come to.
@@ -34,12 +38,18 @@ struct Lane {
 // The lane of this thread.
 Lane*& this_lane();
 
-// Passes that are computed as one graph, of which the last one leads.
+// Passes that are computed as one graph, of which the last one leads. The graph of a step's passes is that of the next
+// step's as well, but for what its inputs hold: once two in a row were the same, the group stays for those that follow.
 class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
 public:
-    LaneGroup(Placement& placement, const GraphMaker& maker, BuildGraph leader)
-        : placement_(placement), maker_(maker), leader_(std::move(leader)) {}
+    LaneGroup(Placement& placement, const GraphMaker& maker) : placement_(placement), maker_(maker) {}
 
+    // Lets a pass lead, with this group's graph once more; false where it needs another one.
+    bool serve(const Pass& leader);
+    // Tells whether that is so.
+    bool again() const { return again_; }
+    // Lets a pass lead whose graph is to be built. The group of the last graph, if there is one, is compared with that.
+    void lead(const Pass& leader, std::shared_ptr<LaneGroup> last);
     // Builds the graph of the leader and of as many of those that wait as the planner affords, which follow from then
     // on.
     ggml_cgraph* build();
@@ -49,38 +59,57 @@ public:
     bool has_side(const ggml_cgraph* graph) const { return side_ != nullptr && graph == graph_; }
     // Computes both.
     ggml_status compute_both(ggml_backend_t backend);
+    // Notes that a graph is computed.
+    void note_computed(const ggml_cgraph* graph) { whole_ = graph == graph_; }
 
-    const ggml_cgraph* graph() const { return graph_; }
+    ggml_cgraph* graph() const { return graph_; }
     // How each of its passes reads the weights.
     const std::vector<Scan>& scans() const { return scans_; }
     // The results of all its passes.
     const std::vector<ggml_tensor*>& results() const { return results_; }
+    // Tells whether it can serve those that follow, after them at least.
+    bool is_kept() const { return whole_ && !refused_ && leader_inputs_; }
 
 private:
     struct Built {
         ggml_cgraph* graph;
         Scan scan;
+        size_t inputs;  // which of all
     };
-    Built built(const BuildGraph& build);
+    const PassInputs* leader_inputs() const { return leader_inputs_ ? &*leader_inputs_ : nullptr; }
+    Built built(const BuildGraph& build, const PassInputs* inputs);
+    Built built_lane(const BuildGraph& build, const PassInputs* inputs);
     bool can_build() const;
-    void keep_inputs();
     std::vector<Pass*> waiting() const;
     LaneChoice affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures);
-    ggml_cgraph* alone(ggml_cgraph* graph, const Lane& lane);
-    ggml_cgraph* with_side(ggml_cgraph* graph);
+    void add_side();
+    void add_lanes(const Lane& lane, Built leader);
+    void compare();
+    uint64_t fingerprint() const;
     void say_why(const Lane& lane, bool differ, const std::string& reason) const;
 
     Placement& placement_;
     const GraphMaker maker_;
-    const BuildGraph leader_;
+    BuildGraph leader_;  // while it is built
+    std::optional<PassInputs> leader_inputs_;
     std::vector<Pass*> followers_;
     Pass* side_ = nullptr;  // that is computed at the same time; NULL: none
+    ggml_cgraph* side_graph_ = nullptr;
     std::vector<Scan> scans_;
     std::vector<ggml_tensor*> results_;
-    std::vector<std::unique_ptr<char[]>> kept_;  // inputs that the runner may overwrite when it builds the next graph
-    std::map<ggml_tensor*, const void*> known_inputs_;
+    std::vector<GraphInputs> inputs_;  // of each graph, the leader's last
     ggml_cgraph* graph_ = nullptr;
     size_t largest_ = 0;  // bytes that building one of the graphs took
+
+    std::shared_ptr<LaneGroup> last_;  // of the graph before
+    size_t waited_ = 0;                // how many passes did besides the leader
+    uint64_t shape_ = 0;               // of the leader's graph
+    uint64_t fingerprint_ = 0;         // of the graph
+    bool whole_ = false;               // it was computed as one
+    bool refused_ = false;             // there was no memory for the one beside it
+    bool confirmed_ = false;           // the graph before was the same
+    bool again_ = false;
+    bool said_ = false;  // to the log
 };
 
 }  // namespace sdcpp

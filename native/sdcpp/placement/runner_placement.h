@@ -40,6 +40,7 @@ struct Placement {
     size_t graph_memory_bytes = 0;
     ComputeUses compute_uses;
     std::shared_ptr<LaneGroup> lanes;  // whose graph is built or computed; NULL between two graphs
+    std::shared_ptr<LaneGroup> kept;   // of the last graph, while its compute buffer is there; NULL: there is none
     std::shared_ptr<SidePass> side;     // NULL: there was none yet
     bool weights_checked = false;  // for values that are not finite
     uint64_t compute_bytes = 0;    // its compute buffer, when it is not streamed but others are

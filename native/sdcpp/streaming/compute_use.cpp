@@ -24,10 +24,6 @@ namespace {
 const char* const pool_backends[] = {"CUDA", "ROCm", "MUSA"};
 constexpr uint64_t pool_base = 288ull << 20;
 
-uint64_t mix(uint64_t hash, uint64_t value) {
-    return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
-}
-
 // What a backend's pool holds at most at once while it computes a graph: the operands and results of one matrix product
 // in half precision, and a matrix of quantized weights in it; for attention also the parts of a result in f32; and what
 // our kernels take, and keep from one operation to the next.
@@ -117,7 +113,7 @@ void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& vi
 }
 
 uint64_t shape_of(ggml_cgraph* graph, bool and_place) {
-    uint64_t hash = 14695981039346656037u;
+    uint64_t hash = hash_begin;
     each_tensor(graph, [&](const ggml_tensor* tensor) {
         hash = mix(mix(hash, static_cast<uint64_t>(tensor->op)), static_cast<uint64_t>(tensor->type));
         hash = mix(hash, static_cast<uint64_t>(tensor->flags));

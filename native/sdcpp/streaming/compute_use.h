@@ -29,6 +29,11 @@ constexpr size_t most_compute_uses = 16;
 const ggml_tensor* root(const ggml_tensor* tensor);
 // Calls `visit` with each tensor of a graph.
 void each_tensor(ggml_cgraph* graph, const std::function<void(ggml_tensor*)>& visit);
+// Adds a number to a hash, which begins so.
+constexpr uint64_t hash_begin = 14695981039346656037u;
+inline uint64_t mix(uint64_t hash, uint64_t value) {
+    return (hash ^ value) * 1099511628211u;  // FNV-1a, a word at a time
+}
 // Returns a number that graphs of one shape share; `and_place`: which read the same tensors at the same addresses.
 uint64_t shape_of(ggml_cgraph* graph, bool and_place = false);
 // Returns how one of a runner's graphs will use its compute buffer. Graphs of one shape share the answer.

@@ -93,6 +93,10 @@ void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgrap
 }
 
 bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    if (computes_again(owner_)) {
+        reload_changed_weights();
+        return true;
+    }
     get_to_know(runner, params);
     const auto use = compute_use(owner_, graph);
     const uint64_t bytes = compute_bytes(owner_, *use);
@@ -247,8 +251,8 @@ uint64_t Streamer::room_for_lanes() const {
     return std::min(ceiling_, saturating_sub(allowed, budget().held_by_active(dev(), this)));
 }
 
-LaneChoice Streamer::known_lanes(ggml_cgraph* graph, size_t passes) {
-    return choices_.known(shape_of(graph), passes, room_for_lanes(), active_);
+LaneChoice Streamer::known_lanes(uint64_t shape, size_t passes) {
+    return choices_.known(shape, passes, room_for_lanes(), active_);
 }
 
 LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,

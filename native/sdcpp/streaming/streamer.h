@@ -59,12 +59,16 @@ public:
     void check(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
     // Plans for a graph, and frees what the plan has no room for; false when the plan is new. Throws NoRoom.
     bool prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+    // Tells whether the last graph can be computed again as it is: its plan holds, and all is where it was.
+    bool holds() { return active_ && bound_ && planned_ && plan_holds(compute_bytes_); }
+
     // --- passes that could be lanes of one graph
 
     // Returns how a graph of one pass reads the weights.
     Scan scan_pass(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
-    // Returns how many of some passes, one of which has this graph, are computed as lanes of one; if that is known.
-    LaneChoice known_lanes(ggml_cgraph* graph, size_t passes);
+    // Returns how many of some passes, one of which has a graph of this shape, are computed as lanes of one; if that is
+    // known.
+    LaneChoice known_lanes(uint64_t shape, size_t passes);
     // Plans for `passes` passes that read the same weights, of which the first ones have these graphs, in some numbers
     // of lanes, and chooses the fastest. Graphs that are tried are made in `tensors`.
     LaneChoice choose_lanes(const std::vector<ggml_cgraph*>& graphs, const std::vector<Scan>& scans,

@@ -5,6 +5,7 @@
 
 #include "ggml-impl.h"
 #include "sdcpp/host/large_pages.h"
+#include "sdcpp/lanes/lanes.h"
 #include "sdcpp/lanes/side_pass.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
@@ -84,6 +85,7 @@ ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*canc
 }
 
 void stream_unbind(Placement& placement) {
+    placement.kept = nullptr;
     if (placement.side != nullptr) {
         placement.side->release();
     }
@@ -106,7 +108,7 @@ void stream_release(Placement& placement) {
 
 void count_compute_buffer(Placement& placement, ggml_cgraph* graph) {
     MemoryBudget* const budget = shared_budget(placement);
-    if (budget == nullptr || placement.streamer != nullptr) {
+    if (budget == nullptr || placement.streamer != nullptr || computes_again(placement)) {
         return;
     }
     ggml_backend_dev_t dev = placement.runtime->dev;
@@ -120,6 +122,9 @@ void count_compute_buffer(Placement& placement, ggml_cgraph* graph) {
 bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_cgraph*), ggml_gallocr_t allocator,
                    ggml_cgraph* graph) {
     settle(placement);
+    if (computes_again(placement)) {
+        return true;  // each value has its place already
+    }
     if (allocate(allocator, graph)) {
         take_large_pages(graph);
         return true;

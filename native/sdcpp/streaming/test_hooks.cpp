@@ -27,9 +27,17 @@ size_t test_lanes() {
     const char* const lanes = std::getenv("SDCPP_LANES");
     return lanes != nullptr ? std::strtoul(lanes, nullptr, 10) : 0;
 }
+
+bool test_builds_each_graph() {
+    return std::getenv("SDCPP_BUILD_EACH_GRAPH") != nullptr;
+}
 #else
 size_t test_lanes() {
     return 0;
+}
+
+bool test_builds_each_graph() {
+    return false;
 }
 
 size_t test_part_bytes(size_t usual) {

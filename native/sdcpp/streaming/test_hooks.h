@@ -13,6 +13,8 @@ size_t test_parts();
 size_t test_part_bytes(size_t usual);
 // Returns how many lanes are taken, as many as that where there are so many passes; 0: as many as the planner chooses.
 size_t test_lanes();
+// Tells whether each graph is built, also where the last one would do.
+bool test_builds_each_graph();
 // Tells whether a precaution is to be taken. A test leaves one out to see that the mistake is found.
 bool keeps(const char* precaution);
 

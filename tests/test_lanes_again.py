@@ -1,0 +1,78 @@
+"""Graphs that are computed again, with other inputs: the pixels of graphs that are built for each step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdcpp_py
+from sdcpp_py import StableDiffusion
+from support.checkpoints import write_checkpoint
+from support.children import in_child
+from support.loopback import Loopback
+from support.placed_model import Model
+from support.streaming import DIFFUSION, PROMPTS, steps
+from test_lanes import drawn
+
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "seed": 1, "steps": 4, "cfg_scale": 1.0}
+"""The second graph shows that the first one depends on no values; from the third one on none is built."""
+SAID = "the next passes have the graph of the last ones"
+"""By the engine's log when that is so."""
+LOOK = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
+DRAW: dict[str, Callable[[StableDiffusion], Any]] = {
+    "sd1": lambda sd: sd.txt2img("a cat", **{**SMALL, "cfg_scale": 5.0, "negative_prompt": "dogs"}),
+    "sdxl": lambda sd: sd.img2img("a cat", LOOK, **SMALL),
+    "sd3": lambda sd: sd.txt2img("a cat", **SMALL),
+    "flux": lambda sd: sd.edit("a cat", [LOOK], **SMALL),
+    "zimage": lambda sd: sd.txt2img("a cat", **{**SMALL, "batch_count": 2}),
+    "qwen_image": lambda sd: sd.txt2img("a cat", **SMALL),
+    "wan_t2v": lambda sd: sd.txt2vid("a cat", **{**SMALL, "frames": 5}),
+}
+
+
+@pytest.mark.parametrize("family", DRAW)
+def test_each_family_draws_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "sdcpp_py.engine")
+    with StableDiffusion(**write_checkpoint(family, tmp_path / "model.safetensors", tiny=True), threads=1) as sd:
+        again = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in DRAW[family](sd)]
+        assert SAID in caplog.text
+        caplog.clear()
+        monkeypatch.setenv("SDCPP_BUILD_EACH_GRAPH", "1")
+        assert [hashlib.sha256(picture.tobytes()).hexdigest() for picture in DRAW[family](sd)] == again
+        assert SAID not in caplog.text
+
+
+@in_child
+def test_lanes_that_come_again(checkpoint: Path, lora: Path) -> None:
+    """Streamed, with other lanes for what is left, a LoRA at run time, a cancel, and passes that differ in between."""
+    loopback = Loopback()
+    library = sdcpp_py.engine.library()[1]
+    cases: dict[str, dict[str, Any]] = {
+        "five pictures": {"batch_count": 5},
+        "noise of each step": {**steps(4, 1.0), "batch_count": 2},
+    }
+    cases["noise of each step"]["sample_params"] |= {"sample_method": library.EULER_A_SAMPLE_METHOD, "eta": 1.0}
+
+    with Model(checkpoint, DIFFUSION, max_vram=0.004, lora_apply_mode=library.LORA_APPLY_AT_RUNTIME) as model:
+
+        def draw(**given: Any) -> list[str]:
+            return drawn(model, (lora, 0.7), **{**steps(3), **PROMPTS, **given})
+
+        os.environ["SDCPP_BUILD_EACH_GRAPH"] = "1"
+        expected = {name: draw(**given) for name, given in cases.items()}
+        del os.environ["SDCPP_BUILD_EACH_GRAPH"]
+        for name, given in cases.items():
+            loopback.reset()
+            assert draw(**given) == expected[name], name
+            assert loopback.books()["violations"] == 0
+        with pytest.raises(sdcpp_py.CancelledError):
+            draw(batch_count=5, progress=lambda step: model.context.cancel() if step.step == 2 else None)
+        assert draw(**cases["five pictures"]) == expected["five pictures"]
