@@ -57,6 +57,20 @@ inline Vector interleave(Vector a, Vector b) {
 #endif
 }
 
+// Returns every other lane of two vectors in a row, from the first or from the second on.
+template <bool second>
+inline Vector every_other(Vector a, Vector b) {
+    constexpr int o = second ? 1 : 0;
+#if defined(__AVX512F__)
+    return __builtin_shufflevector(a, b, o, o + 2, o + 4, o + 6, o + 8, o + 10, o + 12, o + 14, o + 16, o + 18, o + 20,
+                                   o + 22, o + 24, o + 26, o + 28, o + 30);
+#elif defined(__AVX__)
+    return __builtin_shufflevector(a, b, o, o + 2, o + 4, o + 6, o + 8, o + 10, o + 12, o + 14);
+#else
+    return __builtin_shufflevector(a, b, o, o + 2, o + 4, o + 6);
+#endif
+}
+
 // Transposes a square of vectors: each round of interleaving turns the numbers of lane and vector one bit on.
 inline void transpose(Vector (&square)[lanes]) {
 #pragma GCC unroll 4
