@@ -215,7 +215,11 @@ public:
                 sdcpp_team_look();
                 const auto deep = static_cast<int>(std::min(part_channels, channels - channel));
                 transform_filters(left, panel, filter, static_cast<int>(rows), channel, deep);
+                const bool last = channel + deep >= channels;
+                const int64_t next_channel = last ? 0 : channel + deep;
+                const int64_t next_filter = last ? filter + block_rows : filter;
                 for (int point = 0; point < points; ++point) {
+                    ask_filters(next_filter, std::min(next_filter + block_rows, end), next_channel, point);
                     const float* const right = memory + point * patch_stride() + channel * tile_stride;
                     for (int64_t t = 0; t < count; t += block_columns) {
                         block_for(rows, std::min<int64_t>(block_columns, count - t))(
@@ -351,6 +355,18 @@ private:
                     transform_filter(to + (begin + c) * block_rows + v, panel + c * taps * taps * block_rows + v);
                 }
             }
+        }
+    }
+
+    // Asks memory for a share of the filters that are transformed next.
+    void ask_filters(int64_t begin, int64_t end, int64_t channel, int share) const {
+        const int64_t first = begin + block_rows * share / points;
+        const int64_t last = std::min(begin + block_rows * (share + 1) / points, end);
+        const auto deep = static_cast<int>(std::min(part_channels, channels - channel));
+        if (first < last) {
+            const char* const from = static_cast<const char*>(filters.data) + first * filters.nb[3];
+            ask_memory_rows(filters.type, from, filters.nb[3], static_cast<int>(last - first), channel * taps * taps,
+                            deep * taps * taps);
         }
     }
 
