@@ -263,6 +263,26 @@ def test_convolutions_of_any_shape() -> None:
 
 
 @st.composite
+def tiled(draw: st.DrawFn) -> tuple[Values, Values, Window]:
+    pad = st.integers(0, 3)
+    channels, filters = draw(st.integers(24, 140)), draw(st.integers(24, 70))
+    side = st.one_of(st.integers(9, 24), st.just(32))
+    kernel = Values("f16", (3, 3, channels, filters))
+    picture = Values("f32", (draw(side), draw(side), channels, draw(st.integers(1, 2))), draw(st.sampled_from([0, 3])))
+    return kernel, picture, Window(pad=(draw(pad), draw(pad)))
+
+
+@in_child
+def test_convolutions_of_3x3_in_tiles() -> None:
+    @settings(max_examples=12, derandomize=True, database=None, deadline=None)
+    @given(tiled())
+    def search(case: tuple[Values, Values, Window]) -> None:
+        check(*case)
+
+    search()
+
+
+@st.composite
 def attentions(draw: st.DrawFn) -> tuple[Values, Values, Attention]:
     depth, width, queries = draw(st.sampled_from([1, 8, 40, 64, 80, 160, 300])), draw(LENGTHS), draw(LENGTHS)
     keys = draw(st.one_of(LENGTHS, st.sampled_from([256, 512, 700])))

@@ -13,7 +13,8 @@ using namespace sdcpp::cpu;
 // Returns what computes a node; NULL: ggml does.
 const Kernel* kernel_of(const ggml_tensor& node) {
     if (sdcpp_kernels_fast()) {
-        for (const Kernel* kernel : {&matrix_product, &convolution, &attention, &group_norm, &row_arithmetic}) {
+        for (const Kernel* kernel :
+             {&matrix_product, &winograd, &convolution, &attention, &group_norm, &row_arithmetic}) {
             if (kernel->takes(node)) {
                 return kernel;
             }

@@ -58,10 +58,11 @@ public:
     }
 
     void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const override {
-        const int64_t second = batch % right.ne[2] / (right.ne[2] / left.ne[2]);
-        const int64_t third = batch / right.ne[2] / (right.ne[3] / left.ne[3]);
-        const char* const from = static_cast<const char*>(left.data) + second * left.nb[2] + third * left.nb[3];
-        pack_memory_rows(shape.numbers, panel, left.type, from + row * left.nb[1], left.nb[1], count, depth, deep);
+        pack_memory_rows(shape.numbers, panel, left.type, left_row(batch, row), left.nb[1], count, depth, deep);
+    }
+
+    void ask_rows(int64_t batch, int64_t row, int count, int64_t depth, int deep) const override {
+        ask_memory_rows(left.type, left_row(batch, row), left.nb[1], count, depth, deep);
     }
 
     void pack_column(float* packed, int64_t batch, int64_t column, int64_t depth, int deep) const override {
@@ -78,6 +79,12 @@ public:
     Shape shape;
 
 private:
+    const char* left_row(int64_t batch, int64_t row) const {
+        const int64_t second = batch % right.ne[2] / (right.ne[2] / left.ne[2]);
+        const int64_t third = batch / right.ne[2] / (right.ne[3] / left.ne[3]);
+        return static_cast<const char*>(left.data) + second * left.nb[2] + third * left.nb[3] + row * left.nb[1];
+    }
+
     const ggml_tensor& left;
     const ggml_tensor& right;
     const ggml_tensor& result;

@@ -20,7 +20,9 @@ struct Kernel {
 extern const Kernel matrix_product;
 // GGML_OP_FLASH_ATTN_EXT without a mask, or with one of f32, as graph.cpp makes them.
 extern const Kernel attention;
-// GGML_OP_CONV_2D.
+// GGML_OP_CONV_2D of 3x3 filters, where the picture is large enough.
+extern const Kernel winograd;
+// GGML_OP_CONV_2D of any other.
 extern const Kernel convolution;
 // GGML_OP_GROUP_NORM, with what ../group_norm_params.h adds to it.
 extern const Kernel group_norm;

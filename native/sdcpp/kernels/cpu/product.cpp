@@ -13,17 +13,16 @@ namespace sdcpp::cpu {
 namespace {
 
 // The largest block of a job: its packed rows and columns fit into a core's second cache.
-constexpr int64_t most_rows = 256;
-constexpr int64_t most_columns = 384;
+constexpr int64_t most_rows = 512;
+constexpr int64_t most_columns = 256;
 // Jobs that are fewer leave threads without work at the end; those that are smaller pack too much for what they
 // compute.
 constexpr int64_t jobs_per_thread = 3;
 constexpr int64_t least_rows = 2 * block_rows;
+// Of so many rows the results are computed between two questions to memory.
+constexpr int64_t ask_rows = 4 * block_rows;
 constexpr int64_t least_columns = 4 * block_columns;
-// How many products are summed in registers before they are added to others: the error of a long sum grows with the
-// number of its parts. ggml has 64 sums in turns, and adds those by two.
-constexpr int summed = 64;
-// Of those so many are added to one another, and of what they give again.
+// Of the sums of chains so many are added to one another, and of what they give again.
 constexpr int fan = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) {
@@ -63,9 +62,9 @@ struct Jobs {
         row_blocks = ceil_div(shape.rows, rows);
         column_blocks = ceil_div(shape.columns, columns);
         count = shape.batches * row_blocks * column_blocks;
-        bytes =
-            (static_cast<size_t>(rows) * part_depth + static_cast<size_t>(columns) * column_stride) * sizeof(float) +
-            alignment;
+        bytes = (static_cast<size_t>(rows) * part_depth + static_cast<size_t>(block_columns) * column_stride) *
+                    sizeof(float) +
+                alignment;
     }
 
     int64_t rows;  // of a job
@@ -78,21 +77,21 @@ struct Jobs {
 
 // Multiplies and adds a row's and a column's operand, one of each depth.
 struct Floats {
-    static constexpr int leaf = summed;
+    static constexpr int chain = part_depth;
     static Vector add(Vector sum, Vector left, float right) { return sum + left * right; }
 };
 
-template <int chain>
+template <int length>
 struct ExactFloats : Floats {
-    static constexpr int leaf = chain;
+    static constexpr int chain = length;
 };
 
 #ifdef SDCPP_KERNELS_BF16
 // Operands are pairs of bf16 of two depths, which the processor multiplies and adds as such.
 struct Pairs {
-    static constexpr int leaf = summed;
+    static constexpr int chain = part_depth;
     static Vector add(Vector sum, Vector left, float right) {
-        return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)(Vector{} + right));
+        return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)_mm512_set1_ps(right));
     }
 };
 #else
@@ -137,8 +136,8 @@ template <int vectors, int columns>
 // Computes a block: `vectors` vectors of rows by `columns` columns.
 template <typename Multiply, int vectors, int columns>
 void block_compute(const float* panel, const float* packed, float* result, int64_t stride, int deep, bool add) {
-    constexpr int leaf = Multiply::leaf;
-    if (deep <= leaf) {
+    constexpr int chain = Multiply::chain;
+    if (chain == part_depth || deep <= chain) {
         Vector sums[columns][vectors] = {};
         block_sum<Multiply>(sums, panel, packed, 0, deep);
         block_store(sums, result, stride, add);
@@ -146,17 +145,17 @@ void block_compute(const float* panel, const float* packed, float* result, int64
     }
     // Not in the result itself, whose columns may all fall on the same lines of the cache. A level has the sum of some
     // of those below it, so that a sum of many is one of few large ones.
-    constexpr int levels = leaf == summed ? 1 : 3;
+    constexpr int levels = 3;
     Vector totals[levels][columns][vectors];
     const auto row_of = [&](int level) { return reinterpret_cast<float*>(totals[level]); };
     int counts[levels] = {};  // of what is in a level
-    for (int begin = 0; begin < deep; begin += leaf) {
+    for (int begin = 0; begin < deep; begin += chain) {
         {
             Vector sums[columns][vectors] = {};
-            block_sum<Multiply>(sums, panel, packed, begin, std::min(begin + leaf, deep));
+            block_sum<Multiply>(sums, panel, packed, begin, std::min(begin + chain, deep));
             block_store(sums, row_of(0), vectors * lanes, counts[0]++ > 0);
         }
-        const bool last = begin + leaf >= deep;
+        const bool last = begin + chain >= deep;
         for (int level = 0; level + 1 < levels && (counts[level] == fan || (last && counts[level] > 0)); ++level) {
             block_store(totals[level], row_of(level + 1), vectors * lanes, counts[level + 1]++ > 0);
             counts[level] = 0;
@@ -209,49 +208,87 @@ void edge_compute(Block block, const float* panel, const float* packed, float* r
     }
 }
 
-void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs, int64_t job, float* memory) {
-    const int64_t batch = job / (jobs.row_blocks * jobs.column_blocks);
-    const int64_t row = job % jobs.row_blocks * jobs.rows;
-    const int64_t column = job / jobs.row_blocks % jobs.column_blocks * jobs.columns;
-    const int64_t rows = std::min(jobs.rows, shape.rows - row);
-    const int64_t columns = std::min(jobs.columns, shape.columns - column);
-    float* const result = operands.column_of(batch, column) + row;
-    const int64_t stride = columns > 1 ? operands.column_of(batch, column + 1) + row - result : 0;
+// Where a job lies in the result.
+struct Place {
+    Place(const Shape& shape, const Jobs& jobs, int64_t job)
+        : batch(job / (jobs.row_blocks * jobs.column_blocks)),
+          row(job % jobs.row_blocks * jobs.rows),
+          column(job / jobs.row_blocks % jobs.column_blocks * jobs.columns),
+          rows(std::min(jobs.rows, shape.rows - row)),
+          columns(std::min(jobs.columns, shape.columns - column)) {}
+
+    int64_t batch;
+    int64_t row;
+    int64_t column;
+    int64_t rows;
+    int64_t columns;
+};
+
+// Computes a job; what is packed next is asked for meanwhile, of the job that likely comes next, too.
+void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs, int64_t job, int64_t next_job,
+                 float* memory) {
+    const Place place(shape, jobs, job);
+    const Place next_place(shape, jobs, std::min(next_job, jobs.count - 1));
+    float* const result = operands.column_of(place.batch, place.column) + place.row;
+    const int64_t stride =
+        place.columns > 1 ? operands.column_of(place.batch, place.column + 1) + place.row - result : 0;
     float* const packed = memory + jobs.rows * part_depth;
     const int each = shape.numbers == Numbers::pairs ? 2 : 1;
+    const auto deep_from = [&](int64_t depth) {
+        return static_cast<int>(std::min<int64_t>(each * part_depth, shape.depth - depth));
+    };
     for (int64_t depth = 0; depth < shape.depth; depth += each * part_depth) {
-        const int deep = static_cast<int>(std::min<int64_t>(each * part_depth, shape.depth - depth));
-        for (int64_t r = 0; r < rows; r += block_rows) {
-            const int count = static_cast<int>(std::min<int64_t>(block_rows, rows - r));
-            operands.pack_rows(memory + r * part_depth, batch, row + r, count, depth, deep);
+        const int deep = deep_from(depth);
+        for (int64_t r = 0; r < place.rows; r += block_rows) {
+            const int count = static_cast<int>(std::min<int64_t>(block_rows, place.rows - r));
+            operands.pack_rows(memory + r * part_depth, place.batch, place.row + r, count, depth, deep);
         }
-        for (int64_t c = 0; c < columns; c += block_columns) {
-            const int64_t wide = std::min<int64_t>(block_columns, columns - c);
-            for (int64_t i = 0; i < wide; ++i) {
-                operands.pack_column(packed + i * column_stride, batch, column + c + i, depth, deep);
+        const bool last = depth + deep >= shape.depth;
+        const Place& ahead = last ? next_place : place;
+        const int64_t ahead_depth = last ? 0 : depth + deep;
+        int64_t computed = 0;  // results of this part
+        int64_t asked = 0;     // rows of what is packed next
+        for (int64_t c = 0; c < place.columns; c += block_columns) {
+            sdcpp_team_look();
+            const int wide = static_cast<int>(std::min<int64_t>(block_columns, place.columns - c));
+            for (int i = 0; i < wide; ++i) {
+                operands.pack_column(packed + i * column_stride, place.batch, place.column + c + i, depth, deep);
             }
-            part_compute(shape.numbers, memory, rows, packed, wide, result + c * stride, stride, deep / each,
-                         depth > 0);
+            for (int64_t r = 0; r < place.rows; r += ask_rows) {
+                const int64_t rows = std::min(ask_rows, place.rows - r);
+                computed += rows * wide;
+                const int64_t until = ahead.rows * computed / (place.rows * place.columns);
+                operands.ask_rows(ahead.batch, ahead.row + asked, static_cast<int>(until - asked), ahead_depth,
+                                  deep_from(ahead_depth));
+                asked = until;
+                part_compute(shape.numbers, memory + r * part_depth, rows, packed, wide, result + c * stride + r,
+                             stride, deep / each, depth > 0);
+            }
         }
     }
 }
 
 // Makes floats of blocks of 32 numbers that have a factor in common: of a byte each, or of half a byte, first the lower
-// halves.
+// halves. Bytes may be anything's, so that compilers make vectors only of what lies apart.
 void block_to_floats(float* to, const block_q8_0& block) {
     const float factor = GGML_CPU_FP16_TO_FP32(block.d);
+    int8_t numbers[QK8_0];
+    std::memcpy(numbers, block.qs, sizeof(numbers));
     for (int i = 0; i < QK8_0; ++i) {
-        to[i] = static_cast<float>(block.qs[i]) * factor;
+        to[i] = static_cast<float>(numbers[i]) * factor;
     }
 }
 
 void block_to_floats(float* to, const block_q4_0& block) {
     const float factor = GGML_CPU_FP16_TO_FP32(block.d);
-    for (int i = 0; i < QK4_0 / 2; ++i) {
-        to[i] = static_cast<float>((block.qs[i] & 15) - 8) * factor;
+    constexpr int half = QK4_0 / 2;
+    uint8_t numbers[half];
+    std::memcpy(numbers, block.qs, sizeof(numbers));
+    for (int i = 0; i < half; ++i) {
+        to[i] = static_cast<float>((numbers[i] & 15) - 8) * factor;
     }
-    for (int i = 0; i < QK4_0 / 2; ++i) {
-        to[QK4_0 / 2 + i] = static_cast<float>((block.qs[i] >> 4) - 8) * factor;
+    for (int i = 0; i < half; ++i) {
+        to[half + i] = static_cast<float>((numbers[i] >> 4) - 8) * factor;
     }
 }
 
@@ -291,22 +328,25 @@ void to_floats(float* to, ggml_type type, const char* from, int deep) {
 // Makes pairs of bf16, rounded to the nearest, of an even number of floats.
 void to_pairs([[maybe_unused]] float* to, [[maybe_unused]] const float* from, [[maybe_unused]] int deep) {
 #ifdef SDCPP_KERNELS_BF16
-    for (int k = 0; k < deep; k += 2 * lanes) {
+    int k = 0;
+    for (; k + 2 * lanes <= deep; k += 2 * lanes) {
+        store(to + k / 2, (Vector)_mm512_cvtne2ps_pbh((__m512)load(from + k + lanes), (__m512)load(from + k)));
+    }
+    if (k < deep) {
         const auto some = [&](int begin) {
             const int left = std::clamp(deep - begin, 0, lanes);
             return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), from + begin);
         };
         const auto pairs = (__m512i)_mm512_cvtne2ps_pbh(some(k + lanes), some(k));
-        const int left = std::min(deep - k, 2 * lanes) / 2;
-        _mm512_mask_storeu_epi32(to + k / 2, static_cast<__mmask16>((1u << left) - 1), pairs);
+        _mm512_mask_storeu_epi32(to + k / 2, static_cast<__mmask16>((1u << ((deep - k) / 2)) - 1), pairs);
     }
 #endif
 }
 
-// Asks for what is read after next.
+// Asks memory for what is read after next, into the second cache.
 void prefetch(const char* from, size_t bytes) {
     for (size_t line = 0; line < bytes; line += alignment) {
-        __builtin_prefetch(from + line);
+        __builtin_prefetch(from + line, 0, 2);
     }
 }
 
@@ -345,7 +385,8 @@ size_t product_work_size(const Shape& shape, int threads) {
 void product_compute(const ggml_compute_params& params, const Shape& shape, const Operands& operands) {
     const Jobs jobs(shape, params.nth);
     float* const memory = thread_memory(params, jobs.bytes);
-    jobs_compute(params, jobs.count, [&](int64_t job) { job_compute(operands, shape, jobs, job, memory); });
+    jobs_compute(params, jobs.count,
+                 [&](int64_t job) { job_compute(operands, shape, jobs, job, job + params.nth, memory); });
 }
 
 void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char* from, size_t stride, int count,
@@ -354,7 +395,6 @@ void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char*
     // Pairs lie in memory as they are packed.
     const bool plain = type == GGML_TYPE_F32 || numbers == Numbers::pairs;
     const size_t offset = ggml_row_size(type, depth);
-    const size_t bytes = ggml_row_size(type, deep);
     deep /= numbers == Numbers::pairs ? 2 : 1;
     for (int first = 0; first < block_rows; first += lanes) {
         float* const to = panel + first;
@@ -370,9 +410,6 @@ void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char*
             // Beyond the rows the last one is packed again: what comes of it is not kept.
             const int row = std::min(i, some - 1);
             const char* const values = from + stride * static_cast<size_t>(first + row) + offset;
-            if (count == block_rows) {
-                prefetch(values + block_rows * stride, bytes);
-            }
             if (plain) {
                 rows[i] = reinterpret_cast<const float*>(values);
             } else {
@@ -400,6 +437,14 @@ void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char*
                 std::memcpy(to + k * block_rows + i, rows[i] + k, sizeof(float));
             }
         }
+    }
+}
+
+void ask_memory_rows(ggml_type type, const char* from, size_t stride, int count, int64_t depth, int deep) {
+    from += ggml_row_size(type, depth);
+    const size_t bytes = ggml_row_size(type, deep);
+    for (int row = 0; row < count; ++row) {
+        prefetch(from + stride * static_cast<size_t>(row), bytes);
     }
 }
 

@@ -49,6 +49,8 @@ public:
     // Packs `count` rows (block_rows at most) from a depth on: panel[depth][block_rows], whatever beyond the count. Of
     // pairs the depth is even, and twice the panel's.
     virtual void pack_rows(float* panel, int64_t batch, int64_t row, int count, int64_t depth, int deep) const = 0;
+    // Asks memory for rows that are packed next.
+    virtual void ask_rows(int64_t, int64_t, int, int64_t, int) const {}
     // Packs a column from a depth on.
     virtual void pack_column(float* packed, int64_t batch, int64_t column, int64_t depth, int deep) const = 0;
     // Returns where the results of a column begin, the rows one after another.
@@ -81,6 +83,8 @@ void product_compute(const ggml_compute_params& params, const Shape& shape, cons
 // Packs rows that lie in memory one value after another, a stride apart; pairs are of rows of bf16.
 void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char* from, size_t stride, int count,
                       int64_t depth, int deep);
+// Asks memory for such rows, which are packed next.
+void ask_memory_rows(ggml_type type, const char* from, size_t stride, int count, int64_t depth, int deep);
 // Packs values that lie in memory one after another, from a depth on. The next columns are a stride apart.
 void pack_memory_column(Numbers numbers, float* packed, ggml_type type, const char* from, size_t stride, int64_t depth,
                         int deep);

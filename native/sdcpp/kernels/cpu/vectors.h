@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #ifdef __AVX512BF16__
 #define SDCPP_KERNELS_BF16
@@ -43,18 +43,79 @@ inline void store(float* to, Vector vector) {
     *reinterpret_cast<UnalignedVector*>(to) = vector;
 }
 
+// Returns every other lane of two vectors in a row, from the first or from the second on.
+template <bool second>
+inline Vector every_other(Vector a, Vector b) {
+    constexpr int o = second ? 1 : 0;
+#if defined(__AVX512F__)
+    return __builtin_shufflevector(a, b, o, o + 2, o + 4, o + 6, o + 8, o + 10, o + 12, o + 14, o + 16, o + 18, o + 20,
+                                   o + 22, o + 24, o + 26, o + 28, o + 30);
+#elif defined(__AVX__)
+    return __builtin_shufflevector(a, b, o, o + 2, o + 4, o + 6, o + 8, o + 10, o + 12, o + 14);
+#else
+    return __builtin_shufflevector(a, b, o, o + 2, o + 4, o + 6);
+#endif
+}
+
+#if defined(__AVX__)
+// Transposes each 4x4 lanes of 4 vectors.
+inline void transpose_quads(Vector& a, Vector& b, Vector& c, Vector& d) {
+#if defined(__AVX512F__)
+    const __m512d ab_low = (__m512d)_mm512_unpacklo_ps((__m512)a, (__m512)b);
+    const __m512d ab_high = (__m512d)_mm512_unpackhi_ps((__m512)a, (__m512)b);
+    const __m512d cd_low = (__m512d)_mm512_unpacklo_ps((__m512)c, (__m512)d);
+    const __m512d cd_high = (__m512d)_mm512_unpackhi_ps((__m512)c, (__m512)d);
+    a = (Vector)_mm512_unpacklo_pd(ab_low, cd_low);
+    b = (Vector)_mm512_unpackhi_pd(ab_low, cd_low);
+    c = (Vector)_mm512_unpacklo_pd(ab_high, cd_high);
+    d = (Vector)_mm512_unpackhi_pd(ab_high, cd_high);
+#else
+    const __m256d ab_low = (__m256d)_mm256_unpacklo_ps((__m256)a, (__m256)b);
+    const __m256d ab_high = (__m256d)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+    const __m256d cd_low = (__m256d)_mm256_unpacklo_ps((__m256)c, (__m256)d);
+    const __m256d cd_high = (__m256d)_mm256_unpackhi_ps((__m256)c, (__m256)d);
+    a = (Vector)_mm256_unpacklo_pd(ab_low, cd_low);
+    b = (Vector)_mm256_unpackhi_pd(ab_low, cd_low);
+    c = (Vector)_mm256_unpacklo_pd(ab_high, cd_high);
+    d = (Vector)_mm256_unpackhi_pd(ab_high, cd_high);
+#endif
+}
+
+// Transposes a square of vectors: in fours of lanes, which shuffles leave where they are, then those.
+inline void transpose(Vector (&square)[lanes]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < lanes; i += 4) {
+        transpose_quads(square[i], square[i + 1], square[i + 2], square[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+        const auto a = (__m512)square[i];
+        const auto b = (__m512)square[i + 4];
+        const auto c = (__m512)square[i + 8];
+        const auto d = (__m512)square[i + 12];
+        const __m512 ab_even = _mm512_shuffle_f32x4(a, b, 0x88);
+        const __m512 ab_odd = _mm512_shuffle_f32x4(a, b, 0xdd);
+        const __m512 cd_even = _mm512_shuffle_f32x4(c, d, 0x88);
+        const __m512 cd_odd = _mm512_shuffle_f32x4(c, d, 0xdd);
+        square[i] = (Vector)_mm512_shuffle_f32x4(ab_even, cd_even, 0x88);
+        square[i + 4] = (Vector)_mm512_shuffle_f32x4(ab_odd, cd_odd, 0x88);
+        square[i + 8] = (Vector)_mm512_shuffle_f32x4(ab_even, cd_even, 0xdd);
+        square[i + 12] = (Vector)_mm512_shuffle_f32x4(ab_odd, cd_odd, 0xdd);
+#else
+        const auto a = (__m256)square[i];
+        const auto b = (__m256)square[i + 4];
+        square[i] = (Vector)_mm256_permute2f128_ps(a, b, 0x20);
+        square[i + 4] = (Vector)_mm256_permute2f128_ps(a, b, 0x31);
+#endif
+    }
+}
+#else
 // Interleaves the lower or the upper halves of two vectors.
 template <bool upper>
 inline Vector interleave(Vector a, Vector b) {
     constexpr int o = upper ? lanes / 2 : 0;
-#if defined(__AVX512F__)
-    return __builtin_shufflevector(a, b, o, o + 16, o + 1, o + 17, o + 2, o + 18, o + 3, o + 19, o + 4, o + 20, o + 5,
-                                   o + 21, o + 6, o + 22, o + 7, o + 23);
-#elif defined(__AVX__)
-    return __builtin_shufflevector(a, b, o, o + 8, o + 1, o + 9, o + 2, o + 10, o + 3, o + 11);
-#else
     return __builtin_shufflevector(a, b, o, o + 4, o + 1, o + 5);
-#endif
 }
 
 // Transposes a square of vectors: each round of interleaving turns the numbers of lane and vector one bit on.
@@ -73,5 +134,7 @@ inline void transpose(Vector (&square)[lanes]) {
         }
     }
 }
+
+#endif
 
 }  // namespace sdcpp::cpu
