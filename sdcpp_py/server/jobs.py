@@ -51,6 +51,10 @@ class UnknownJobError(ServerError):
     """There is no such job."""
 
 
+class UnknownModelError(UnknownJobError):
+    """There is no such model."""
+
+
 class ConflictError(ServerError):
     """A key was used before for another request, or a job is in a state in which that cannot be done."""
 

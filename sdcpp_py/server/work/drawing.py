@@ -87,7 +87,7 @@ def _as_img2img(options: dict[str, Any]) -> dict[str, Any]:
             f"this model reads no reference pictures, and begins with one: {len(images)} were given; give one, or use "
             "a model that edits"
         )
-    return {**options, "image": images[0]}
+    return {"resize_mode": "crop", **options, "image": images[0]}  # whoever edits does not look at the picture's size
 
 
 def draw_job(
