@@ -5,6 +5,7 @@ Names and defaults are those of its API: https://github.com/AUTOMATIC1111/stable
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from ...modes import IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import fold, show
 from ...options.generation import SCHEDULER_TITLES
 from ...parameters.names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
+from ...pictures import open_layers
 from ..model_list import MODES, PICTURE_FORMATS
 from .native_fields import from_fields, take_extra
 
@@ -24,19 +26,22 @@ RESIZE_MODES = ("resize", "crop", "pad", "resize")
 """Of ours, by the number of A1111's: just resize, crop and resize, resize and fill, and in latent space."""
 _AUTOMATIC = ("automatic", "", "use same scheduler")
 _ONLY_MASKED_PADDING = 32
+_ORIGINAL = 1  # of inpainting_fill: the picture itself
+_GRID = 8  # pixels that sides are multiples of; A1111 leaves out what is beyond
 _SILENT = frozenset({
     "sampler_index", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "save_images",
-    "send_images", "script_args", "firstphase_width", "firstphase_height", "include_init_images", "force_task_id",
-    "inpainting_fill", "hr_negative_prompt", "comments", "disable_extra_networks", "infotext",
+    "send_images", "script_args", "include_init_images", "force_task_id", "inpainting_fill", "comments",
 })  # fmt: skip
 """What changes no picture here, or says nothing without another field."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "subseed": (-1, 0), "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
     "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "tiling": (False,),
     "restore_faces": (False,), "styles": ([],), "script_name": ("", "None"), "hr_prompt": ("",),
-    "initial_noise_multiplier": (0, 1), "refiner_switch_at": (0,), "refiner_checkpoint": ("", "None"),
-    "hr_checkpoint_name": ("", "Use same checkpoint"), "hr_sampler_name": ("", "Use same sampler"),
-    "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,), "latent_mask": ("",),
+    "hr_negative_prompt": ("",), "infotext": ("",), "disable_extra_networks": (False,), "firstphase_width": (0,),
+    "firstphase_height": (0,), "initial_noise_multiplier": (0, 1), "refiner_switch_at": (0,),
+    "refiner_checkpoint": ("", "None"), "hr_checkpoint_name": ("", "Use same checkpoint"),
+    "hr_sampler_name": ("", "Use same sampler"), "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,),
+    "latent_mask": ("",),
 }  # fmt: skip
 """Fields that have no equal here, with the values that ask for nothing."""
 
@@ -94,6 +99,7 @@ class ImageToImage(Drawing):
     inpaint_full_res: bool | None = None
     inpaint_full_res_padding: int | None = None
     inpainting_mask_invert: int | bool | None = None
+    inpainting_fill: int | None = None
     image_cfg_scale: float | None = None
 
 
@@ -230,6 +236,15 @@ def _scripts(body: Drawing, wanted: Wanted) -> None:
             wanted.notes.append(f"alwayson_scripts.{name} has no effect")
 
 
+def _fit_sides(wanted: Wanted) -> None:
+    """Take sides that are no multiples of the grid as A1111 does, which leaves out what is beyond."""
+    for name in ("width", "height"):
+        side = wanted.options.get(name, 0)
+        if side > _GRID and side % _GRID:
+            wanted.options[name] = side - side % _GRID
+            wanted.notes.append(f"{name} {side} is no multiple of {_GRID}: {side - side % _GRID} is drawn")
+
+
 def _hires(body: TextToImage, wanted: Wanted) -> None:
     """Take the second pass."""
     hires: dict[str, Any] = {}
@@ -267,9 +282,35 @@ def _pictures(body: ImageToImage, wanted: Wanted) -> None:
         options["mask_blur"] = 4 if body.mask_blur is None else body.mask_blur
         options["invert"] = bool(body.inpainting_mask_invert)
         options["only_masked"] = body.inpaint_full_res is not False
+        if body.inpainting_fill not in (None, _ORIGINAL):
+            wanted.notes.append(
+                f"inpainting_fill {body.inpainting_fill} has no effect: what is masked begins as it is, which is "
+                f"{_ORIGINAL}"
+            )
         if options["only_masked"]:
             padding = body.inpaint_full_res_padding
             options["padding"] = _ONLY_MASKED_PADDING if padding is None else padding
+
+
+def take_mask(wanted: Wanted, data: bytes) -> None:
+    """Take a mask, of one with transparency what is opaque in it, as clients paint them; a whole one masks nothing.
+
+    Raises:
+        ArgumentError: it is damaged.
+    """
+    mask = open_layers(data, "mask")
+    if mask.mode in ("LA", "RGBA") and mask.getchannel("A").getextrema() != (255, 255):
+        mask = mask.getchannel("A").point([0] * 128 + [255] * 128)
+        buffer = io.BytesIO()
+        mask.save(buffer, "PNG")
+        data = buffer.getvalue()
+    wanted.options["mask"] = data
+    whole = 0 if wanted.options.get("invert") else 255
+    if mask.convert("L").getextrema() == (whole, whole):
+        wanted.mode = IMG2IMG.name
+        for name in ("mask", "mask_blur", "invert", "only_masked", "padding"):
+            wanted.options.pop(name, None)
+        wanted.notes.append("mask: all of the picture is drawn anew, as without one")
 
 
 def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wanted:
@@ -290,6 +331,7 @@ def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wan
     wanted.options = {name: value for name, value in given.items() if value not in (None, "", [])}
     wanted.options["prompt"] = prompt
     wanted.options["batch_count"] = body.batch_size * body.n_iter
+    _fit_sides(wanted)
     _sampling(body, wanted, facts["names"])
     _settings(body, wanted)
     if isinstance(body, ImageToImage):
@@ -297,8 +339,9 @@ def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wan
     elif body.enable_hr:
         _hires(body, wanted)
     _scripts(body, wanted)
+    same = {"hr_prompt": body.prompt, "hr_negative_prompt": body.negative_prompt}
     for name, value in (body.model_extra or {}).items():
-        if name not in _SILENT and value is not None and value not in _NEUTRAL.get(name, ()):
+        if name not in _SILENT and value not in (None, same.get(name), *_NEUTRAL.get(name, ())):
             wanted.notes.append(f"{name} has no effect")
     if extra:
         asked = from_fields(MODES[wanted.mode], extra, facts["defaults"].get("inpaint", {}))
