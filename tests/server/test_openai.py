@@ -56,6 +56,11 @@ def test_generations_are_the_packages_pictures(client: openai.OpenAI, embedded: 
     assert len(made.warnings) == 3
     made = client.images.generate(prompt="x", response_format="url", size="64x64", extra_body={"steps": 1})
     assert httpx.get(made.data[0].url).headers["content-type"] == "image/png"
+    proxied = {"x-forwarded-prefix": "/pictures/", "x-forwarded-proto": "https", "host": "localhost"}
+    made = client.images.generate(
+        prompt="x", response_format="url", size="64x64", extra_body={"steps": 1}, extra_headers=proxied
+    )
+    assert made.data[0].url.startswith("https://localhost/pictures/api/jobs/")
 
 
 def test_edits_follow_masks_or_draw_anew(client: openai.OpenAI, embedded: sdcpp_py.StableDiffusion) -> None:

@@ -33,6 +33,7 @@ from .native_fields import from_fields, take_extra
 from .openai_fields import Images, body_schema, own_options, sent_by
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_PREFIX = re.compile(r"(/[\w.~-]+)+/?")
 _THEIRS = re.compile(r"(dall-e|gpt-image|chatgpt-image)[\w.-]*")
 _WITHOUT_EFFECT = ("style", "background", "moderation", "input_fidelity", "complexity", "frame_count",
                    "frame_duration_ms", "svg")  # fmt: skip
@@ -155,7 +156,7 @@ def router(front: Front) -> APIRouter:
         as_url = call.given.get("response_format") == "url" or (
             call.given.get("response_format") is None and str(call.given.get("model")).startswith("dall-e")
         )
-        return JSONResponse(await asyncio.to_thread(_result, front, job, call, str(http.base_url) if as_url else ""))
+        return JSONResponse(await asyncio.to_thread(_result, front, job, call, _base(http) if as_url else ""))
 
     @api.post("/images/generations", responses=_ANSWERS)
     async def generations(http: Request, body: generation) -> Response:  # type: ignore[valid-type]
@@ -236,12 +237,18 @@ def _usage(count: int) -> dict[str, Any]:
             "output_tokens_details": {"image_tokens": count, "text_tokens": 0}}  # fmt: skip
 
 
+def _base(http: Request) -> str:
+    """Return the address that a client called the server by, with the path that a proxy has put it under."""
+    prefix = http.headers.get("x-forwarded-prefix", "")
+    return str(http.base_url).rstrip("/") + (prefix.rstrip("/") if _PREFIX.fullmatch(prefix) else "")
+
+
 def _result(front: Front, job: Job, call: Call, base: str) -> dict[str, Any]:
     """Return the answer of a job that is done; with addresses where there is a base for them."""
     seeds: Sequence[int] = (job.result or {}).get("seeds", [])
     if base:
         paths = [f"/api/jobs/{job.id}/pictures/{index}" for index in range(len(job.files))]
-        data: list[dict[str, Any]] = [{"url": base.rstrip("/") + front.security.sign(path)} for path in paths]
+        data: list[dict[str, Any]] = [{"url": base + front.security.sign(path)} for path in paths]
     else:
         data = [{"b64_json": each} for each in front.pictures_as_text(job)]
     for each, seed in zip(data, seeds, strict=False):
