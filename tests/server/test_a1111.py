@@ -152,6 +152,20 @@ def test_the_lists_are_there(client: webuiapi.WebUIApi, server: Server) -> None:
     assert (answer.status_code, "samples_format 'exe' is unknown" in answer.json()["detail"]) == (400, True)
     assert client.util_get_current_model() == "embedded"
     assert server.http.request("OPTIONS", "/sdapi/v1/txt2img").status_code == 204
+    # What SillyTavern sends where nobody chose a sampler, and Forge's clients whatever the model.
+    body = {"url": server.url, "auth": "", "prompt": "x", "negative_prompt": "", "sampler_name": "DDIM",
+            "scheduler": "normal", "steps": 2, "cfg_scale": 7, "width": 64, "height": 64, "restore_faces": False,
+            "enable_hr": False, "hr_upscaler": "Latent", "hr_scale": 2, "hr_additional_modules": [], "clip_skip": 1,
+            "denoising_strength": 0.7, "hr_second_pass_steps": 0, "override_settings_restore_afterwards": True,
+            "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"}, "seed": 7,
+            "distilled_cfg_scale": 3.0}  # fmt: skip
+    told = json.loads(server.http.post("/sdapi/v1/txt2img", json=body).json()["info"])
+    assert (told["sampler_name"], told["scheduler"], told["all_seeds"]) == ("Euler", "Automatic", [7])
+    assert [each.partition(";")[0].partition(":")[0] for each in told["warnings"]] == [
+        "sampler 'DDIM' is not here",
+        "guidance has no effect",
+    ]
+    body = {"prompt": "x", "batch_size": 1, "width": 64, "height": 64, "steps": 1}
     for wrong, said in (
         ({"sampler_name": "none"}, "sampler_name 'none' is unknown"),
         ({"override_settings": {"sd_model_checkpoint": "none"}}, "sd_model_checkpoint 'none' is unknown"),
@@ -202,9 +216,11 @@ def test_null_is_a_field_that_is_not_given() -> None:
 
 def test_names_of_theirs_are_ours() -> None:
     samplers = ["euler", "euler_a", "dpm++2m", "lcm"]
-    assert sampler_of("Euler a", samplers) == ("euler_a", None)
-    assert sampler_of("DPM++ 2M Karras", samplers) == ("dpm++2m", "karras")
-    assert sampler_of("euler_a", samplers) == ("euler_a", None)
+    assert sampler_of("Euler a", samplers) == ("euler_a", None, True)
+    assert sampler_of("DPM++ 2M Karras", samplers) == ("dpm++2m", "karras", True)
+    assert sampler_of("euler_a", samplers) == ("euler_a", None, True)
+    assert sampler_of("DDIM trailing", samplers) == ("ddim_trailing", None, True)
+    assert sampler_of("DPM++ 2M SDE Karras", samplers) == ("dpm++2m", "karras", False)
     schedulers = ["discrete", "karras", "sgm_uniform"]
     assert scheduler_of("Automatic", "euler", schedulers) is None
     assert scheduler_of("automatic", "dpm++2m", schedulers) == "karras"

@@ -123,7 +123,8 @@ def router(front: Front) -> APIRouter:
         options = {**wanted.options}
         options.setdefault("preview", "proj")
         options.setdefault("preview_interval", max(1, min(10, (body.steps or 20) // 10)))
-        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "keep_finished": True}
+        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "keep_finished": True,
+                "leave_idle": True}  # fmt: skip
         job = await front.submit(http, wanted.mode, model, options, **more)
         try:
             await front.drawn(http, job)

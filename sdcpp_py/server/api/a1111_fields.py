@@ -16,8 +16,14 @@ from ...effects import adds_noise
 from ...errors import ArgumentError
 from ...modes import IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import fold, show
-from ...options.generation import SCHEDULER_TITLES
-from ...parameters.names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
+from ...options.generation import SAMPLER_TITLES, SCHEDULER_TITLES
+from ...parameters.names import (
+    A1111_KARRAS,
+    A1111_NEAREST_SAMPLERS,
+    A1111_NEAREST_SCHEDULERS,
+    A1111_SAMPLERS,
+    A1111_SCHEDULERS,
+)
 from ...pictures import open_layers
 from ..model_list import MODES, PICTURE_FORMATS
 from .native_fields import from_fields, take_extra
@@ -31,6 +37,7 @@ _GRID = 8  # pixels that sides are multiples of; A1111 leaves out what is beyond
 _SILENT = frozenset({
     "sampler_index", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "save_images",
     "send_images", "script_args", "include_init_images", "force_task_id", "inpainting_fill", "comments",
+    "url", "auth",  # SillyTavern's own, of where it asks
 })  # fmt: skip
 """What changes no picture here, or says nothing without another field."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -38,10 +45,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "tiling": (False,),
     "restore_faces": (False,), "styles": ([],), "script_name": ("", "None"), "hr_prompt": ("",),
     "hr_negative_prompt": ("",), "infotext": ("",), "disable_extra_networks": (False,), "firstphase_width": (0,),
-    "firstphase_height": (0,), "initial_noise_multiplier": (0, 1), "refiner_switch_at": (0,),
-    "refiner_checkpoint": ("", "None"), "hr_checkpoint_name": ("", "Use same checkpoint"),
-    "hr_sampler_name": ("", "Use same sampler"), "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,),
-    "latent_mask": ("",),
+    "firstphase_height": (0,), "hr_additional_modules": ([], ["Use same choices"]),
+    "initial_noise_multiplier": (0, 1), "refiner_switch_at": (0,), "refiner_checkpoint": ("", "None"),
+    "hr_checkpoint_name": ("", "Use same checkpoint"), "hr_sampler_name": ("", "Use same sampler"),
+    "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,), "latent_mask": ("",),
 }  # fmt: skip
 """Fields that have no equal here, with the values that ask for nothing."""
 
@@ -61,6 +68,7 @@ class Drawing(BaseModel):
     n_iter: int = Field(default=1, ge=1, le=1024)
     steps: int | None = None
     cfg_scale: float | None = None
+    distilled_cfg_scale: float | None = Field(default=None, description="Forge's; guidance here")
     width: int | None = None
     height: int | None = None
     eta: float | None = None
@@ -122,36 +130,46 @@ class Wanted:
     notes: list[str] = field(default_factory=list)
 
 
-def sampler_of(name: str, known: list[str]) -> tuple[str, str | None]:
+def _titled(*titles: Mapping[str, str]) -> dict[str, str]:
+    """Return what titles mean, by how they are compared."""
+    return {fold(title): each for table in titles for title, each in table.items()}
+
+
+def sampler_of(name: str, known: list[str]) -> tuple[str, str | None, bool]:
     """Return the sampler and, of names as ``DPM++ 2M Karras``, the scheduler that A1111's name of a sampler means.
 
     Args:
         name: A1111's, or ours.
         known: the engine's samplers.
 
+    Returns:
+        The sampler, the scheduler or None, and whether that is the sampler itself: of one that is not here it is the
+        nearest one.
+
     Raises:
         ArgumentError: there is none of this name.
     """
-    titles = {fold(title): sampler for title, sampler in A1111_SAMPLERS.items()} | {fold(each): each for each in known}
-    if (found := titles.get(fold(name))) is not None:
-        return found, None
-    for title, scheduler in A1111_SCHEDULERS.items():
-        if fold(name).endswith(f" {fold(title)}"):
-            found = titles.get(fold(name)[: -len(title) - 1])
-            if found is not None:
-                return found, scheduler
+    own = _titled(A1111_SAMPLERS, {each: each for each in known})
+    for titles in (own, _titled(A1111_NEAREST_SAMPLERS)):
+        if (found := titles.get(fold(name))) is not None:
+            return found, None, titles is own
+        for title, scheduler in A1111_SCHEDULERS.items():
+            if fold(name).endswith(f" {fold(title)}"):
+                found = titles.get(fold(name)[: -len(title) - 1])
+                if found is not None:
+                    return found, scheduler, titles is own
     raise ArgumentError(f"sampler_name {show(name)} is unknown; valid: {', '.join(A1111_SAMPLERS)}")
 
 
 def scheduler_of(name: str, sampler: str | None, known: list[str]) -> str | None:
-    """Return the scheduler that A1111's name or label of one means; None for the engine's own.
+    """Return the scheduler that A1111's name or label of one means, or the nearest; None for the engine's own.
 
     Raises:
         ArgumentError: there is none of this name.
     """
     if fold(name) in _AUTOMATIC:
         return "karras" if sampler in A1111_KARRAS else None
-    found = {fold(title): each for title, each in A1111_SCHEDULERS.items()} | {fold(each): each for each in known}
+    found = _titled(A1111_NEAREST_SCHEDULERS, A1111_SCHEDULERS, {each: each for each in known})
     if fold(name) not in found:
         raise ArgumentError(f"scheduler {show(name)} is unknown; valid: {', '.join(['automatic', *known])}")
     return found[fold(name)]
@@ -162,10 +180,17 @@ def _sampling(body: Drawing, wanted: Wanted, names: Mapping[str, list[str]]) -> 
     options = wanted.options
     asked = body.sampler_name or body.sampler_index
     scheduler = None
+    is_it = True
     if asked:
-        options["sampler"], scheduler = sampler_of(asked, names["sample_method"])
+        options["sampler"], scheduler, is_it = sampler_of(asked, names["sample_method"])
+        if not is_it:
+            title = SAMPLER_TITLES.get(options["sampler"], options["sampler"])
+            wanted.notes.append(f"sampler {show(asked)} is not here; {title}, the nearest, draws")
     if scheduler is None and body.scheduler is not None:
-        scheduler = scheduler_of(body.scheduler, options.get("sampler"), names["scheduler"])
+        scheduler = scheduler_of(body.scheduler, options.get("sampler") if is_it else None, names["scheduler"])
+        if fold(body.scheduler) in _titled(A1111_NEAREST_SCHEDULERS):
+            title = SCHEDULER_TITLES.get(scheduler or "", scheduler)
+            wanted.notes.append(f"scheduler {show(body.scheduler)} is not here; {title}, the nearest, is taken")
     if scheduler is not None:
         options["scheduler"] = scheduler
     # Clients send eta whatever the sampler; 1 and 0 are what samplers take anyway.
@@ -327,7 +352,8 @@ def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wan
     wanted = Wanted(mode.name)
     prompt, extra = take_extra(body.prompt)
     given = {"prompt": prompt, "negative_prompt": body.negative_prompt, "seed": body.seed, "steps": body.steps,
-             "cfg_scale": body.cfg_scale, "width": body.width, "height": body.height, "loras": body.lora}  # fmt: skip
+             "cfg_scale": body.cfg_scale, "guidance": body.distilled_cfg_scale, "width": body.width,
+             "height": body.height, "loras": body.lora}  # fmt: skip
     wanted.options = {name: value for name, value in given.items() if value not in (None, "", [])}
     wanted.options["prompt"] = prompt
     wanted.options["batch_count"] = body.batch_size * body.n_iter
@@ -339,7 +365,8 @@ def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wan
     elif body.enable_hr:
         _hires(body, wanted)
     _scripts(body, wanted)
-    same = {"hr_prompt": body.prompt, "hr_negative_prompt": body.negative_prompt}
+    same = {"hr_prompt": body.prompt, "hr_negative_prompt": body.negative_prompt, "hr_cfg": body.cfg_scale,
+            "hr_distilled_cfg": body.distilled_cfg_scale}  # fmt: skip
     for name, value in (body.model_extra or {}).items():
         if name not in _SILENT and value not in (None, same.get(name), *_NEUTRAL.get(name, ())):
             wanted.notes.append(f"{name} has no effect")
