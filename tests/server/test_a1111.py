@@ -245,3 +245,25 @@ def test_names_of_theirs_are_ours() -> None:
         "ControlNet: one unit has an effect, the first", "alwayson_scripts.roop has no effect",
         "override_settings.other has no effect", "styles has no effect", "tiling has no effect",
     ]  # fmt: skip
+
+
+def test_controlnet_is_what_its_first_unit_says() -> None:
+    facts: dict[str, Any] = {"names": {"sample_method": [], "scheduler": []}, "defaults": {}}
+    unit: dict[str, Any] = {"module": "canny", "threshold_a": 50, "threshold_b": -1, "guidance_end": 0.5}
+    scripts = {"controlnet": {"args": [unit]}}
+    wanted = wanted_by(ImageToImage(init_images=["AAAA"], alwayson_scripts=scripts), facts)  # its own is looked at
+    assert (wanted.options["control_image"], wanted.options["canny_low"], "canny_high" in wanted.options) == (
+        "AAAA",
+        50,
+        False,
+    )
+    assert wanted.notes == ["ControlNet: guidance_end has no effect"]
+    unit["module"] = "openpose"
+    wanted = wanted_by(TextToImage(prompt="x", alwayson_scripts=scripts), facts)
+    assert ("control_image" in wanted.options, wanted.notes) == (
+        False,
+        ["ControlNet: a unit without a picture has no effect"],
+    )
+    unit["image"] = "AAAA"
+    wanted = wanted_by(TextToImage(prompt="x", alwayson_scripts=scripts), facts)
+    assert wanted.notes[0] == "ControlNet: module 'openpose' is not here; the picture is looked at as it is"

@@ -51,6 +51,11 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,), "latent_mask": ("",),
 }  # fmt: skip
 """Fields that have no equal here, with the values that ask for nothing."""
+_NEUTRAL_IN_UNITS: Mapping[str, tuple[Any, ...]] = {
+    "mask": ("",), "mask_image": ("",), "effective_region_mask": ("",), "guidance_start": (0,), "guidance_end": (1,),
+    "control_mode": (0, "Balanced"), "hr_option": ("Both",),
+}  # fmt: skip
+"""Likewise of ControlNet's units."""
 
 
 class Drawing(BaseModel):
@@ -239,6 +244,32 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {"CLIP_stop_at_last_layers": _lay
 """Settings besides the model's that have an effect, and what makes a value of what clients send."""
 
 
+def _control(unit: Mapping[str, Any], wanted: Wanted) -> None:
+    """Take a unit of ControlNet; without a picture of its own it looks at the one to begin with."""
+    options = wanted.options
+    picture = unit.get("image") or unit.get("input_image")
+    picture = picture.get("image") if isinstance(picture, Mapping) else picture
+    options["control_image"] = picture or options.get("image")
+    if not options["control_image"]:
+        del options["control_image"]
+        wanted.notes.append("ControlNet: a unit without a picture has no effect")
+        return
+    options["control_strength"] = unit.get("weight", 1.0)
+    options["resize_mode"] = options.get("resize_mode", "crop")
+    module = str(unit.get("module") or "none").casefold()
+    if "canny" in module:
+        options["canny"] = True
+        for name, key in (("canny_low", "threshold_a"), ("canny_high", "threshold_b")):
+            level = unit.get(key)
+            if isinstance(level, (int, float)) and level >= 0:  # below it stands for the default
+                options[name] = level
+    elif module != "none":
+        wanted.notes.append(f"ControlNet: module {show(module)} is not here; the picture is looked at as it is")
+    for name, neutral in _NEUTRAL_IN_UNITS.items():
+        if unit.get(name) not in (None, *neutral):
+            wanted.notes.append(f"ControlNet: {name} has no effect")
+
+
 def _scripts(body: Drawing, wanted: Wanted) -> None:
     """Take the first unit of ControlNet, and say of other scripts that there are none."""
     for name, script in (body.alwayson_scripts or {}).items():
@@ -247,14 +278,8 @@ def _scripts(body: Drawing, wanted: Wanted) -> None:
             raise ArgumentError(f"alwayson_scripts.{name}.args must be a list, not {show(units)}")
         if name.casefold() == "controlnet":
             active = [unit for unit in units if isinstance(unit, Mapping) and unit.get("enabled", True)]
-            shown = [unit.get("image") or unit.get("input_image") for unit in active]
-            if shown and shown[0]:
-                picture = shown[0].get("image") if isinstance(shown[0], Mapping) else shown[0]
-                wanted.options["control_image"] = picture
-                wanted.options["control_strength"] = active[0].get("weight", 1.0)
-                wanted.options["resize_mode"] = wanted.options.get("resize_mode", "crop")
-                if "canny" in str(active[0].get("module", "")):
-                    wanted.options["canny"] = True
+            if active:
+                _control(active[0], wanted)
             if len(active) > 1:
                 wanted.notes.append("ControlNet: one unit has an effect, the first")
         elif any(unit is True or isinstance(unit, Mapping) for unit in units):
