@@ -41,6 +41,7 @@ _SAID_OF_NOTHING = (None, "auto", "opaque")
 _ANSWERS: dict[int | str, dict[str, Any]] = {200: {
     "description": "the pictures; with stream, events", "content": {"application/json": {}, "text/event-stream": {}},
 }}  # fmt: skip
+_FIELDS = {*Images.model_fields, *TXT2IMG.declared, *INPAINT.declared}
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
           429: "rate_limit_error"}  # fmt: skip
 _CODES = {"QueueFullError": "rate_limit_exceeded", "UnknownModelError": "model_not_found"}
@@ -50,7 +51,10 @@ def error_form(said: Problem) -> dict[str, Any]:
     """Return an error as OpenAI's clients read it."""
     kind = _KINDS.get(said.status, "server_error" if said.status >= 500 else "invalid_request_error")
     code = _CODES.get(said.kind, said.kind)
-    return {"error": {"message": said.message, "type": kind, "param": None, "code": code}}
+    # Messages of what is wrong with a field begin with its name.
+    first = re.match(r"[a-z_]+", said.message)
+    param = first[0] if first is not None and said.status == 400 and first[0] in _FIELDS else None
+    return {"error": {"message": said.message, "type": kind, "param": param, "code": code}}
 
 
 @dataclass
@@ -128,12 +132,14 @@ def router(front: Front) -> APIRouter:
     fields = fields_of(TXT2IMG.declared, names_from(scheduler.facts))
     generation = create_model("ImageGeneration", __base__=Images, **fields)
 
+    drawing = [name for name, each in scheduler.models.items() if each.kind == "model"]  # upscalers do nothing here
+
     def unknown(name: str) -> UnknownModelError:
-        return UnknownModelError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
+        return UnknownModelError(f"model {name[:64]!r} is not served; there are {', '.join(drawing)}")
 
     def model_of(call: Call) -> str | None:
         name = call.given.get("model")
-        if not name or name in scheduler.models:
+        if not name or name in drawing:
             return name or None
         if _THEIRS.fullmatch(name):
             call.notes.append(f"model {name} is OpenAI's own; {scheduler.default_model} draws")
@@ -194,12 +200,12 @@ def router(front: Front) -> APIRouter:
     @api.get("/models")
     async def models() -> dict[str, Any]:
         """List the models."""
-        return {"object": "list", "data": [model_answer(name) for name in scheduler.models]}
+        return {"object": "list", "data": [model_answer(name) for name in drawing]}
 
     @api.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
         """Return a model."""
-        if name not in scheduler.models:
+        if name not in drawing:
             raise unknown(name)
         return model_answer(name)
 
