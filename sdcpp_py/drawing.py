@@ -12,7 +12,7 @@ from typing import Any
 from . import engine
 from ._version import __version__
 from .applied_loras import AppliedLora, applied_loras, loras_text, told_loras, used_loras, warn_of_skipped
-from .effects import adds_noise, check_generation
+from .effects import adds_noise, check_generation, idle
 from .engine.fields import VIDEO
 from .errors import ArgumentError, keep_finished
 from .images import GeneratedImage, Images, Timings, from_pixels
@@ -354,7 +354,7 @@ def _check_values(loaded: Loaded, values: Mapping[str, Any], clip_layers: int, a
     """Raise ArgumentError for what the model has not, or was not loaded for."""
     clip_skip = values.get("clip_skip") or 0
     if clip_skip > 0 and not clip_layers:
-        raise ArgumentError("clip_skip has no effect: this model has no CLIP text encoder")
+        raise idle("clip_skip", "this model has no CLIP text encoder")
     if clip_skip > clip_layers:
         raise ArgumentError(f"clip_skip must be at most {clip_layers}, the layers of this CLIP, not {clip_skip}")
     if values.get("control_image") is not None and not (loaded.uses_control or able.reads_control_image):

@@ -89,6 +89,13 @@ def adds_noise(sampler: str) -> bool:
     return sampler in _NOISY_SAMPLERS
 
 
+def idle(name: str, reason: str) -> ArgumentError:
+    """Return the error of an option that would do nothing."""
+    error = ArgumentError(f"{name} has no effect: {reason}")
+    error.idle = name
+    return error
+
+
 def check_effects(effects: Mapping[str, Effect], values: Values, traits: Traits) -> None:
     """Raise ArgumentError for an option that would do nothing.
 
@@ -99,7 +106,7 @@ def check_effects(effects: Mapping[str, Effect], values: Values, traits: Traits)
     """
     for name, effect in effects.items():
         if effect.asks(values.get(name)) and not effect.does(traits, values):
-            raise ArgumentError(f"{name} has no effect: it needs {effect.needs}, and this model is {traits['family']}")
+            raise idle(name, f"it needs {effect.needs}, and this model is {traits['family']}")
 
 
 def check_generation(values: Values, traits: Traits) -> None:
@@ -112,10 +119,8 @@ def check_generation(values: Values, traits: Traits) -> None:
     check_effects(GENERATION, values, traits)
     scale = values.get("image_cfg_scale")
     if scale is not None and not traits["image_guidance"] and scale != values.get("cfg_scale"):
-        raise ArgumentError(
-            "image_cfg_scale has no effect: it needs a model that is guided by a picture (inpainting, "
-            f"Instruct-Pix2Pix), and this model is {traits['family']}"
-        )
+        needs = "a model that is guided by a picture (inpainting, Instruct-Pix2Pix)"
+        raise idle("image_cfg_scale", f"it needs {needs}, and this model is {traits['family']}")
     guidance = values.get("skip_layer_guidance")
     if guidance is not None and not guidance.scale:
         return

@@ -58,7 +58,13 @@ def keep_finished(error: BaseException, finished: Sequence[Any]) -> None:
 
 
 class ArgumentError(SdcppError, ValueError):
-    """A value that a caller passed is out of range, unknown or of the wrong type."""
+    """A value that a caller passed is out of range, unknown or of the wrong type.
+
+    Attributes:
+        idle: the option that would do nothing on the model at hand, where that is what is wrong; empty otherwise.
+    """
+
+    idle: str = ""
 
 
 class ModelError(SdcppError):

@@ -6,7 +6,21 @@ from ..options.generation import SAMPLER_TITLES, SCHEDULER_TITLES
 
 A1111_SAMPLERS = {title: name for name, title in SAMPLER_TITLES.items()}
 """A1111's titles; the engine has no other sampler of theirs."""
-A1111_SCHEDULERS = {title: name for name, title in SCHEDULER_TITLES.items()} | {"Uniform": "discrete"}
+A1111_SCHEDULERS = {
+    **{title: name for name, title in SCHEDULER_TITLES.items()},
+    "Uniform": "discrete", "Normal": "discrete", "Polyexponential": "exponential", "Align Your Steps GITS": "gits",
+}  # fmt: skip
+"""Titles that mean the same levels: Normal is ComfyUI's, and Polyexponential with A1111's exponent of 1 Exponential."""
+A1111_NEAREST_SAMPLERS = {
+    "DDIM": "euler", "PLMS": "ipndm", "LMS": "ipndm", "UniPC": "dpm++2m", "DPM++ SDE": "dpm++2s_a",
+    "DPM2 a": "dpm++2s_a", "DPM++ 2M SDE": "dpm++2m", "DPM++ 2M SDE Heun": "dpm++2m", "DPM++ 3M SDE": "dpm++2m",
+    "DPM fast": "dpm++2m", "DPM adaptive": "dpm++2m", "Restart": "heun", "DDIM CFG++": "euler",
+}  # fmt: skip
+"""Of A1111's samplers that are not here the next one of its kind: clients ask for them unless somebody chooses.
+
+DDIM without noise is Euler's step over the same levels: Song et al., 2021, https://arxiv.org/abs/2010.02502, eq. 13."""
+A1111_NEAREST_SCHEDULERS = {"DDIM": "simple", "Beta": "discrete", "Turbo": "simple"}
+"""Likewise of its schedulers."""
 A1111_KARRAS = ("dpm2", "dpm++2s_a", "dpm++2m", "dpm++2mv2")
 """Samplers with which A1111's ``Automatic`` means Karras: their default in its modules/sd_samplers_kdiffusion.py."""
 

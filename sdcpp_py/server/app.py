@@ -26,6 +26,7 @@ log = logging.getLogger("sdcpp_py.server")
 Form = Callable[[Problem], dict[str, Any]]
 
 
+_LONGEST_MESSAGE = 500  # some repeat what was sent
 _NOT_PARSED = "the body cannot be read; send a JSON object in UTF-8, nested less, with shorter numbers"
 
 
@@ -39,7 +40,7 @@ FORMS: dict[str, Form] = {"/v1/": openai.error_form, "/sdapi/": a1111.error_form
 
 
 def _answer(request: Request, said: Problem) -> Response:
-    form = next((each for start, each in FORMS.items() if request.url.path.startswith(start)), _own_form)
+    form = next((each for start, each in FORMS.items() if request.scope["path"].startswith(start)), _own_form)
     return JSONResponse(form(said), said.status, headers=dict(said.headers or {}))
 
 
@@ -52,7 +53,7 @@ def _validation_message(error: RequestValidationError) -> str:
         return "the body must be JSON, sent with Content-Type: application/json"
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
     said = {"extra_forbidden": "is no field here", "missing": "is missing"}.get(first["type"], first["msg"])
-    return f"{where}: {said}"
+    return f"{where}: {said}"[:_LONGEST_MESSAGE]
 
 
 def make_app(front: Front) -> ASGIApp:
@@ -91,7 +92,7 @@ def make_app(front: Front) -> ASGIApp:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        log.exception("%s %s", request.method, request.url.path, exc_info=error)
+        log.exception("%s %r", request.method, request.scope["path"], exc_info=error)
         return _answer(request, Problem(500, "InternalError", "the server failed at this; its log says why"))
 
     make_schema = app.openapi

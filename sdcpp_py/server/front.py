@@ -200,9 +200,10 @@ class Front:
             UnknownJobError: they are removed already.
         """
         files = [self.store.picture(job, index) for index in range(len(job.files))]
-        if not files or None in files:
-            raise UnknownJobError("the pictures of this job are removed; raise --store-limit")
-        return [file.read_bytes() for file in files if file is not None]
+        with contextlib.suppress(OSError):  # others make room meanwhile
+            if files and None not in files:
+                return [file.read_bytes() for file in files if file is not None]
+        raise UnknownJobError("the pictures of this job are removed; raise --store-limit")
 
     def pictures_as_text(self, job: Job) -> list[str]:
         """Return the same as base64."""
@@ -212,6 +213,21 @@ class Front:
         """Yield what happens to a job, until it has ended."""
         async for event in job.events.after(after):
             yield event
+
+
+async def json_object(http: HttpRequest) -> dict[str, Any]:
+    """Return a request's body.
+
+    Raises:
+        RefusedError: it is no JSON object.
+    """
+    try:
+        body = await http.json()
+    except (ValueError, RecursionError):
+        raise RefusedError("the body is no JSON, or is nested too deeply") from None
+    if not isinstance(body, dict):
+        raise RefusedError("the body must be a JSON object")
+    return body
 
 
 def sse(event: Event) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Intake:
         """
         served = self._models.get(model)
         if served is None:
-            raise RefusedError(f"model {model!r} is not served; there are {', '.join(self._models)}")
+            raise RefusedError(f"model {show(model)} is not served; there are {', '.join(self._models)}")
         if (served.kind == "upscaler") != (mode == UPSCALE.name):
             wanted = "an upscaler" if mode == UPSCALE.name else "a model that draws"
             raise ArgumentError(f"{mode} needs {wanted}, and {model} is none")

@@ -51,6 +51,10 @@ class UnknownJobError(ServerError):
     """There is no such job."""
 
 
+class UnknownModelError(UnknownJobError):
+    """There is no such model."""
+
+
 class ConflictError(ServerError):
     """A key was used before for another request, or a job is in a state in which that cannot be done."""
 
@@ -77,6 +81,7 @@ class Request:
         source: the API that it came through.
         notes: what the client is told besides: of what it asked for and has no equal here.
         keep_finished: whether it ends with the pictures that are done when it is cancelled.
+        leave_idle: whether what would do nothing on the model is left out with a warning, and is no error.
     """
 
     mode: str
@@ -92,6 +97,7 @@ class Request:
     source: str = "api"
     notes: Sequence[str] = ()
     keep_finished: bool = False
+    leave_idle: bool = False
 
     def work(self) -> dict[str, Any]:
         """Return what a worker needs of it, as JSON."""
@@ -103,6 +109,7 @@ class Request:
             "otherwise": self.otherwise,
             "notes": list(self.notes),
             "keep_finished": self.keep_finished,
+            "leave_idle": self.leave_idle,
         }
 
 

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,9 @@ _OPEN_FOLDER = "/page/"  # the files of the page
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 _SHORTEST_TOKEN = 16
 _SIGNED_SECONDS = 3600
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-f:.]+\]")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?")
+_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'self'; script-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -124,16 +128,26 @@ def make_security(
     """Return who may speak to a server.
 
     Raises:
-        ArgumentError: it would listen to other machines without a token.
+        ArgumentError: it would listen to other machines without a token, or a name or an origin is none, which would
+            never be met.
     """
     if not tokens and not is_loopback(host):
         raise ArgumentError(
             f"--host {host} can be reached from other machines, which needs a token: --token-file, or SDCPP_TOKEN"
         )
     names = {each.strip().lower() for each in allowed_hosts if each.strip()}
+    for name in names:
+        if not _HOST.fullmatch(name):
+            raise ArgumentError(f"--allowed-hosts {name[:64]!r} is no name of a host; write it without scheme and port")
+    pages = {each.strip().lower() for each in origins if each.strip()}
+    for page in pages:
+        if not _ORIGIN.fullmatch(page):
+            raise ArgumentError(
+                f"--cors-origins {page[:64]!r} is no origin; write scheme, host and port, as https://app.example:8443"
+            )
     # Where a token is needed a page of another name cannot call it, whatever the name leads to.
     hosts = frozenset({*_LOOPBACK, host.lower(), *names}) if names or not tokens else frozenset()
-    return Security(dict(tokens), hosts, frozenset(each.strip() for each in origins if each.strip()), upload)
+    return Security(dict(tokens), hosts, frozenset(pages), upload)
 
 
 def _token(headers: Headers) -> str:
@@ -177,16 +191,17 @@ class Guard:
             return
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
-        origin = headers.get("origin", "")
-        allowed = origin if origin in self._security.origins else ""
+        safe = _safe_headers(headers, self._security.origins)
         if refusal is not None:
-            await self._refuse(scope, receive, send, *refusal)
+            await self._refuse(scope, receive, send, safe, *refusal)
             return
         if scope["method"] == "OPTIONS":
-            methods = {"allow": "GET, POST, DELETE, OPTIONS"}
-            safe = {key.decode(): value.decode() for key, value in _safe_headers(allowed)}
-            await Response(status_code=204, headers={**safe, **methods})(scope, receive, send)
+            plain = {key.decode(): value.decode() for key, value in safe}
+            await Response(status_code=204, headers={**plain, "allow": _METHODS})(scope, receive, send)
             return
+        is_head = scope["method"] == "HEAD" and not scope["path"].endswith("/events")  # which have no end
+        if is_head:
+            scope = {**scope, "method": "GET"}
         taken = 0
         begun = ended = False
         loop = asyncio.get_running_loop()
@@ -210,17 +225,19 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], *_safe_headers(allowed)]
+                message["headers"] = [*message["headers"], *safe]
+            elif is_head and message["type"] == "http.response.body":
+                message["body"] = b""
             await send(message)
 
         try:
             await self._app(scope, limited, told)
         except _TooLargeError:
             if not begun:
-                await self._refuse(scope, receive, send, 413, self._too_large())
+                await self._refuse(scope, receive, send, safe, 413, self._too_large())
         except HTTPException as error:
             if not begun:
-                await self._refuse(scope, receive, send, error.status_code, error.detail)
+                await self._refuse(scope, receive, send, safe, error.status_code, error.detail)
 
     def _too_large(self) -> str:
         return f"a request may have {self._security.upload >> 20} MiB; send smaller pictures"
@@ -234,7 +251,7 @@ class Guard:
         if security.hosts and _host(headers) not in security.hosts:
             return 421, "this name of the server is not known; start it with --allowed-hosts"
         origin = headers.get("origin", "")
-        if origin and origin not in security.origins and not _is_own(origin, headers):
+        if origin and origin.lower() not in security.origins and not _is_own(origin, headers):
             return 403, "pages of this origin may not call the server; start it with --cors-origins"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > security.upload:
@@ -244,7 +261,7 @@ class Guard:
         is_open = path in OPEN_PATHS or path.startswith(_OPEN_FOLDER)
         if not security.tokens or is_open or scope["method"] == "OPTIONS":
             return None
-        if scope["method"] == "GET" and security.is_signed(path, scope["query_string"].decode("latin-1")):
+        if scope["method"] in ("GET", "HEAD") and security.is_signed(path, scope["query_string"].decode("latin-1")):
             return None
         name = security.client_of(_token(headers))
         if name is None:
@@ -252,12 +269,14 @@ class Guard:
         scope["state"]["client"] = f"{name}/{client}" if client else name
         return None
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, safe: list[tuple[bytes, bytes]], status: int, message: str
+    ) -> None:
         more = {"www-authenticate": 'Bearer realm="sdcpp", Basic realm="sdcpp"'} if status == 401 else {}
         body = {"error": {"type": "RefusedError", "message": message, "code": None, "param": None}, "detail": message}
-        safe = {key.decode(): value.decode() for key, value in _safe_headers("")}
+        plain = {key.decode(): value.decode() for key, value in safe}
         # What is left of the request is not read.
-        response = JSONResponse(body, status, headers={"connection": "close", **safe, **more})
+        response = JSONResponse(body, status, headers={"connection": "close", **plain, **more})
         await response(scope, receive, send)
 
 
@@ -270,21 +289,24 @@ def _is_own(origin: str, headers: Headers) -> bool:
     return origin.partition("://")[2] == headers.get("host", "")
 
 
-def _safe_headers(origin: str) -> list[tuple[bytes, bytes]]:
-    """Return the headers that every answer has."""
+def _safe_headers(asked: Headers, origins: frozenset[str]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that every answer has, refusals too: a page that may call is to read why it was refused."""
     headers = {
         "content-security-policy": POLICY,
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cross-origin-resource-policy": "same-origin",
     }
-    if origin:
+    origin = asked.get("origin", "")
+    if origin.lower() in origins:
         headers |= {
             "access-control-allow-origin": origin,
-            "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
-            "access-control-allow-headers": "authorization, content-type, idempotency-key, x-sdcpp-client",
+            "access-control-allow-methods": _METHODS,
+            # Clients in browsers send headers of their own besides, as OpenAI's does; what is not known is not read.
+            "access-control-allow-headers": asked.get("access-control-request-headers", "authorization, content-type"),
             "access-control-expose-headers": "retry-after",
+            "access-control-max-age": "600",
             "cross-origin-resource-policy": "cross-origin",
-            "vary": "origin",
+            "vary": "origin, access-control-request-headers",
         }
-    return [(key.encode(), value.encode()) for key, value in headers.items()]
+    return [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]

@@ -187,6 +187,7 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="none",  # whatever is installed: there is nothing here that speaks it
             timeout_graceful_shutdown=_CLOSING_SECONDS,
         )
         server = _Server(config, scheduler, values["drain_seconds"])

@@ -100,7 +100,8 @@ class Store:
         self._waiting: dict[str, int] = {}  # bytes of the pictures that go into each job that has not ended
         self._room = threading.RLock()  # pictures are written in threads, one job at a time
         with contextlib.ExitStack() as opened, _stored(self._folder):
-            self._pictures.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are its owner's
+            self._pictures.mkdir(exist_ok=True)
             self._inputs.mkdir(exist_ok=True)
             used = f"store {folder} is in use by another server; choose another --store"
             opened.enter_context(open_locked(folder / "lock", used))
@@ -180,7 +181,7 @@ class Store:
             "result": None if job.result is None else json.dumps(job.result),
             "error": None if job.error is None else json.dumps(job.error),
             "bytes": size,
-            "prompt": str(job.request["options"].get("prompt", "")),
+            "prompt": str(job.request["options"].get("prompt", "")).casefold(),  # SQLite's lower() knows ASCII alone
         }
         marks = ", ".join(f":{name}" for name in _FIELDS)
         self._base.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_FIELDS)}) VALUES ({marks})", row)
@@ -230,8 +231,8 @@ class Store:
                 where.append(f"{name} = ?")
                 values.append(value)
         for word in search.split():
-            where.append("instr(lower(prompt), lower(?)) > 0")
-            values.append(word)
+            where.append("instr(lower(prompt), ?) > 0")
+            values.append(word.casefold())
         if before is not None:
             where.append("created < ?")
             values.append(before)

@@ -56,6 +56,11 @@ def test_generations_are_the_packages_pictures(client: openai.OpenAI, embedded: 
     assert len(made.warnings) == 3
     made = client.images.generate(prompt="x", response_format="url", size="64x64", extra_body={"steps": 1})
     assert httpx.get(made.data[0].url).headers["content-type"] == "image/png"
+    proxied = {"x-forwarded-prefix": "/pictures/", "x-forwarded-proto": "https", "host": "localhost"}
+    made = client.images.generate(
+        prompt="x", response_format="url", size="64x64", extra_body={"steps": 1}, extra_headers=proxied
+    )
+    assert made.data[0].url.startswith("https://localhost/pictures/api/jobs/")
 
 
 def test_edits_follow_masks_or_draw_anew(client: openai.OpenAI, embedded: sdcpp_py.StableDiffusion) -> None:
@@ -77,11 +82,50 @@ def test_edits_follow_masks_or_draw_anew(client: openai.OpenAI, embedded: sdcpp_
     assert (
         pixels(made.data[0].b64_json) == pixels(embedded.img2img("a blue star", photo, strength=0.5, **ours)[0])
     ).all()
+    made = client.images.edit(image=("a.png", file_of(photo)), prompt="x", size="128x64", extra_body={"steps": 2})
+    assert (made.size, made.warnings) == ("128x64", [])
+    with pytest.raises(openai.BadRequestError, match="'markup' is no file that is taken here"):
+        client.images.edit(image=("a.png", file_of(photo)), markup=("m.png", file_of(clear)), prompt="x")
     with pytest.raises(openai.BadRequestError, match="reads no reference pictures"):
         client.images.edit(image=[("a.png", file_of(photo))] * 2, prompt="x")
     with pytest.warns(DeprecationWarning, match="deprecated"):
         made = client.images.create_variation(image=("a.png", file_of(photo)), n=2, extra_body={"steps": 2})
     assert len(made.data) == 2
+
+
+def test_edits_come_as_forms_and_as_json(server: Server, embedded: sdcpp_py.StableDiffusion) -> None:
+    """As curl, web pages and other programs write them: the same picture of each."""
+    photo = embedded.txt2img("a red circle", width=64, height=64, steps=2, seed=1)[0]
+    mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    files = {"image": file_of(photo), "mask": file_of(mask)}
+    texts = {name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in files.items()}
+    given = {"prompt": "a blue star", "steps": 4, "seed": 5}
+    plain = {**{name: str(value) for name, value in given.items()}, "n": "", "size": ""}
+    references = {"images": [{"image_url": texts["image"]}], "mask": {"image_url": texts["mask"]}}
+    found = []
+    for sent in (
+        {"files": files, "data": plain},
+        {"files": {f"{name}[]": data for name, data in files.items()}, "data": plain},
+        {"data": {**plain, **texts}},
+        {"json": {**given, **references, "safety_identifier": "someone"}},
+    ):
+        answer = server.http.post("/v1/images/edits", **sent)
+        assert answer.status_code == 200, answer.text
+        found.append(pixels(answer.json()["data"][0]["b64_json"]))
+    assert all((each == found[0]).all() for each in found)
+    assert server.job(answer.json()["job"])["client"] == "127.0.0.1/someone"
+    twice = [("prompt", (None, "a")), ("prompt", (None, "b")), ("image", ("a.png", files["image"]))]
+    for sent, said in (
+        ({"files": twice}, "'prompt' is sent more than once"),
+        ({"files": [("image", files["image"]), *[("mask", files["mask"])] * 2]}, "2 with 1 were sent"),
+        ({"json": {"prompt": "x", "images": [{"file_id": "a"}]}}, "must have an image_url"),
+        ({"json": {"prompt": "x"}}, "image is missing"),
+    ):
+        answer = server.http.post("/v1/images/edits", **sent)
+        assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True), answer.text
+    body = {"content": b'{"prompt": "x", "user": "\\ud800"}', "headers": {"content-type": "application/json"}}
+    assert "user is not valid Unicode" in server.http.post("/v1/images/generations", **body).text
 
 
 def test_partial_pictures_are_streamed(client: openai.OpenAI) -> None:
@@ -96,19 +140,21 @@ def test_partial_pictures_are_streamed(client: openai.OpenAI) -> None:
 
 
 def test_models_and_errors_are_openais(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "embedded", "other"]
+    assert [model.id for model in client.models.list()] == ["embedded", "other"]  # and no upscaler
     assert client.models.retrieve("other").owned_by == "sdcpp-py"
-    with pytest.raises(openai.NotFoundError, match="is not served"):
-        client.images.generate(prompt="x", model="none")
-    for wrong, said in (
-        ({"size": "12"}, "size must be"),
-        ({"n": 0}, "n: "),
-        ({"extra_body": {"stepz": 1}}, "did you mean steps"),
-        ({"extra_body": {"prompt": ["x"]}}, "prompt must be a string"),
+    for model in ("none", "tiny"):
+        with pytest.raises(openai.NotFoundError, match="is not served") as unknown:
+            client.images.generate(prompt="x", model=model)
+        assert unknown.value.code == "model_not_found"
+    for wrong, said, param in (
+        ({"size": "12"}, "size must be", "size"),
+        ({"n": 0}, "n: ", "n"),
+        ({"extra_body": {"stepz": 1}}, "did you mean steps", None),
+        ({"extra_body": {"prompt": ["x"]}}, "prompt must be a string", "prompt"),
     ):
         with pytest.raises(openai.BadRequestError, match=said) as caught:
             client.images.generate(prompt="x", **wrong)
-        assert caught.value.body["type"] == "invalid_request_error"
+        assert (caught.value.body["type"], caught.value.param) == ("invalid_request_error", param)
     with pytest.raises(openai.BadRequestError, match="n: Input should be a valid integer"):
         client.images.edit(image=("a.png", b"none"), prompt="x", n="many")  # type: ignore[arg-type]
     with pytest.raises(openai.BadRequestError, match="a known format"):

@@ -40,6 +40,12 @@ def test_pictures_are_those_of_the_package(server: Server, embedded: sdcpp_py.St
         assert answer.headers["content-type"] == "image/png"
         assert (pixels(answer.content) == pixels(image)).all()
         assert sdcpp_py.read_parameters(answer.content)["seed"] == sdcpp_py.read_parameters(image)["seed"]
+    tag = {"if-none-match": answer.headers["etag"]}
+    assert (server.http.get(path, headers=tag).status_code, server.http.get(path, headers=tag).content) == (304, b"")
+    part = server.http.get(path, headers={"range": "bytes=1-3", "if-range": answer.headers["etag"]})
+    assert (part.status_code, part.content) == (206, b"PNG")
+    head = server.http.head(path)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
     mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 16, 48, 48))
     cases = {
@@ -207,6 +213,12 @@ def test_what_is_wrong_with_a_body_is_said_in_a_line(server: Server, body: bytes
     answer = server.http.post("/api/jobs", content=body, headers={"content-type": kind})
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+def test_websockets_are_answered_as_what_is_not_there(server: Server) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+               "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+    assert server.http.get("/queue/join", headers=headers).status_code == 404
 
 
 def test_a_job_is_bounded_where_its_picture_says_the_size(server: Server) -> None:

@@ -293,6 +293,24 @@ def test_history(opened: Open, site: Server) -> None:
     expect(prompt(page)).to_have_value("a purple ring")
 
 
+def test_below_a_path_of_a_proxy(opened: Open, site: Server) -> None:
+    """A proxy puts the page under a path of its own, and takes it off; a prompt is written in its own direction."""
+    page = ready(opened())
+    below = f"{site.url}/pictures/"
+    page.context.route(f"{below}**", lambda route: route.continue_(url=route.request.url.replace("/pictures/", "/", 1)))
+    asked_for: list[str] = []
+    page.on("request", lambda request: asked_for.append(request.url))
+    page.goto(below)
+    ready(page)
+    option(page, "Sampling", "Steps", "2")
+    draw(page, "עיגול אדום")
+    page.wait_for_function("() => document.querySelector('#stage figure img')?.naturalWidth > 0")
+    assert [url for url in asked_for if not url.startswith((below, "blob:", "data:"))] == []
+    direction = "(each) => getComputedStyle(each).direction"
+    for element in (prompt(page), page.locator("#stage .prompt"), page.locator(".tiles .text").first):
+        assert element.evaluate(direction) == "rtl"
+
+
 def test_keyboard_alone(opened: Open, site: Server) -> None:
     """From the opened page to a painted mask, and to a cancel, without a pointer; where the focus is can be seen."""
     page = ready(opened())

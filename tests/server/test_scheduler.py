@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -299,6 +300,16 @@ def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
     (folder / "jobs.sqlite").write_bytes(bytes(range(256)) * 40)
     with pytest.raises(StoreError, match=r"jobs.sqlite is damaged .*move it away"):
         Store(folder, 1e9)
+
+
+def test_a_store_finds_words_in_any_writing_and_is_its_owners(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "store", 1e9)
+    store.add(Job("me", 0, 1e10, {"options": {"prompt": "ŽLUTÝ Míč, ÉTÉ"}}), [])
+    for words, count in (("žlutý míč", 1), ("été MÍČ", 1), ("míče", 0), ("%", 0)):
+        assert len(store.listed(search=words)) == count, words
+    store.close()
+    if os.name == "posix":
+        assert (tmp_path / "new" / "store").stat().st_mode & 0o777 == 0o700
 
 
 def test_slow_readers_hold_nobody_up() -> None:

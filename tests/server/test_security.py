@@ -112,6 +112,25 @@ def test_pages_of_others_are_kept_out() -> None:
     answer = ask(security, "/", "OPTIONS", headers={"origin": "https://app.example"})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "https://app.example")
     assert "access-control-allow-origin" not in ask(security).headers
+    # A page that may call reads why it was refused, and sends headers of its client's own.
+    security = make_security("0.0.0.0", {TOKEN: "me"}, [], ["https://App.example"], 1000)
+    own = {"origin": "https://app.example", "access-control-request-headers": "authorization,x-stainless-lang"}
+    refused = ask(security, headers=own)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://app.example")
+    allowed = ask(security, "/v1/images/generations", "OPTIONS", headers=own).headers["access-control-allow-headers"]
+    assert allowed == "authorization,x-stainless-lang"
+    for origin in ("*", "https://app.example/", "app.example"):  # which would never be met
+        with pytest.raises(ArgumentError, match="is no origin"):
+            make_security("127.0.0.1", {}, [], [origin], 1000)
+    with pytest.raises(ArgumentError, match="without scheme and port"):
+        make_security("127.0.0.1", {}, ["pictures.example:8443"], [], 1000)
+
+
+def test_head_is_get_without_a_body() -> None:
+    answer = ask(Security(), method="HEAD")
+    assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "11", b"")
+    security = make_security("0.0.0.0", {TOKEN: "me"}, [], [], 1000)
+    assert ask(security, security.sign("/api/jobs/1/pictures/0"), "HEAD").status_code == 200
     assert ask(security).headers["x-content-type-options"] == "nosniff"
 
 

@@ -19,13 +19,16 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import ArgumentError
+from ...metadata import split_text
+from ...options.checks import check_text
 from ...options.generation import SAMPLER_TITLES
 from ...parameters import read_parameters
+from ...pictures import open_layers
 from ..front import Front, JobFailedError, Problem
-from ..intake import FORMATS, check_picture, decoded
+from ..intake import check_picture, decoded
 from ..jobs import Job
 from ..schemas import DRAWING_ERRORS, errors
-from .a1111_fields import SETTINGS, ImageToImage, TextToImage, scheduler_label, wanted_by
+from .a1111_fields import SETTINGS, ImageToImage, TextToImage, scheduler_label, take_mask, wanted_by
 
 _RESIZED = {"None": Image.Resampling.LANCZOS, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 _MOST_CLIENTS = 1000
@@ -109,14 +112,20 @@ def router(front: Front) -> APIRouter:
     async def draw(http: Request, body: TextToImage | ImageToImage) -> dict[str, Any]:
         kept = {name: each for name, each in chosen.get(client_of(http), {}).items() if name in SETTINGS}
         asked = body.model_copy(update={"override_settings": {**kept, **(body.override_settings or {})}})
+        parameters = body.model_dump(exclude_unset=True, exclude={"init_images", "mask", "alwayson_scripts"})
+        check_text("parameters", json.dumps(parameters, ensure_ascii=False))  # which are sent back
         wanted = wanted_by(asked, scheduler.facts)
+        if "mask" in wanted.options:
+            mask = decoded("mask", wanted.options["mask"])
+            check_picture("mask", mask, front.intake.bounds)
+            await asyncio.to_thread(take_mask, wanted, mask)
         model = model_of(wanted.model) if wanted.model else current_model(http)
         options = {**wanted.options}
         options.setdefault("preview", "proj")
         options.setdefault("preview_interval", max(1, min(10, (body.steps or 20) // 10)))
-        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "keep_finished": True}
+        more = {"source": "a1111", "output": wanted.output, "notes": wanted.notes, "keep_finished": True,
+                "leave_idle": True}  # fmt: skip
         job = await front.submit(http, wanted.mode, model, options, **more)
-        parameters = body.model_dump(exclude_unset=True, exclude={"init_images", "mask", "alwayson_scripts"})
         try:
             await front.drawn(http, job)
         except JobFailedError as error:
@@ -179,7 +188,7 @@ def router(front: Front) -> APIRouter:
             found = await asyncio.to_thread(read_parameters, data)
         except ArgumentError:
             return {"info": "", "items": {}, "parameters": {}}  # as the web UI has it
-        return {"info": found.text, "items": {"parameters": found.text}, "parameters": {}}
+        return {"info": found.text, "items": {"parameters": found.text}, "parameters": _taken_apart(found.text)}
 
     # --- what is under way --------------------------------------------------------------------------------------------
 
@@ -412,10 +421,17 @@ def _progress(job: Job | None, count: int, skip_image: bool) -> dict[str, Any]:
             "textinfo": said.get("phase")}  # fmt: skip
 
 
+def _taken_apart(text: str) -> dict[str, str]:
+    """Return the parameters of a picture's text by A1111's names."""
+    found = split_text(text, dict.fromkeys(("Steps", "Sampler", "Seed", "Size")))
+    sides = dict(zip(("Size-1", "Size-2"), found.pairs.get("Size", "").split("x"), strict=False))
+    sizes = sides if len(sides) == 2 else {}
+    return {"Prompt": found.prompt, "Negative prompt": found.negative_prompt, **found.pairs, **sizes}
+
+
 def _sized(original: bytes, data: bytes, body: Extras, most: int) -> str:
     """Return a picture in the size that is asked for, as base64 of a PNG."""
-    with Image.open(io.BytesIO(original), formats=FORMATS) as image:
-        width, height = image.size
+    width, height = open_layers(original, "image").size
     if body.resize_mode == 0:
         size = round(width * body.upscaling_resize), round(height * body.upscaling_resize)
     else:
@@ -423,17 +439,15 @@ def _sized(original: bytes, data: bytes, body: Extras, most: int) -> str:
     size = max(1, size[0]), max(1, size[1])
     if size[0] * size[1] > most:
         raise ArgumentError(f"{size[0]}x{size[1]} is more than {most / 1e6:g} megapixels; ask for less")
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        text = image.info.get("parameters")
-        image.load()
-        made = image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")
-        if body.resize_mode == 1 and body.upscaling_crop:
-            scale = max(size[0] / made.width, size[1] / made.height)
-            wide, high = size[0] / scale, size[1] / scale
-            left, top = (made.width - wide) / 2, (made.height - high) / 2
-            made = made.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
-        elif made.size != size:
-            made = made.resize(size, _RESIZED.get(body.upscaler_1, Image.Resampling.LANCZOS))
+    made = open_layers(data, "image")
+    text = made.info.get("parameters")
+    if body.resize_mode == 1 and body.upscaling_crop:
+        scale = max(size[0] / made.width, size[1] / made.height)
+        wide, high = size[0] / scale, size[1] / scale
+        left, top = (made.width - wide) / 2, (made.height - high) / 2
+        made = made.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
+    elif made.size != size:
+        made = made.resize(size, _RESIZED.get(body.upscaler_1, Image.Resampling.LANCZOS))
     from ...images import with_parameters
 
     buffer = io.BytesIO()

@@ -5,6 +5,7 @@ Names and defaults are those of its API: https://github.com/AUTOMATIC1111/stable
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,15 @@ from ...effects import adds_noise
 from ...errors import ArgumentError
 from ...modes import IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import fold, show
-from ...options.generation import SCHEDULER_TITLES
-from ...parameters.names import A1111_KARRAS, A1111_SAMPLERS, A1111_SCHEDULERS
+from ...options.generation import SAMPLER_TITLES, SCHEDULER_TITLES
+from ...parameters.names import (
+    A1111_KARRAS,
+    A1111_NEAREST_SAMPLERS,
+    A1111_NEAREST_SCHEDULERS,
+    A1111_SAMPLERS,
+    A1111_SCHEDULERS,
+)
+from ...pictures import open_layers
 from ..model_list import MODES, PICTURE_FORMATS
 from .native_fields import from_fields, take_extra
 
@@ -24,21 +32,30 @@ RESIZE_MODES = ("resize", "crop", "pad", "resize")
 """Of ours, by the number of A1111's: just resize, crop and resize, resize and fill, and in latent space."""
 _AUTOMATIC = ("automatic", "", "use same scheduler")
 _ONLY_MASKED_PADDING = 32
+_ORIGINAL = 1  # of inpainting_fill: the picture itself
+_GRID = 8  # pixels that sides are multiples of; A1111 leaves out what is beyond
 _SILENT = frozenset({
     "sampler_index", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "save_images",
-    "send_images", "script_args", "firstphase_width", "firstphase_height", "include_init_images", "force_task_id",
-    "inpainting_fill", "hr_negative_prompt", "comments", "disable_extra_networks", "infotext",
+    "send_images", "script_args", "include_init_images", "force_task_id", "inpainting_fill", "comments",
+    "url", "auth",  # SillyTavern's own, of where it asks
 })  # fmt: skip
 """What changes no picture here, or says nothing without another field."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "subseed": (-1, 0), "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
     "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "tiling": (False,),
     "restore_faces": (False,), "styles": ([],), "script_name": ("", "None"), "hr_prompt": ("",),
+    "hr_negative_prompt": ("",), "infotext": ("",), "disable_extra_networks": (False,), "firstphase_width": (0,),
+    "firstphase_height": (0,), "hr_additional_modules": ([], ["Use same choices"]),
     "initial_noise_multiplier": (0, 1), "refiner_switch_at": (0,), "refiner_checkpoint": ("", "None"),
     "hr_checkpoint_name": ("", "Use same checkpoint"), "hr_sampler_name": ("", "Use same sampler"),
     "hr_scheduler": ("", "Use same scheduler"), "mask_round": (True,), "latent_mask": ("",),
 }  # fmt: skip
 """Fields that have no equal here, with the values that ask for nothing."""
+_NEUTRAL_IN_UNITS: Mapping[str, tuple[Any, ...]] = {
+    "mask": ("",), "mask_image": ("",), "effective_region_mask": ("",), "guidance_start": (0,), "guidance_end": (1,),
+    "control_mode": (0, "Balanced"), "hr_option": ("Both",),
+}  # fmt: skip
+"""Likewise of ControlNet's units."""
 
 
 class Drawing(BaseModel):
@@ -56,6 +73,7 @@ class Drawing(BaseModel):
     n_iter: int = Field(default=1, ge=1, le=1024)
     steps: int | None = None
     cfg_scale: float | None = None
+    distilled_cfg_scale: float | None = Field(default=None, description="Forge's; guidance here")
     width: int | None = None
     height: int | None = None
     eta: float | None = None
@@ -94,6 +112,7 @@ class ImageToImage(Drawing):
     inpaint_full_res: bool | None = None
     inpaint_full_res_padding: int | None = None
     inpainting_mask_invert: int | bool | None = None
+    inpainting_fill: int | None = None
     image_cfg_scale: float | None = None
 
 
@@ -116,36 +135,46 @@ class Wanted:
     notes: list[str] = field(default_factory=list)
 
 
-def sampler_of(name: str, known: list[str]) -> tuple[str, str | None]:
+def _titled(*titles: Mapping[str, str]) -> dict[str, str]:
+    """Return what titles mean, by how they are compared."""
+    return {fold(title): each for table in titles for title, each in table.items()}
+
+
+def sampler_of(name: str, known: list[str]) -> tuple[str, str | None, bool]:
     """Return the sampler and, of names as ``DPM++ 2M Karras``, the scheduler that A1111's name of a sampler means.
 
     Args:
         name: A1111's, or ours.
         known: the engine's samplers.
 
+    Returns:
+        The sampler, the scheduler or None, and whether that is the sampler itself: of one that is not here it is the
+        nearest one.
+
     Raises:
         ArgumentError: there is none of this name.
     """
-    titles = {fold(title): sampler for title, sampler in A1111_SAMPLERS.items()} | {fold(each): each for each in known}
-    if (found := titles.get(fold(name))) is not None:
-        return found, None
-    for title, scheduler in A1111_SCHEDULERS.items():
-        if fold(name).endswith(f" {fold(title)}"):
-            found = titles.get(fold(name)[: -len(title) - 1])
-            if found is not None:
-                return found, scheduler
+    own = _titled(A1111_SAMPLERS, {each: each for each in known})
+    for titles in (own, _titled(A1111_NEAREST_SAMPLERS)):
+        if (found := titles.get(fold(name))) is not None:
+            return found, None, titles is own
+        for title, scheduler in A1111_SCHEDULERS.items():
+            if fold(name).endswith(f" {fold(title)}"):
+                found = titles.get(fold(name)[: -len(title) - 1])
+                if found is not None:
+                    return found, scheduler, titles is own
     raise ArgumentError(f"sampler_name {show(name)} is unknown; valid: {', '.join(A1111_SAMPLERS)}")
 
 
 def scheduler_of(name: str, sampler: str | None, known: list[str]) -> str | None:
-    """Return the scheduler that A1111's name or label of one means; None for the engine's own.
+    """Return the scheduler that A1111's name or label of one means, or the nearest; None for the engine's own.
 
     Raises:
         ArgumentError: there is none of this name.
     """
     if fold(name) in _AUTOMATIC:
         return "karras" if sampler in A1111_KARRAS else None
-    found = {fold(title): each for title, each in A1111_SCHEDULERS.items()} | {fold(each): each for each in known}
+    found = _titled(A1111_NEAREST_SCHEDULERS, A1111_SCHEDULERS, {each: each for each in known})
     if fold(name) not in found:
         raise ArgumentError(f"scheduler {show(name)} is unknown; valid: {', '.join(['automatic', *known])}")
     return found[fold(name)]
@@ -156,10 +185,17 @@ def _sampling(body: Drawing, wanted: Wanted, names: Mapping[str, list[str]]) -> 
     options = wanted.options
     asked = body.sampler_name or body.sampler_index
     scheduler = None
+    is_it = True
     if asked:
-        options["sampler"], scheduler = sampler_of(asked, names["sample_method"])
+        options["sampler"], scheduler, is_it = sampler_of(asked, names["sample_method"])
+        if not is_it:
+            title = SAMPLER_TITLES.get(options["sampler"], options["sampler"])
+            wanted.notes.append(f"sampler {show(asked)} is not here; {title}, the nearest, draws")
     if scheduler is None and body.scheduler is not None:
-        scheduler = scheduler_of(body.scheduler, options.get("sampler"), names["scheduler"])
+        scheduler = scheduler_of(body.scheduler, options.get("sampler") if is_it else None, names["scheduler"])
+        if fold(body.scheduler) in _titled(A1111_NEAREST_SCHEDULERS):
+            title = SCHEDULER_TITLES.get(scheduler or "", scheduler)
+            wanted.notes.append(f"scheduler {show(body.scheduler)} is not here; {title}, the nearest, is taken")
     if scheduler is not None:
         options["scheduler"] = scheduler
     # Clients send eta whatever the sampler; 1 and 0 are what samplers take anyway.
@@ -208,6 +244,32 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {"CLIP_stop_at_last_layers": _lay
 """Settings besides the model's that have an effect, and what makes a value of what clients send."""
 
 
+def _control(unit: Mapping[str, Any], wanted: Wanted) -> None:
+    """Take a unit of ControlNet; without a picture of its own it looks at the one to begin with."""
+    options = wanted.options
+    picture = unit.get("image") or unit.get("input_image")
+    picture = picture.get("image") if isinstance(picture, Mapping) else picture
+    options["control_image"] = picture or options.get("image")
+    if not options["control_image"]:
+        del options["control_image"]
+        wanted.notes.append("ControlNet: a unit without a picture has no effect")
+        return
+    options["control_strength"] = unit.get("weight", 1.0)
+    options["resize_mode"] = options.get("resize_mode", "crop")
+    module = str(unit.get("module") or "none").casefold()
+    if "canny" in module:
+        options["canny"] = True
+        for name, key in (("canny_low", "threshold_a"), ("canny_high", "threshold_b")):
+            level = unit.get(key)
+            if isinstance(level, (int, float)) and level >= 0:  # below it stands for the default
+                options[name] = level
+    elif module != "none":
+        wanted.notes.append(f"ControlNet: module {show(module)} is not here; the picture is looked at as it is")
+    for name, neutral in _NEUTRAL_IN_UNITS.items():
+        if unit.get(name) not in (None, *neutral):
+            wanted.notes.append(f"ControlNet: {name} has no effect")
+
+
 def _scripts(body: Drawing, wanted: Wanted) -> None:
     """Take the first unit of ControlNet, and say of other scripts that there are none."""
     for name, script in (body.alwayson_scripts or {}).items():
@@ -216,18 +278,21 @@ def _scripts(body: Drawing, wanted: Wanted) -> None:
             raise ArgumentError(f"alwayson_scripts.{name}.args must be a list, not {show(units)}")
         if name.casefold() == "controlnet":
             active = [unit for unit in units if isinstance(unit, Mapping) and unit.get("enabled", True)]
-            shown = [unit.get("image") or unit.get("input_image") for unit in active]
-            if shown and shown[0]:
-                picture = shown[0].get("image") if isinstance(shown[0], Mapping) else shown[0]
-                wanted.options["control_image"] = picture
-                wanted.options["control_strength"] = active[0].get("weight", 1.0)
-                wanted.options["resize_mode"] = wanted.options.get("resize_mode", "crop")
-                if "canny" in str(active[0].get("module", "")):
-                    wanted.options["canny"] = True
+            if active:
+                _control(active[0], wanted)
             if len(active) > 1:
                 wanted.notes.append("ControlNet: one unit has an effect, the first")
         elif any(unit is True or isinstance(unit, Mapping) for unit in units):
             wanted.notes.append(f"alwayson_scripts.{name} has no effect")
+
+
+def _fit_sides(wanted: Wanted) -> None:
+    """Take sides that are no multiples of the grid as A1111 does, which leaves out what is beyond."""
+    for name in ("width", "height"):
+        side = wanted.options.get(name, 0)
+        if side > _GRID and side % _GRID:
+            wanted.options[name] = side - side % _GRID
+            wanted.notes.append(f"{name} {side} is no multiple of {_GRID}: {side - side % _GRID} is drawn")
 
 
 def _hires(body: TextToImage, wanted: Wanted) -> None:
@@ -267,9 +332,35 @@ def _pictures(body: ImageToImage, wanted: Wanted) -> None:
         options["mask_blur"] = 4 if body.mask_blur is None else body.mask_blur
         options["invert"] = bool(body.inpainting_mask_invert)
         options["only_masked"] = body.inpaint_full_res is not False
+        if body.inpainting_fill not in (None, _ORIGINAL):
+            wanted.notes.append(
+                f"inpainting_fill {body.inpainting_fill} has no effect: what is masked begins as it is, which is "
+                f"{_ORIGINAL}"
+            )
         if options["only_masked"]:
             padding = body.inpaint_full_res_padding
             options["padding"] = _ONLY_MASKED_PADDING if padding is None else padding
+
+
+def take_mask(wanted: Wanted, data: bytes) -> None:
+    """Take a mask, of one with transparency what is opaque in it, as clients paint them; a whole one masks nothing.
+
+    Raises:
+        ArgumentError: it is damaged.
+    """
+    mask = open_layers(data, "mask")
+    if mask.mode in ("LA", "RGBA") and mask.getchannel("A").getextrema() != (255, 255):
+        mask = mask.getchannel("A").point([0] * 128 + [255] * 128)
+        buffer = io.BytesIO()
+        mask.save(buffer, "PNG")
+        data = buffer.getvalue()
+    wanted.options["mask"] = data
+    whole = 0 if wanted.options.get("invert") else 255
+    if mask.convert("L").getextrema() == (whole, whole):
+        wanted.mode = IMG2IMG.name
+        for name in ("mask", "mask_blur", "invert", "only_masked", "padding"):
+            wanted.options.pop(name, None)
+        wanted.notes.append("mask: all of the picture is drawn anew, as without one")
 
 
 def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wanted:
@@ -286,10 +377,12 @@ def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wan
     wanted = Wanted(mode.name)
     prompt, extra = take_extra(body.prompt)
     given = {"prompt": prompt, "negative_prompt": body.negative_prompt, "seed": body.seed, "steps": body.steps,
-             "cfg_scale": body.cfg_scale, "width": body.width, "height": body.height, "loras": body.lora}  # fmt: skip
+             "cfg_scale": body.cfg_scale, "guidance": body.distilled_cfg_scale, "width": body.width,
+             "height": body.height, "loras": body.lora}  # fmt: skip
     wanted.options = {name: value for name, value in given.items() if value not in (None, "", [])}
     wanted.options["prompt"] = prompt
     wanted.options["batch_count"] = body.batch_size * body.n_iter
+    _fit_sides(wanted)
     _sampling(body, wanted, facts["names"])
     _settings(body, wanted)
     if isinstance(body, ImageToImage):
@@ -297,8 +390,10 @@ def wanted_by(body: TextToImage | ImageToImage, facts: Mapping[str, Any]) -> Wan
     elif body.enable_hr:
         _hires(body, wanted)
     _scripts(body, wanted)
+    same = {"hr_prompt": body.prompt, "hr_negative_prompt": body.negative_prompt, "hr_cfg": body.cfg_scale,
+            "hr_distilled_cfg": body.distilled_cfg_scale}  # fmt: skip
     for name, value in (body.model_extra or {}).items():
-        if name not in _SILENT and value is not None and value not in _NEUTRAL.get(name, ()):
+        if name not in _SILENT and value not in (None, same.get(name), *_NEUTRAL.get(name, ())):
             wanted.notes.append(f"{name} has no effect")
     if extra:
         asked = from_fields(MODES[wanted.mode], extra, facts["defaults"].get("inpaint", {}))

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse, Response
 
 from ...modes import IMG2VID, INPAINT, TXT2VID, Mode
 from ...options import MAX_BATCH, MAX_SIDE
-from ..front import Front, Problem
-from ..jobs import ConflictError, Job, RefusedError
+from ..front import Front, Problem, json_object
+from ..jobs import ConflictError, Job
 from ..model_list import PICTURE_FORMATS, VIDEO_FORMATS, ServedModel
 from ..schemas import DRAWING_ERRORS, errors
 from .native_fields import from_fields, mode_of_images, mode_of_video
@@ -125,13 +125,13 @@ def router(front: Front) -> APIRouter:
     @api.post("/img_gen", status_code=202, openapi_extra=_BODY)
     async def img_gen(http: Request) -> Response:
         """Take a job that draws pictures."""
-        body = await _body(http)
+        body = await json_object(http)
         return await take(http, mode_of_images(body), body, "img_gen")
 
     @api.post("/vid_gen", status_code=202, openapi_extra=_BODY)
     async def vid_gen(http: Request) -> Response:
         """Take a job that draws a video."""
-        body = await _body(http)
+        body = await json_object(http)
         return await take(http, mode_of_video(body), body, "vid_gen")
 
     @api.get("/jobs/{job}", responses=errors(410))
@@ -152,21 +152,6 @@ def router(front: Front) -> APIRouter:
         return answer(found)
 
     return api
-
-
-async def _body(http: Request) -> dict[str, Any]:
-    """Return a request's body.
-
-    Raises:
-        RefusedError: it is no JSON object.
-    """
-    try:
-        body = await http.json()
-    except (ValueError, RecursionError):
-        raise RefusedError("the body is no JSON, or is nested too deeply") from None
-    if not isinstance(body, dict):
-        raise RefusedError("the body must be a JSON object")
-    return body
 
 
 def _result(front: Front, job: Job) -> dict[str, Any]:

@@ -12,60 +12,49 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
-from fastapi.exceptions import RequestValidationError
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import create_model
 from sse_starlette import EventSourceResponse
-from starlette.datastructures import FormData, UploadFile
 
 from ...errors import ArgumentError
 from ...modes import EDIT, IMG2IMG, INPAINT, TXT2IMG
-from ...options.checks import show
+from ...options.checks import check_text, show
 from ..front import Front, JobFailedError, Problem, problem
-from ..intake import FORMATS, check_picture
-from ..jobs import Job, UnknownJobError
+from ..intake import FORMATS, check_picture, decoded
+from ..jobs import Job, UnknownModelError
 from ..model_list import MODES
-from ..schemas import DRAWING_ERRORS, Strict, errors, fields_of, names_from
-from .native_fields import from_fields, from_text, take_extra
+from ..schemas import DRAWING_ERRORS, errors, fields_of, names_from
+from .native_fields import from_fields, take_extra
+from .openai_fields import Images, body_schema, own_options, sent_by
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_PREFIX = re.compile(r"(/[\w.~-]+)+/?")
 _THEIRS = re.compile(r"(dall-e|gpt-image|chatgpt-image)[\w.-]*")
 _WITHOUT_EFFECT = ("style", "background", "moderation", "input_fidelity", "complexity", "frame_count",
                    "frame_duration_ms", "svg")  # fmt: skip
 _SAID_OF_NOTHING = (None, "auto", "opaque")
-_PARTIAL = range(4)
+_ANSWERS: dict[int | str, dict[str, Any]] = {200: {
+    "description": "the pictures; with stream, events", "content": {"application/json": {}, "text/event-stream": {}},
+}}  # fmt: skip
+_FIELDS = {*Images.model_fields, *TXT2IMG.declared, *INPAINT.declared}
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
           429: "rate_limit_error"}  # fmt: skip
-_CODES = {"QueueFullError": "rate_limit_exceeded", "UnknownModel": "model_not_found"}
+_CODES = {"QueueFullError": "rate_limit_exceeded", "UnknownModelError": "model_not_found"}
 
 
 def error_form(said: Problem) -> dict[str, Any]:
     """Return an error as OpenAI's clients read it."""
     kind = _KINDS.get(said.status, "server_error" if said.status >= 500 else "invalid_request_error")
     code = _CODES.get(said.kind, said.kind)
-    return {"error": {"message": said.message, "type": kind, "param": None, "code": code}}
-
-
-class Images(Strict):
-    """What the three calls share; any option of the mode may stand beside it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str | None = Field(None, description="a name of /v1/models; OpenAI's own names mean the default one")
-    n: int | None = Field(None, ge=1, le=128, description="number of pictures")
-    size: str | None = Field(None, description="WIDTHxHEIGHT, or auto: the model's own, of an edit the picture's")
-    quality: str | None = Field(None, description="has no effect: say steps")
-    response_format: Literal["b64_json", "url"] | None = None
-    output_format: Literal["png", "jpeg", "webp", "avif"] | None = None
-    output_compression: int | None = Field(None, ge=0, le=100)
-    stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
-    user: str | None = Field(None, description="end user, for fairness between them")
+    # Messages of what is wrong with a field begin with its name.
+    first = re.match(r"[a-z_]+", said.message)
+    param = first[0] if first is not None and said.status == 400 and first[0] in _FIELDS else None
+    return {"error": {"message": said.message, "type": kind, "param": param, "code": code}}
 
 
 @dataclass
@@ -136,17 +125,6 @@ def _mask(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _own(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a call asks of its mode alone."""
-    return {name: value for name, value in given.items() if name not in Images.model_fields}
-
-
-async def _uploads(form: FormData, *names: str) -> list[bytes]:
-    """Return the files that a form has under some names."""
-    found = [each for name in names for each in form.getlist(name)]
-    return [await each.read() if isinstance(each, UploadFile) else each.encode() for each in found]
-
-
 def router(front: Front) -> APIRouter:
     """Return the routes."""
     scheduler = front.scheduler
@@ -154,12 +132,14 @@ def router(front: Front) -> APIRouter:
     fields = fields_of(TXT2IMG.declared, names_from(scheduler.facts))
     generation = create_model("ImageGeneration", __base__=Images, **fields)
 
-    def unknown(name: str) -> UnknownJobError:
-        return UnknownJobError(f"model {name[:64]!r} is not served; there are {', '.join(scheduler.models)}")
+    drawing = [name for name, each in scheduler.models.items() if each.kind == "model"]  # upscalers do nothing here
+
+    def unknown(name: str) -> UnknownModelError:
+        return UnknownModelError(f"model {name[:64]!r} is not served; there are {', '.join(drawing)}")
 
     def model_of(call: Call) -> str | None:
         name = call.given.get("model")
-        if not name or name in scheduler.models:
+        if not name or name in drawing:
             return name or None
         if _THEIRS.fullmatch(name):
             call.notes.append(f"model {name} is OpenAI's own; {scheduler.default_model} draws")
@@ -173,8 +153,8 @@ def router(front: Front) -> APIRouter:
         if quality not in (None, "auto", "standard", "medium"):
             call.notes.append(f"quality {show(quality)} has no effect; say steps")
         more: dict[str, Any] = {"source": "openai", "output": call.output, "notes": call.notes}
-        if call.given.get("user"):
-            more["client"] = f"{http.scope['state']['client']}/{call.given['user'][:64]}"
+        if user := call.given.get("safety_identifier") or call.given.get("user"):
+            more["client"] = f"{http.scope['state']['client']}/{check_text('user', user)[:64]}"
         job = await front.submit(http, call.mode, model, call.options, otherwise=call.otherwise, **more)
         if call.given.get("stream"):
             return EventSourceResponse(_told(front, http, job, call, kind), ping=15)
@@ -182,54 +162,50 @@ def router(front: Front) -> APIRouter:
         as_url = call.given.get("response_format") == "url" or (
             call.given.get("response_format") is None and str(call.given.get("model")).startswith("dall-e")
         )
-        return JSONResponse(await asyncio.to_thread(_result, front, job, call, str(http.base_url) if as_url else ""))
+        return JSONResponse(await asyncio.to_thread(_result, front, job, call, _base(http) if as_url else ""))
 
-    @api.post("/images/generations")
+    @api.post("/images/generations", responses=_ANSWERS)
     async def generations(http: Request, body: generation) -> Response:  # type: ignore[valid-type]
         """Draw pictures from a text."""
         given = body.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
-        return await answer(http, Call(TXT2IMG.name, _own(given), given), "image_generation")
+        return await answer(http, Call(TXT2IMG.name, own_options(given), given), "image_generation")
 
-    @api.post("/images/edits", openapi_extra=_form_schema("image", "image[]", "mask", "prompt"))
+    @api.post("/images/edits", responses=_ANSWERS, openapi_extra=body_schema("image", "image[]", "mask", "prompt"))
     async def edits(http: Request) -> Response:
         """Edit pictures: with a mask, with a model that reads references, or else by drawing the picture anew."""
-        async with http.form() as form:
-            images = await _uploads(form, "image", "image[]")
-            masks = await _uploads(form, "mask")
-            given = _form_values(form)
+        sent = await sent_by(http)
+        images, masks, own = sent.images, sent.masks, own_options(sent.given)
         if not images:
-            raise ArgumentError("image is missing: send it as a file")
-        own = _own(given)
+            raise ArgumentError("image is missing: send it as a file, or as images with a data URL each in JSON")
         if not masks:
-            call = Call(EDIT.name, {**own, "images": images}, given, otherwise=IMG2IMG.name)
+            call = Call(EDIT.name, {**own, "images": images}, sent.given, otherwise=IMG2IMG.name)
         else:
-            if len(images) != 1:
-                raise ArgumentError(f"a mask is of one image, and {len(images)} were sent")
-            check_picture("mask", masks[0], front.intake.bounds)
-            mask = await asyncio.to_thread(_checked_mask, masks[0])
-            call = Call(INPAINT.name, {**own, "image": images[0], "mask": mask}, given)
+            if len(images) != 1 or len(masks) != 1:
+                raise ArgumentError(f"a mask goes with one image, and {len(masks)} with {len(images)} were sent")
+            data = decoded("mask", masks[0])
+            check_picture("mask", data, front.intake.bounds)
+            mask = await asyncio.to_thread(_checked_mask, data)
+            call = Call(INPAINT.name, {**own, "image": images[0], "mask": mask}, sent.given)
         return await answer(http, call, "image_edit")
 
-    @api.post("/images/variations", openapi_extra=_form_schema("image"))
+    @api.post("/images/variations", responses=_ANSWERS, openapi_extra=body_schema("image"))
     async def variations(http: Request) -> Response:
         """Draw a picture anew, without a text."""
-        async with http.form() as form:
-            images = await _uploads(form, "image")
-            given = _form_values(form)
-        if len(images) != 1:
-            raise ArgumentError("image is missing: send one as a file")
-        options = {"prompt": "", **_own(given), "image": images[0]}
-        return await answer(http, Call(IMG2IMG.name, options, given), "image_edit")
+        sent = await sent_by(http)
+        if len(sent.images) != 1 or sent.masks:
+            raise ArgumentError(f"a variation is of one image without a mask, and {len(sent.images)} were sent")
+        options = {"prompt": "", **own_options(sent.given), "image": sent.images[0]}
+        return await answer(http, Call(IMG2IMG.name, options, sent.given), "image_edit")
 
     @api.get("/models")
     async def models() -> dict[str, Any]:
         """List the models."""
-        return {"object": "list", "data": [model_answer(name) for name in scheduler.models]}
+        return {"object": "list", "data": [model_answer(name) for name in drawing]}
 
     @api.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
         """Return a model."""
-        if name not in scheduler.models:
+        if name not in drawing:
             raise unknown(name)
         return model_answer(name)
 
@@ -245,38 +221,6 @@ def _checked_mask(data: bytes) -> bytes:
         return _mask(data)
     except Exception:  # whatever a decoder raises of damaged files
         raise ArgumentError("mask is damaged; send another one") from None
-
-
-def _form_schema(*names: str) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a form."""
-    files = {"image", "image[]", "mask"}
-    of = {name: {"type": "string", "format": "binary"} if name in files else {"type": "string"} for name in names}
-    fields = Images.model_json_schema()["properties"]
-    required = [name for name in names if name == "image"]
-    schema = {"type": "object", "properties": {**of, **fields}, "required": required, "additionalProperties": True}
-    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}, "required": True}}
-
-
-def _form_values(form: FormData) -> dict[str, Any]:
-    """Return the fields of a form that are no files, each of the type that it is declared with.
-
-    Raises:
-        RequestValidationError: one of those that the calls share is not of its type.
-        ArgumentError: another one cannot be read.
-    """
-    texts = {name.removesuffix("[]"): value for name, value in form.multi_items() if isinstance(value, str)}
-    declared = {**MODES["edit"].declared, **INPAINT.declared}
-    given = {name: text for name, text in texts.items() if name in Images.model_fields}
-    try:
-        shared = Images.model_validate(given).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from None
-    own = {
-        name: from_text(declared[name], text) if name in declared else text
-        for name, text in texts.items()
-        if name not in Images.model_fields and name not in ("image", "mask")
-    }
-    return {**own, **shared}
 
 
 def _described(job: Job, call: Call) -> dict[str, Any]:
@@ -299,12 +243,18 @@ def _usage(count: int) -> dict[str, Any]:
             "output_tokens_details": {"image_tokens": count, "text_tokens": 0}}  # fmt: skip
 
 
+def _base(http: Request) -> str:
+    """Return the address that a client called the server by, with the path that a proxy has put it under."""
+    prefix = http.headers.get("x-forwarded-prefix", "")
+    return str(http.base_url).rstrip("/") + (prefix.rstrip("/") if _PREFIX.fullmatch(prefix) else "")
+
+
 def _result(front: Front, job: Job, call: Call, base: str) -> dict[str, Any]:
     """Return the answer of a job that is done; with addresses where there is a base for them."""
     seeds: Sequence[int] = (job.result or {}).get("seeds", [])
     if base:
         paths = [f"/api/jobs/{job.id}/pictures/{index}" for index in range(len(job.files))]
-        data: list[dict[str, Any]] = [{"url": base.rstrip("/") + front.security.sign(path)} for path in paths]
+        data: list[dict[str, Any]] = [{"url": base + front.security.sign(path)} for path in paths]
     else:
         data = [{"b64_json": each} for each in front.pictures_as_text(job)]
     for each, seed in zip(data, seeds, strict=False):

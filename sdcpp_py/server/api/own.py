@@ -142,22 +142,24 @@ def router(front: Front) -> APIRouter:
         after = scheduler.events.last if after < 0 else after
         return _stream(scheduler.events.after(_heard(http, after)), seconds)
 
-    @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"], responses=_PICTURE)
+    @api.get("/jobs/{job}/pictures/{index}", response_class=FileResponse, tags=["jobs"],
+             responses={**_PICTURE, 304: {"description": "the client has it"}})  # fmt: skip
     async def picture(http: Request, job: str, index: int) -> Response:
         """Return a picture of a job, or its video."""
         file = front.store.picture(scheduler.find(job), index)
         if file is None:
             raise UnknownJobError("there is no such picture, or it was removed")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        kept = {"cache-control": "private, max-age=31536000, immutable"}
-        size = file.stat().st_size
-        if size > _LARGE or "range" in http.headers:  # in pieces
-            return FileResponse(
-                file, media_type=kind, filename=file.name, headers=kept, content_disposition_type="inline"
-            )
+        # Of one name there is never another picture.
+        kept = {"cache-control": "private, max-age=31536000, immutable", "etag": f'"{file.name}"'}
+        if kept["etag"] in http.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=kept)
         kept["content-disposition"] = f'inline; filename="{file.name}"'
         try:
-            data = file.read_bytes() if size <= _SMALL else await asyncio.to_thread(file.read_bytes)
+            stat = file.stat()
+            if stat.st_size > _LARGE or "range" in http.headers:  # in pieces
+                return FileResponse(file, media_type=kind, headers=kept, stat_result=stat)
+            data = file.read_bytes() if stat.st_size <= _SMALL else await asyncio.to_thread(file.read_bytes)
         except OSError:
             raise UnknownJobError("the picture was removed meanwhile") from None
         return Response(data, media_type=kind, headers=kept)

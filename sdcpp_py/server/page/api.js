@@ -19,13 +19,16 @@ export function onTokenNeeded(ask) {
   askForToken = ask;
 }
 
+/** Return where a path of the server's lies: below this page, which a proxy may have put under a path of its own. */
+const here = (path) => path.replace(/^\//, "");
+
 /** Ask the server; the answer is one that it gives, or a ServerError is thrown. */
 export async function request(path, options = {}) {
   const sent = token;
   let response;
   try {
     const authorization = sent ? { authorization: `Bearer ${sent}` } : {};
-    response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization } });
+    response = await fetch(here(path), { ...options, headers: { ...options.headers, ...authorization } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError("the server does not answer; is it still running?", 0);
@@ -85,7 +88,7 @@ const files = new Map();
 
 /** Return the address of a file for an element; with a token, which elements cannot send, it is fetched before. */
 export async function address(path) {
-  if (!token) return path;
+  if (!token) return here(path);
   if (!files.has(path)) {
     files.set(
       path,

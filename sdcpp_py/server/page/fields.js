@@ -113,7 +113,7 @@ class TextArea extends Simple {
     super(name, schema, {
       ...more,
       wide: true,
-      control: h("textarea", { rows: more.required ? 3 : 1, autocomplete: "off" }),
+      control: h("textarea", { rows: more.required ? 3 : 1, autocomplete: "off", dir: "auto" }),
     });
   }
 }

@@ -20,7 +20,13 @@ export class History {
     this.words = "";
     this.status = h("p", { class: "muted", role: "status" });
     this.older = button("Older", () => this.load(true), { hidden: true });
-    this.search = h("input", { type: "search", id: "search", placeholder: "words of the prompt", autocomplete: "off" });
+    this.search = h("input", {
+      type: "search",
+      id: "search",
+      placeholder: "words of the prompt",
+      autocomplete: "off",
+      dir: "auto",
+    });
     this.search.addEventListener("input", () => {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.load(), WAIT);
@@ -114,7 +120,7 @@ export class History {
       inside.append(image);
     }
     if (mark) inside.append(h("span", { class: "mark" }, mark));
-    const open = button([inside, h("span", { class: "text" }, prompt)], () => this.chosen(this.jobs.get(job.id)), {
+    const open = button([inside, h("span", { class: "text", dir: "auto" }, prompt)], () => this.chosen(this.jobs.get(job.id)), {
       "aria-current": this.current === job.id ? "true" : null,
     });
     const had = this.tiles.get(job.id)?.contains(document.activeElement);

@@ -140,7 +140,7 @@ export class Stage {
   }
 
   prompt() {
-    return this.job.options.prompt ? h("p", { class: "prompt" }, this.job.options.prompt) : "";
+    return this.job.options.prompt ? h("p", { class: "prompt", dir: "auto" }, this.job.options.prompt) : "";
   }
 
   log() {

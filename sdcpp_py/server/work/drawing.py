@@ -87,7 +87,7 @@ def _as_img2img(options: dict[str, Any]) -> dict[str, Any]:
             f"this model reads no reference pictures, and begins with one: {len(images)} were given; give one, or use "
             "a model that edits"
         )
-    return {**options, "image": images[0]}
+    return {"resize_mode": "crop", **options, "image": images[0]}  # whoever edits does not look at the picture's size
 
 
 def draw_job(
@@ -135,10 +135,7 @@ def draw_job(
     # Not the reports: of a job that is cancelled with pictures, too, there are some.
     with engine.watched(call), _warnings() as warned:
         warned += [f"{name} has no effect in {mode.name}" for name in idle]
-        if request.get("keep_finished") and isinstance(model, StableDiffusion):
-            drawn, cancelled = _drawn_so_far(model, mode, options)
-        else:
-            drawn, cancelled = getattr(model, mode.name)(**options), None
+        drawn, cancelled = _drawn(model, mode, options, request, warned)
     models.touch(request["model"])
     result: dict[str, Any] = {
         "mode": mode.name,
@@ -156,6 +153,29 @@ def _prediction(model: StableDiffusion | Upscaler) -> dict[str, Any] | None:
     """Return what the planner said of the call and what happened; None where placement was asked for."""
     found = model.plan_report() if isinstance(model, StableDiffusion) else None
     return None if found is None else found.to_dict()
+
+
+def _drawn(
+    model: StableDiffusion | Upscaler,
+    mode: Mode,
+    options: dict[str, Any],
+    request: Mapping[str, Any],
+    warned: list[str],
+) -> tuple[Any, CancelledError | None]:
+    """Return what was drawn, and why there is less of it than was asked for.
+
+    What would do nothing on the model is found before anything is drawn; where the request says so it is left out.
+    """
+    while True:
+        try:
+            if request.get("keep_finished") and isinstance(model, StableDiffusion):
+                return _drawn_so_far(model, mode, options)
+            return getattr(model, mode.name)(**options), None
+        except ArgumentError as error:
+            if not request.get("leave_idle") or options.get(error.idle) is None:
+                raise
+            options[error.idle] = None
+            warned.append(str(error))
 
 
 def _drawn_so_far(
