@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -16,6 +19,7 @@ from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import worker as framed
 from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.work.worker import _error as worker_error
 from sdcpp_py.server.worker import Outcome, WorkerLostError
 from support.checkpoints import write_checkpoint
 from support.server import DRAWN
@@ -138,8 +142,32 @@ def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytes
             await worker.stop()
             await worker.start()
             assert (await draw(worker)).error is None
+        # It is not the worker that hangs where the front itself stood still, as one that was stopped.
+        task = await begun(worker)
+        time.sleep(4.0)
+        await asyncio.sleep(2.0)
+        assert not task.done()
+        await worker.cancel("job")
+        assert (await task).error["type"] == "CancelledError"  # type: ignore[index]
+        # More than its pipe holds, for one that does not read.
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLostError, match="did not answer") as caught:
+            await asyncio.wait_for(worker.run("job", request(), [bytes(4 << 20)], lambda *_: None), 15)
+        assert not caught.value.begun
 
     with_worker(work)
+
+
+def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
+    """And what fails in it unforeseen says nothing of this machine."""
+    code = "import sys; from sdcpp_py.server.work import worker; from PIL import Image; " \
+           "assert 'numpy.linalg' in sys.modules; assert 'WEBP' in Image.SAVE"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for error, kind in ((ImportError("/a/path"), "InternalError"), (OSError(errno.ENOMEM, "x"), "MemoryError")):
+        said = worker_error(error)
+        assert said["type"] == kind
+        assert "/a/path" not in said["message"]
 
 
 def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
