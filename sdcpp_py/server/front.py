@@ -200,9 +200,10 @@ class Front:
             UnknownJobError: they are removed already.
         """
         files = [self.store.picture(job, index) for index in range(len(job.files))]
-        if not files or None in files:
-            raise UnknownJobError("the pictures of this job are removed; raise --store-limit")
-        return [file.read_bytes() for file in files if file is not None]
+        with contextlib.suppress(OSError):  # of one that goes just now
+            if files and None not in files:
+                return [file.read_bytes() for file in files if file is not None]
+        raise UnknownJobError("the pictures of this job are removed; raise --store-limit")
 
     def pictures_as_text(self, job: Job) -> list[str]:
         """Return the same as base64."""

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ..errors import SdcppError
@@ -16,6 +16,7 @@ State = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
 ENDED: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 PRIORITIES = range(-10, 11)
 _EVENTS = 512  # of a job that are kept; a reader that is slower than that misses the oldest
+_PREVIEWS = 4  # that are kept of a job that has ended: of many jobs all would be much
 
 
 class ServerError(SdcppError):
@@ -296,6 +297,9 @@ class Events:
     def close(self) -> None:
         """Say that no event follows."""
         self._closed = True
+        shown = [index for index, event in enumerate(self._kept) if event.preview is not None]
+        for index in shown[:-_PREVIEWS]:
+            self._kept[index] = replace(self._kept[index], preview=None)
         self._wake()
 
     def _wake(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
@@ -30,13 +29,14 @@ from .jobs import (
 )
 from .model_list import ServedModel
 from .pool import Pool, Slot
+from .saving import Saving
 from .store import request_digest
 from .worker import Outcome, Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 
 _RECENT = 256  # jobs that have ended, whose events are still there to read
-_STORE_RETRY_SECONDS = 5.0
+_MOST_BEGUN = 5  # times, over all starts of the server: a job that ends the whole of it is not drawn for ever
 
 
 class Scheduler:
@@ -77,6 +77,7 @@ class Scheduler:
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._drained = 0.0
         self._settling: dict[str, Job] = {}  # jobs that are drawn, and whose pictures are being written
+        self._saving = Saving(store, self._pool)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -90,6 +91,10 @@ class Scheduler:
         for job in self.store.unfinished():
             job.state = "queued"
             self._admit(job)
+            if job.attempts >= _MOST_BEGUN:
+                self._queue.remove(job)
+                said = f"the server or a worker ended each of the {job.attempts} times that it was drawn; ask for less"
+                self._end(job, "failed", {"type": "WorkerLostError", "message": said})
         self._dispatch()
 
     def drain(self, seconds: float = 0.0) -> None:
@@ -131,7 +136,8 @@ class Scheduler:
         for job in left:
             if not job.is_over:
                 job.state, job.attempts = "queued", max(0, job.attempts - 1)
-                self._save(job)
+                self._saving.save(job)
+        self._saving.save_left()
         self._close_events()
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -225,7 +231,7 @@ class Scheduler:
     def _by_key(self, client: str, key: str) -> Job | None:
         """Return the job of an idempotency key."""
         found = self.store.by_key(client, key)
-        return None if found is None else self._active.get(found.id, found)
+        return None if found is None else self.current(found)
 
     def _admit(self, job: Job) -> None:
         """Put a job that is kept into the queue."""
@@ -241,7 +247,7 @@ class Scheduler:
         Raises:
             UnknownJobError: there is none of this id, or none any more.
         """
-        found = self._active.get(job) or self._recent.get(job) or self.store.get(job)
+        found = self._known(job) or self.store.get(job)
         if found is None:
             raise UnknownJobError(f"there is no job {job[:64]!r}")
         if found.is_over and found.events.is_empty:
@@ -252,7 +258,11 @@ class Scheduler:
 
     def current(self, job: Job) -> Job:
         """Return a job as it is now, of one as the store had it."""
-        return self._active.get(job.id) or self._recent.get(job.id) or job
+        return self._known(job.id) or job
+
+    def _known(self, job: str) -> Job | None:
+        """Return a job of which more is known than the store has."""
+        return self._active.get(job) or self._recent.get(job) or self._saving.get(job)
 
     def position(self, job: Job) -> int:
         """Return roughly how many jobs go before one that waits."""
@@ -312,8 +322,9 @@ class Scheduler:
         """
         if not job.is_over:
             raise ConflictError("the job has not ended; cancel it first")
-        self._recent.pop(job.id, None)
         self.store.remove(job)
+        self._recent.pop(job.id, None)
+        self._saving.forget(job.id)
 
     async def unload(self, model: str) -> None:
         """Have every worker give a model back."""
@@ -346,7 +357,7 @@ class Scheduler:
         job.started = time.time()
         job.state = "running" if job.request["model"] in slot.worker.loaded else "loading"
         self._tell(job, job.state)
-        asyncio.get_running_loop().call_soon(self._save, job)  # when the worker has it
+        asyncio.get_running_loop().call_soon(self._saving.save, job)  # when the worker has it
         begin = time.monotonic()
         try:
             outcome = await self._drawn(slot, job)
@@ -369,6 +380,8 @@ class Scheduler:
         """Return how a job ended in a worker; whatever goes wrong on the way there is a failure of this job alone."""
         try:
             pictures = await asyncio.to_thread(self.store.inputs, job) if job.inputs else []
+            if slot.cancelling is not None:  # meanwhile: the worker did not know it yet
+                return Outcome(error={"type": "CancelledError", "message": "cancelled before it was begun"})
             return await slot.worker.run(
                 job.id, job.request, pictures, lambda event, preview: self._progress(job, event, preview)
             )
@@ -407,7 +420,8 @@ class Scheduler:
         """Try a job again whose worker died, or end it; start the worker anew."""
         slot.job, slot.is_ready = None, False
         slot.losses += 1
-        job.attempts -= not error.begun
+        # What it never got it is not counted for; but where reading it is what ends workers, that is not for ever.
+        job.attempts -= not error.begun and slot.losses == 1
         if slot.cancelling is not None:
             self._end_early(job, slot.cancelling)
         else:
@@ -421,7 +435,7 @@ class Scheduler:
         log.warning("job %s: %s", job.id, error)
         if job.attempts < self.limits.attempts:
             job.state = "queued"
-            self._save(job)
+            self._saving.save(job)
             self._queue.add(job)
             self._tell(job, "retried", reason=str(error), attempts=job.attempts)
         else:
@@ -449,25 +463,8 @@ class Scheduler:
     def _enter(self, job: Job, state: State) -> None:
         """Bring a job into a state."""
         job.state = state
-        self._save(job)
+        self._saving.save(job)
         self._tell(job, state)
-
-    def _save(self, job: Job) -> None:
-        """Keep a job's state; where the store cannot be written now, later."""
-        try:
-            self.store.update(job)
-        except StoreError as error:
-            log.error("job %s: %s", job.id, error)
-            if not self._pool.is_stopping:
-                self._pool.spawn(self._save_later(job))
-
-    async def _save_later(self, job: Job) -> None:
-        """Keep a job's state when the store can be written again."""
-        while True:
-            await asyncio.sleep(_STORE_RETRY_SECONDS)
-            with contextlib.suppress(StoreError):
-                self.store.update(job)
-                return
 
     def _end(self, job: Job, state: State, error: dict[str, Any] | None = None) -> None:
         """End a job."""

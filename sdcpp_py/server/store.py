@@ -38,6 +38,8 @@ _BASE = "jobs.sqlite"
 _JOB = re.compile("[0-9a-f]{32}")
 _PICTURE = re.compile(rf"\.?{_JOB.pattern}-\d+\.\w+(\.part)?")
 _MOST_JOBS = 100_000  # that are remembered without their pictures
+_PRUNE_EVERY = 1000  # jobs that end, those beyond that are forgotten
+_BUSY_SECONDS = 0.25  # for another program that has the data base locked: the whole server waits meanwhile
 _UNFINISHED = ("queued", "loading", "running")
 
 
@@ -99,12 +101,15 @@ class Store:
         self._limit = limit
         self._waiting: dict[str, int] = {}  # bytes of the pictures that go into each job that has not ended
         self._room = threading.RLock()  # pictures are written in threads, one job at a time
+        self._ended = 0
         with contextlib.ExitStack() as opened, _stored(self._folder):
             self._pictures.mkdir(parents=True, exist_ok=True)
             self._inputs.mkdir(exist_ok=True)
             used = f"store {folder} is in use by another server; choose another --store"
             opened.enter_context(open_locked(folder / "lock", used))
-            self._base = sqlite3.connect(folder / _BASE, isolation_level=None, check_same_thread=False)
+            self._base = sqlite3.connect(
+                folder / _BASE, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+            )
             opened.callback(self._base.close)
             self._base.row_factory = sqlite3.Row
             self._base.execute("PRAGMA journal_mode=WAL")
@@ -167,6 +172,9 @@ class Store:
         with _stored(self._folder):
             if job.is_over:
                 self._put(job)
+                self._ended += 1
+                if self._ended % _PRUNE_EVERY == 0:
+                    self._prune()
                 return
             changed = (job.state, job.attempts, job.started, job.id)
             self._base.execute("UPDATE jobs SET state = ?, attempts = ?, started = ? WHERE id = ?", changed)
@@ -243,9 +251,12 @@ class Store:
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures."""
         with _stored(self._folder):
+            row = self._base.execute("SELECT bytes FROM jobs WHERE id = ?", (job.id,)).fetchone()
+            # Files first, here and below: on a full disk they make the room that the data base needs.
+            self._discard(job.id, job.files)
             self._base.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
-            self._discard(job.files)
-            self._discard_inputs(job.id)
+            with self._room:
+                self.bytes -= 0 if row is None else row["bytes"]
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +298,6 @@ class Store:
             StoreError: they cannot be written; none of them is kept.
         """
         names = [f"{job.id}-{index}.{suffix}" for index in range(len(files))]
-        written: list[str] = []
         with self._room:
             self._make_room(sum(map(len, files)), job.id)
             try:
@@ -295,10 +305,11 @@ class Store:
                     self._pictures.mkdir(exist_ok=True)  # people empty it by removing it
                     for name, data in zip(names, files, strict=True):
                         self._write(self._pictures / name, data)
-                        written.append(name)
-                        self.bytes += len(data)
+                self.bytes += sum(map(len, files))
             except StoreError:
-                self._discard(written)
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        (self._pictures / name).unlink(missing_ok=True)
                 raise
         return names
 
@@ -309,12 +320,12 @@ class Store:
         file = self._pictures / job.files[index]
         return file if file.is_file() else None
 
-    def _discard(self, names: Sequence[str]) -> None:
-        with self._room:
-            for name in names:
-                self.bytes -= self._size(name)
-                with contextlib.suppress(OSError):
-                    (self._pictures / name).unlink(missing_ok=True)
+    def _discard(self, job: str, names: Sequence[str]) -> None:
+        """Remove a job's pictures, and those that went in, as far as they are there."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                (self._pictures / name).unlink(missing_ok=True)
+        shutil.rmtree(self._inputs / job, ignore_errors=True)
 
     def _make_room(self, size: int, keep: str) -> None:
         """Remove the oldest pictures until so many bytes more fit."""
@@ -325,9 +336,9 @@ class Store:
                 ).fetchone()
                 if row is None:
                     raise StoreError("the pictures of one job are more than the store may hold; raise --store-limit")
-                self._discard(json.loads(row["files"]))
-                self._discard_inputs(row["id"])
+                self._discard(row["id"], json.loads(row["files"]))
                 self._base.execute("UPDATE jobs SET files = '[]', bytes = 0 WHERE id = ?", (row["id"],))
+                self.bytes -= row["bytes"]  # as they were counted: people may have removed some
 
     def input(self, job: Job, index: int) -> Path | None:
         """Return the file of a picture that went into a job, None where there is none, or none any more."""
@@ -348,11 +359,6 @@ class Store:
             with self._room:
                 self.bytes += self._input_bytes(job.id)
 
-    def _discard_inputs(self, job: str) -> None:
-        with self._room:
-            self.bytes -= self._input_bytes(job)
-            shutil.rmtree(self._inputs / job, ignore_errors=True)
-
     def _sweep(self) -> None:
         """Remove what an end in the middle of writing left; never what has no name of ours."""
         with _stored(self._folder):
@@ -369,8 +375,12 @@ class Store:
                     self._waiting[folder.name] = self._input_bytes(folder.name)
                 elif folder.name not in kept and _JOB.fullmatch(folder.name):
                     shutil.rmtree(folder, ignore_errors=True)
-            self._base.execute(
-                "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "
-                "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",
-                (_MOST_JOBS,),
-            )
+            self._prune()
+
+    def _prune(self) -> None:
+        """Forget the oldest jobs without pictures, where there are more than are remembered."""
+        self._base.execute(
+            "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "
+            "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",
+            (_MOST_JOBS,),
+        )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,9 @@ from typing import Any
 import pytest
 
 from sdcpp_py.errors import SdcppError
+from sdcpp_py.server import saving
+from sdcpp_py.server import scheduler as scheduling_module
+from sdcpp_py.server import store as store_module
 from sdcpp_py.server.fair_queue import FairQueue
 from sdcpp_py.server.jobs import (
     ConflictError,
@@ -26,6 +32,7 @@ from sdcpp_py.server.jobs import (
     UnknownJobError,
 )
 from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.pool import Pool, Slot
 from sdcpp_py.server.scheduler import Scheduler
 from sdcpp_py.server.store import Store
 from sdcpp_py.server.worker import Outcome, WorkerLostError
@@ -112,6 +119,50 @@ def test_a_job_survives_what_becomes_of_its_worker(tmp_path: Path) -> None:
             job = await scheduler.finished(scheduler.submit(asked("fail")))
             assert job.error == {"type": "DeviceMemoryError", "message": "too large"}
             assert (await scheduler.finished(scheduler.submit(asked()))).state == "done"
+
+    run(work)
+
+
+def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With growing pauses, also where a worker ends before it has the job, and where the whole server does."""
+
+    class Unread(FakeWorker):
+        async def run(self, *given: Any) -> Outcome:
+            error = WorkerLostError(f"{self.name} ended")
+            error.begun = False
+            raise error
+
+    pauses: list[float] = []
+    start = Pool._start
+
+    async def at_once(pool: Pool, slot: Slot, pause: float = 0.0) -> None:
+        pauses.append(pause)
+        await start(pool, slot)
+
+    monkeypatch.setattr(Pool, "_start", at_once)
+
+    async def work() -> None:
+        async with scheduling(tmp_path / "1", [Unread()]) as scheduler:
+            job = await scheduler.finished(scheduler.submit(asked()))
+            assert (job.state, job.error["type"], len(pauses)) == ("failed", "WorkerLostError", 3)  # type: ignore[index]
+            for _ in range(4):
+                await scheduler.finished(scheduler.submit(asked()))
+            assert pauses[:4] == [0.0, 1.0, 2.0, 4.0]
+            assert max(pauses) == 30.0
+        worker = FakeWorker()
+        worker.held.clear()
+        async with scheduling(tmp_path / "2", [worker]) as scheduler:
+            taken = [scheduler.submit(asked(prompt)) for prompt in ("fatal", "next")]
+            await asyncio.sleep(0.05)
+            taken[0].attempts = 5
+            scheduler.store.update(taken[0])
+            monkeypatch.setattr(scheduler.store, "update", lambda job: None)  # as if it had been killed here
+        worker = FakeWorker()
+        async with scheduling(tmp_path / "2", [worker]) as scheduler:
+            fatal, other = (scheduler.find(job.id) for job in taken)
+            await scheduler.finished(other)
+            assert (fatal.state, fatal.error["type"]) == ("failed", "WorkerLostError")  # type: ignore[index]
+            assert worker.drawn == ["next"]
 
     run(work)
 
@@ -215,7 +266,7 @@ def test_what_is_too_much_is_refused(tmp_path: Path) -> None:
     run(work)
 
 
-def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path) -> None:
+def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         worker = FakeWorker()
         worker.held.clear()
@@ -228,6 +279,19 @@ def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path) -> None:
                 await scheduler.finished(job)
                 assert (job.state, job.error["type"]) == ("failed", "DeadlineError")  # type: ignore[index]
             assert scheduler.store.unfinished() == []
+            # While the pictures that go in are read: the worker has not heard of the job yet.
+            reading = threading.Event()
+            read = scheduler.store.inputs
+            monkeypatch.setattr(scheduler.store, "inputs", lambda job: reading.wait(5) and read(job))
+            job = scheduler.submit(asked("read", pictures=[b"in"]))
+            await asyncio.sleep(0.05)
+            assert scheduler.cancel(job)
+            await asyncio.sleep(0.05)
+            worker.cancelled.clear()  # what a real one does not know it does not keep
+            worker.held.set()
+            reading.set()
+            assert (await scheduler.finished(job)).state == "cancelled"
+            assert worker.drawn == []
 
     run(work)
 
@@ -256,6 +320,10 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
             kept = [scheduler.store.picture(scheduler.store.get(job.id), 0) is not None for job in jobs]  # type: ignore[arg-type]
             assert kept == [False, False, True, True]
             assert scheduler.store.bytes == 14
+            shutil.rmtree(tmp_path / "store" / "pictures")  # what people remove makes room, too
+            jobs = [await scheduler.finished(scheduler.submit(asked())) for _ in range(3)]
+            assert [job.state for job in jobs] == ["done"] * 3
+            assert scheduler.store.bytes == 14
 
             def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
@@ -267,6 +335,50 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
                 scheduler.submit(asked(pictures=[b"in"]))
             assert list((tmp_path / "store" / "inputs").iterdir()) == []
             assert scheduler.waiting == 0
+
+    run(work)
+
+
+def test_a_locked_store_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another program has it locked jobs end, and are kept when it is free again."""
+    monkeypatch.setattr(scheduling_module, "_RECENT", 1)
+    monkeypatch.setattr(saving, "_RETRY_SECONDS", 0.05)
+
+    async def work() -> None:
+        worker = FakeWorker()
+        worker.held.clear()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            jobs = [scheduler.submit(asked(name)) for name in "abc"]
+            await asyncio.sleep(0.05)
+            with contextlib.closing(sqlite3.connect(tmp_path / "store" / "jobs.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                worker.held.set()
+                begin = time.monotonic()
+                for job in jobs:
+                    await scheduler.finished(job)
+                    assert scheduler.find(job.id).state == "done"
+                with pytest.raises(StoreError, match="locked"):
+                    scheduler.submit(asked())
+                assert time.monotonic() - begin < 5  # by default a single try takes as long
+                assert [scheduler.find(job.id).state for job in jobs] == ["done"] * 3
+                assert [scheduler.store.get(job.id).state for job in jobs] != ["done"] * 3  # type: ignore[union-attr]
+                other.execute("ROLLBACK")
+            while scheduler.store.unfinished():
+                await asyncio.sleep(0.05)
+            assert scheduler.find(jobs[0].id) is not jobs[0]
+
+    run(work)
+
+
+def test_a_store_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_MOST_JOBS", 10)
+    monkeypatch.setattr(store_module, "_PRUNE_EVERY", 5)
+
+    async def work() -> None:
+        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
+            for _ in range(30):
+                await scheduler.finished(scheduler.submit(asked("fail")))
+            assert 10 <= len(scheduler.store.listed(limit=100)) <= 16  # type: ignore[attr-defined]
 
     run(work)
 
@@ -302,11 +414,13 @@ def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
 
 
 def test_slow_readers_hold_nobody_up() -> None:
+    """Nor memory: of what was shown on the way little is kept when a job has ended."""
+
     async def work() -> None:
         events = Events()
         slow, seen = events.after(), []
         for number in range(2000):
-            events.add("progress", {"number": number})
+            events.add("progress", {"number": number}, b"preview")
         seen.append((await anext(slow)).data["number"])
         for number in range(2000, 2010):
             events.add("progress", {"number": number})
@@ -315,5 +429,6 @@ def test_slow_readers_hold_nobody_up() -> None:
         assert len(seen) <= 600
         assert seen == sorted(seen)
         assert seen[-1] == 2009
+        assert 1 <= len([event async for event in events.after() if event.preview]) <= 4
 
     run(work)

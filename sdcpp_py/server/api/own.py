@@ -150,13 +150,12 @@ def router(front: Front) -> APIRouter:
             raise UnknownJobError("there is no such picture, or it was removed")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         kept = {"cache-control": "private, max-age=31536000, immutable"}
-        size = file.stat().st_size
-        if size > _LARGE or "range" in http.headers:  # in pieces
-            return FileResponse(
-                file, media_type=kind, filename=file.name, headers=kept, content_disposition_type="inline"
-            )
-        kept["content-disposition"] = f'inline; filename="{file.name}"'
         try:
+            size = (status := file.stat()).st_size
+            if size > _LARGE or "range" in http.headers:  # in pieces
+                return FileResponse(file, media_type=kind, filename=file.name, headers=kept, stat_result=status,
+                                    content_disposition_type="inline")  # fmt: skip
+            kept["content-disposition"] = f'inline; filename="{file.name}"'
             data = file.read_bytes() if size <= _SMALL else await asyncio.to_thread(file.read_bytes)
         except OSError:
             raise UnknownJobError("the picture was removed meanwhile") from None
