@@ -78,3 +78,8 @@ class FairQueue:
     def position(self, job: Job) -> int:
         """Return roughly how many jobs go before one."""
         return sum(1 for each in self._jobs.values() if (-each.priority, each.created) < (-job.priority, job.created))
+
+    def positions(self) -> dict[str, int]:
+        """Return the same of all jobs, by their ids: for many at once it takes much less."""
+        order = sorted(self._jobs.values(), key=lambda job: (-job.priority, job.created))
+        return {job.id: number for number, job in enumerate(order)}

@@ -268,6 +268,10 @@ class Scheduler:
         """Return roughly how many jobs go before one that waits."""
         return self._queue.position(job) if job in self._queue else 0
 
+    def positions(self) -> dict[str, int]:
+        """Return the same of all jobs that wait, by their ids."""
+        return self._queue.positions()
+
     async def finished(self, job: Job) -> Job:
         """Return a job when it has ended.
 
@@ -312,7 +316,7 @@ class Scheduler:
             self._timers[job.id] = asyncio.get_running_loop().call_later(min(left, 2e6), self._too_late, job)
             return
         spent = job.deadline - job.created
-        self.cancel(job, DeadlineError(f"it was not done within {spent:.0f} s, waiting included"))
+        self.cancel(job, DeadlineError(f"it was not done within {round(spent, 2):g} s, waiting included"))
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures.

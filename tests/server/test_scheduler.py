@@ -91,6 +91,12 @@ def test_clients_are_served_alike() -> None:
     first = queue.next()
     assert first is not None
     assert first.request["options"]["prompt"] == "first"
+    assert queue.positions() == {job.id: queue.position(job) for job in queue}
+    for number in range(3000):
+        queue.add(Job("many", 0, 0.0, asked("x").work(), created=1000 + number))
+    begin = time.perf_counter()
+    assert len(set(queue.positions().values())) == len(queue)
+    assert time.perf_counter() - begin < 0.5  # one by one it would be seconds
     queue.remove(first)
     assert queue.next() is not first
 
