@@ -172,7 +172,7 @@ class Results:
         try:
             write_whole(self.folder / name, shown, lambda part: part.write_bytes(files[0]))
         except OutputError as error:
-            self.failure = self.failure or StoreError(str(error))
+            self.failure = self.failure or StoreError(str(error), lasts=True)
             raise self.failure from None
         return [name]
 

@@ -41,7 +41,16 @@ class DrainingError(ServerError):
 
 
 class StoreError(ServerError):
-    """The store cannot be written: its disk is full, or it is gone."""
+    """The store cannot be written: its disk is full, or it is gone.
+
+    Args:
+        message: one line.
+        lasts: whether trying again is of no use.
+    """
+
+    def __init__(self, message: str, lasts: bool = False) -> None:
+        super().__init__(message)
+        self.lasts = lasts
 
 
 class DeadlineError(ServerError):

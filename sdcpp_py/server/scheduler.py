@@ -77,7 +77,7 @@ class Scheduler:
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._drained = 0.0
         self._settling: dict[str, Job] = {}  # jobs that are drawn, and whose pictures are being written
-        self._saving = Saving(store, self._pool)
+        self._saving = Saving(store, self._pool, self._dispatch)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -348,7 +348,11 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         """Give the next jobs to the workers that have none, each to one that holds its model if there is such."""
-        while not self.draining and self._pool.has_idle() and (job := self._queue.next()) is not None:
+        while (
+            not (self.draining or self._saving.is_full)
+            and self._pool.has_idle()
+            and (job := self._queue.next()) is not None
+        ):
             slot = self._pool.idle_for(job.request["model"])
             self._queue.take(job)
             slot.job, slot.cancelling = job, None
@@ -408,7 +412,7 @@ class Scheduler:
         if outcome.files:
             suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
             try:
-                job.files = await asyncio.to_thread(self.store.write_pictures, job, outcome.files, suffix)
+                job.files = await self._saving.write_pictures(job, outcome.files, suffix)
             except StoreError as error:
                 self._end(job, "failed", {"type": "StoreError", "message": str(error)})
                 return

@@ -335,7 +335,8 @@ class Store:
                     "SELECT * FROM jobs WHERE bytes > 0 AND id != ? ORDER BY ended LIMIT 1", (keep,)
                 ).fetchone()
                 if row is None:
-                    raise StoreError("the pictures of one job are more than the store may hold; raise --store-limit")
+                    said = "the pictures of one job are more than the store may hold; raise --store-limit"
+                    raise StoreError(said, lasts=True)
                 self._discard(row["id"], json.loads(row["files"]))
                 self._base.execute("UPDATE jobs SET files = '[]', bytes = 0 WHERE id = ?", (row["id"],))
                 self.bytes -= row["bytes"]  # as they were counted: people may have removed some

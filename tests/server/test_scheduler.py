@@ -335,6 +335,17 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
                 raise OSError(28, "No space left on device")
 
             monkeypatch.setattr(Store, "_write", full)
+            monkeypatch.setattr(saving, "_FULL_RETRY_SECONDS", 0.05)
+            first = scheduler.submit(asked("first"))
+            await asyncio.sleep(0.1)
+            second = scheduler.submit(asked("second"))
+            await asyncio.sleep(0.1)
+            assert (first.state, second.state) == ("running", "queued")  # which waits until there is room
+            monkeypatch.undo()
+            for job in (first, second):
+                assert (await scheduler.finished(job)).state == "done"
+            monkeypatch.setattr(Store, "_write", full)
+            monkeypatch.setattr(saving, "_FULL_SECONDS", 0.0)
             job = await scheduler.finished(scheduler.submit(asked()))
             assert (job.state, job.error["type"]) == ("failed", "StoreError")  # type: ignore[index]
             with pytest.raises(StoreError, match="No space left"):

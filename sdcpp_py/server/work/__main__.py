@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from ..frames import pack, read
-from .worker import Worker
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def work(source: IO[bytes], sink: IO[bytes]) -> None:
     """Work on the frames of one file, and answer into another; the front's end is the worker's."""
+    from .worker import Worker
+
     lock = threading.Lock()
 
     def say(message: dict[str, Any], blobs: Sequence[bytes]) -> None:
@@ -56,10 +57,10 @@ def _end_with_the_front() -> None:
 
 def main() -> None:
     """Work on what standard input says; whatever else is written to standard output goes to standard error."""
+    _end_with_the_front()  # before all that is imported
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the front's business: terminals and systemd send them to all at once
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    _end_with_the_front()
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
