@@ -65,6 +65,8 @@ REASONS = {
     "BackendError": {"memory"},
 }
 """Of each error that a job may end with, the faults that give it."""
+NO_MEMORY = ("MemoryError", "ImportError", "Cannot allocate memory", "can't start new thread")
+"""Of the last lines of tracebacks, those that refused memory gives: in a worker that begins, too."""
 _NOTHING = 1  # byte that a file may grow to where nothing can be written
 
 
@@ -354,7 +356,22 @@ class Run:
         self.wrong += [f"{name} is gone" for name in known - there]
         self.wrong += [f"inputs/{name} is of no job" for name in left - inputs]
         self.wrong += [f"process {pid} is left" for pid in self.pids if is_worker(pid)]
-        self.wrong += [f"log: {line}" for line in log.read_text().splitlines() if "Traceback" in line][:5]
+        self.wrong += [
+            f"log: {line}" for line in raised(log.read_text()) if not any(each in line for each in NO_MEMORY)
+        ]
+
+
+def raised(log: str) -> list[str]:
+    """Return what the tracebacks of a log end with."""
+    found: list[str] = []
+    within = False
+    for line in log.splitlines():
+        if line.startswith("Traceback"):
+            within = True
+        elif within and line.strip() and not line.startswith(" "):
+            found.append(line)
+            within = False
+    return found
 
 
 def is_worker(pid: int) -> bool:

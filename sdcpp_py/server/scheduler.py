@@ -348,11 +348,9 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         """Give the next jobs to the workers that have none, each to one that holds its model if there is such."""
-        while (
-            not (self.draining or self._saving.is_full)
-            and self._pool.has_idle()
-            and (job := self._queue.next()) is not None
-        ):
+        while not self.draining and not self._saving.is_full and self._pool.has_idle():
+            if (job := self._queue.next()) is None:
+                return
             slot = self._pool.idle_for(job.request["model"])
             self._queue.take(job)
             slot.job, slot.cancelling = job, None
