@@ -126,6 +126,7 @@ class Job:
         priority: higher goes first.
         created: seconds since 1970, likewise the next three.
         deadline: when it ends unfinished.
+        turn: counts the jobs in the order in which they came to the queue, whatever the clock says; 0 before that.
         started: when a worker began with it, None before.
         ended: when it ended, None before.
         state: where it is.
@@ -153,6 +154,7 @@ class Job:
     source: str = "api"
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: float = field(default_factory=time.time)
+    turn: int = 0
     started: float | None = None
     ended: float | None = None
     state: State = "queued"

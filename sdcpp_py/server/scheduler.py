@@ -36,6 +36,7 @@ from .worker import Outcome, Worker, WorkerLostError
 log = logging.getLogger("sdcpp_py.server")
 
 _RECENT = 256  # jobs that have ended, whose events are still there to read
+_LONGEST_TIMER = 2e6  # seconds that a loop takes
 _MOST_BEGUN = 5  # times, over all starts of the server: a job that ends the whole of it is not drawn for ever
 
 
@@ -237,8 +238,8 @@ class Scheduler:
         """Put a job that is kept into the queue."""
         self._active[job.id] = job
         self._queue.add(job)
-        delay = max(0.0, job.deadline - time.time())
-        self._timers[job.id] = asyncio.get_running_loop().call_later(min(delay, 2e6), self._too_late, job)
+        # From here on by a clock that nobody sets.
+        self._fail_at(job, asyncio.get_running_loop().time() + job.deadline - time.time())
         self._tell(job, "queued", position=self._queue.position(job))
 
     def find(self, job: str) -> Job:
@@ -309,11 +310,16 @@ class Scheduler:
         else:
             self._end(job, "failed", {"type": type(error).__name__, "message": str(error)})
 
-    def _too_late(self, job: Job) -> None:
+    def _fail_at(self, job: Job, end: float) -> None:
+        """Fail a job at a time of the loop's clock."""
+        loop = asyncio.get_running_loop()
+        delay = max(0.0, min(end - loop.time(), _LONGEST_TIMER))
+        self._timers[job.id] = loop.call_later(delay, self._too_late, job, end)
+
+    def _too_late(self, job: Job, end: float) -> None:
         """Fail a job whose time is over."""
-        left = job.deadline - time.time()
-        if left > 0.01:  # beyond what a timer takes at once
-            self._timers[job.id] = asyncio.get_running_loop().call_later(min(left, 2e6), self._too_late, job)
+        if end > asyncio.get_running_loop().time() + 0.01:  # beyond what a timer takes at once
+            self._fail_at(job, end)
             return
         spent = job.deadline - job.created
         self.cancel(job, DeadlineError(f"it was not done within {round(spent, 2):g} s, waiting included"))

@@ -285,6 +285,19 @@ def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path, monkeypatc
                 await scheduler.finished(job)
                 assert (job.state, job.error["type"]) == ("failed", "DeadlineError")  # type: ignore[index]
             assert scheduler.store.unfinished() == []
+            # However the clock is set meanwhile; and the order is that in which they came.
+            clock = time.time
+            running, *waiting = (scheduler.submit(asked(name, seconds=0.3)) for name in ("running", "b"))
+            monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+            waiting += [scheduler.submit(asked(name)) for name in "cd"]
+            assert [scheduler.position(job) for job in waiting] == [0, 1, 2]
+            for job in (running, waiting[0]):
+                await scheduler.finished(job)
+                assert (job.state, job.error["type"]) == ("failed", "DeadlineError")  # type: ignore[index]
+            for job in waiting[1:]:
+                assert scheduler.cancel(job)
+                await scheduler.finished(job)
+            monkeypatch.setattr(time, "time", clock)
             # While the pictures that go in are read: the worker has not heard of the job yet.
             reading = threading.Event()
             read = scheduler.store.inputs
