@@ -211,7 +211,12 @@ class Guard:
             if message["type"] == "http.response.start":
                 begun = True
                 message["headers"] = [*message["headers"], *_safe_headers(allowed)]
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if "handler is closed" not in str(error):
+                    raise
+                # So says uvloop of a connection that ended meanwhile; whoever answers hears of it as of any other.
 
         try:
             await self._app(scope, limited, told)
