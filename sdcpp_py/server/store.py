@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ArgumentError
 from ..images import failure_reason
 from .jobs import Job, StoreError
+
+log = logging.getLogger("sdcpp_py.server")
 
 _VERSION = 1
 _SCHEMA = """
@@ -82,6 +85,14 @@ def request_digest(request: dict[str, Any], pictures: Sequence[bytes]) -> str:
     for picture in pictures:
         made.update(hashlib.sha256(picture).digest())
     return made.hexdigest()
+
+
+def _names(row: sqlite3.Row) -> list[str]:
+    """Return the names of a row's pictures; none where it is damaged."""
+    try:
+        return [str(name) for name in json.loads(row["files"])]
+    except (ValueError, TypeError):
+        return []
 
 
 class Store:
@@ -193,32 +204,39 @@ class Store:
         marks = ", ".join(f":{name}" for name in _FIELDS)
         self._base.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_FIELDS)}) VALUES ({marks})", row)
 
-    @staticmethod
-    def _job(row: sqlite3.Row) -> Job:
-        values = {name: row[name] for name in _FIELDS if name not in ("bytes", "prompt")}
-        for name in ("request", "files", "result", "error"):
-            values[name] = None if values[name] is None else json.loads(values[name])
-        return Job(**values)
+    def _jobs(self, rows: Iterable[sqlite3.Row]) -> list[Job]:
+        """Return the jobs of rows; what is none is left out: one damaged job is no end of all others."""
+        found = []
+        for row in rows:
+            values = {name: row[name] for name in _FIELDS if name not in ("bytes", "prompt")}
+            try:
+                for name in ("request", "files", "result", "error"):
+                    values[name] = None if values[name] is None else json.loads(values[name])
+                job = Job(**values)
+                job.to_dict(), job.request["output"]
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                log.error("job %s of %s is damaged (%s)", row["id"], self._folder / _BASE, failure_reason(error))
+                continue
+            found.append(job)
+        return found
+
+    def _selected(self, query: str, values: Sequence[Any]) -> list[Job]:
+        """Return jobs, by what follows FROM in a query."""
+        with _stored(self._folder):
+            rows = self._base.execute(f"SELECT {', '.join(_FIELDS)} FROM jobs {query}", values).fetchall()
+        return self._jobs(rows)
 
     def get(self, job: str) -> Job | None:
         """Return a job, None where there is none of this id."""
-        with _stored(self._folder):
-            row = self._base.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
-        return None if row is None else self._job(row)
+        return next(iter(self._selected("WHERE id = ?", (job,))), None)
 
     def by_key(self, client: str, key: str) -> Job | None:
         """Return the job of a client's idempotency key, None where it was not used."""
-        with _stored(self._folder):
-            row = self._base.execute("SELECT * FROM jobs WHERE client = ? AND key = ?", (client, key)).fetchone()
-        return None if row is None else self._job(row)
+        return next(iter(self._selected("WHERE client = ? AND key = ?", (client, key))), None)
 
     def unfinished(self) -> list[Job]:
         """Return the jobs that have not ended, the oldest first."""
-        with _stored(self._folder):
-            rows = self._base.execute(
-                "SELECT * FROM jobs WHERE state IN (?, ?, ?) ORDER BY created", _UNFINISHED
-            ).fetchall()
-        return [self._job(row) for row in rows]
+        return self._selected("WHERE state IN (?, ?, ?) ORDER BY created", _UNFINISHED)
 
     def listed(
         self, *, state: str = "", client: str = "", search: str = "", before: float | None = None, limit: int = 50
@@ -243,10 +261,7 @@ class Store:
         if before is not None:
             where.append("created < ?")
             values.append(before)
-        query = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY created DESC LIMIT ?"
-        with _stored(self._folder):
-            rows = self._base.execute(query, (*values, limit)).fetchall()
-        return [self._job(row) for row in rows]
+        return self._selected(f"WHERE {' AND '.join(where)} ORDER BY created DESC LIMIT ?", (*values, limit))
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures."""
@@ -337,7 +352,7 @@ class Store:
                 if row is None:
                     said = "the pictures of one job are more than the store may hold; raise --store-limit"
                     raise StoreError(said, lasts=True)
-                self._discard(row["id"], json.loads(row["files"]))
+                self._discard(row["id"], _names(row))
                 self._base.execute("UPDATE jobs SET files = '[]', bytes = 0 WHERE id = ?", (row["id"],))
                 self.bytes -= row["bytes"]  # as they were counted: people may have removed some
 
@@ -364,7 +379,7 @@ class Store:
         """Remove what an end in the middle of writing left; never what has no name of ours."""
         with _stored(self._folder):
             rows = self._base.execute("SELECT files FROM jobs WHERE files != '[]'").fetchall()
-            known = {name for row in rows for name in json.loads(row["files"])}
+            known = {name for row in rows for name in _names(row)}
             for file in self._pictures.iterdir():
                 if file.name not in known and _PICTURE.fullmatch(file.name):
                     file.unlink(missing_ok=True)

@@ -437,6 +437,24 @@ def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
                 scheduler.submit(asked())
 
     run(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    store = Store(folder, 1e9)
+    jobs = [Job("", 0, time.time() + 99, {**asked().work(), "mode": "txt2img"}) for _ in range(3)]
+    for job in jobs:
+        store.add(job, [])
+    store.close()
+    with contextlib.closing(sqlite3.connect(folder / "jobs.sqlite")) as base:
+        for job, broken in zip(jobs, ("request = '{', files = '['", "request = '{}'"), strict=False):
+            base.execute(f"UPDATE jobs SET {broken} WHERE id = ?", (job.id,))
+        base.commit()
+
+    async def after() -> None:
+        """Jobs that cannot be read are no end of the others."""
+        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
+            assert (await scheduler.finished(scheduler.find(jobs[2].id))).state == "done"
+            assert [job.id for job in scheduler.store.listed()] == [jobs[2].id]  # type: ignore[attr-defined]
+
+    run(after)
     folder.mkdir(exist_ok=True)
     (folder / "jobs.sqlite").write_bytes(bytes(range(256)) * 40)
     with pytest.raises(StoreError, match=r"jobs.sqlite is damaged .*move it away"):
