@@ -41,6 +41,7 @@ _BASE = "jobs.sqlite"
 _JOB = re.compile("[0-9a-f]{32}")
 _PICTURE = re.compile(rf"\.?{_JOB.pattern}-\d+\.\w+(\.part)?")
 _MOST_JOBS = 100_000  # that are remembered without their pictures
+_MOST_BASE = 1 << 30  # bytes that the data base may take, with long prompts, before it forgets more of them
 _PRUNE_EVERY = 1000  # jobs that end, those beyond that are forgotten
 _BUSY_SECONDS = 0.25  # for another program that has the data base locked: the whole server waits meanwhile
 _UNFINISHED = ("queued", "loading", "running")
@@ -400,3 +401,16 @@ class Store:
             "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",
             (_MOST_JOBS,),
         )
+        while self._base_bytes() > _MOST_BASE:
+            forgotten = self._base.execute(
+                "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE ended IS NOT NULL AND bytes = 0 "
+                "ORDER BY created LIMIT 1 + (SELECT count(*) FROM jobs) / 10)"
+            )
+            if not forgotten.rowcount:
+                return
+
+    def _base_bytes(self) -> int:
+        """Return what the data base needs of its file."""
+        names = ("page_count", "freelist_count", "page_size")
+        count, free, size = (self._base.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        return int((count - free) * size)

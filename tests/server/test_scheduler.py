@@ -409,6 +409,13 @@ def test_a_store_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monk
             for _ in range(30):
                 await scheduler.finished(scheduler.submit(asked("fail")))
             assert 10 <= len(scheduler.store.listed(limit=100)) <= 16  # type: ignore[attr-defined]
+            monkeypatch.setattr(store_module, "_MOST_JOBS", 1000)
+            monkeypatch.setattr(store_module, "_MOST_BASE", 1_000_000)
+            for _ in range(40):
+                await scheduler.finished(scheduler.submit(asked("fail", options={"negative_prompt": "x" * 50_000})))
+            kept = scheduler.store.listed(limit=100)  # type: ignore[attr-defined]
+            assert 10 <= len(kept) <= 26
+            assert kept[0].created > kept[-1].created
 
     run(work)
 
