@@ -238,12 +238,15 @@ class FramedWorker:
 
     async def _written(self, job: str) -> Outcome:
         """Return a job's outcome with its files."""
+        begin = time.monotonic()
         try:
             while True:
                 done, _ = await asyncio.wait([self._writing[job]], timeout=_LOOK_SECONDS)
                 if done:
                     return self._writing[job].result()
                 self._watch(only_beats=True)
+                if time.monotonic() - begin > self.hang_seconds:
+                    self.kill(f"made no files for {self.hang_seconds:.0f} s")
         finally:
             del self._writing[job]
 

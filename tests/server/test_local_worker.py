@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import pytest
 
 from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import worker as framed
+from sdcpp_py.server.frames import Frame
 from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
 from sdcpp_py.server.work.worker import _error as worker_error
-from sdcpp_py.server.worker import Outcome, WorkerLostError
+from sdcpp_py.server.worker import FramedWorker, Outcome, WorkerLostError
 from support.checkpoints import write_checkpoint
 from support.server import DRAWN
 
@@ -142,21 +143,59 @@ def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytes
             await worker.stop()
             await worker.start()
             assert (await draw(worker)).error is None
-        # It is not the worker that hangs where the front itself stood still, as one that was stopped.
-        task = await begun(worker)
-        time.sleep(4.0)
-        await asyncio.sleep(2.0)
-        assert not task.done()
-        await worker.cancel("job")
-        assert (await task).error["type"] == "CancelledError"  # type: ignore[index]
-        # More than its pipe holds, for one that does not read.
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGSTOP)
-        with pytest.raises(WorkerLostError, match="did not answer") as caught:
-            await asyncio.wait_for(worker.run("job", request(), [bytes(4 << 20)], lambda *_: None), 15)
-        assert not caught.value.begun
 
     with_worker(work)
+
+
+def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_stood_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(framed, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(framed, "BEAT_SECONDS", 0.3)
+
+    class Told(FramedWorker):
+        """It beats, unless it is too full to take a picture; and it draws, but makes no files."""
+
+        async def _posted(self) -> None:
+            if self.device == "full":
+                await asyncio.Event().wait()
+
+        def _post(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+            if self.device != "full" and message["type"] == "job":
+                beating.append(asyncio.create_task(self.beat()))
+
+        async def beat(self) -> None:
+            while True:
+                await asyncio.sleep(0.05)
+                self._take(Frame({"type": "beat", "loaded": {}, "modes": {}, "resident": 0}))
+                self._take(Frame({"type": "event", "event": {}}))
+
+        def draw(self) -> None:
+            self._take(Frame({"type": "drawn", "id": "job", "result": {}}))
+
+        def _end(self) -> None:
+            self._lost("ended")
+
+    beating: list[asyncio.Task[None]] = []
+
+    async def work() -> None:
+        worker = Told("worker", SERVED, hang_seconds=0.4)
+        drawing = asyncio.create_task(worker.run("job", request(), [], lambda *_: None))
+        await asyncio.sleep(0.1)
+        time.sleep(0.6)  # as a front that is stopped, or waits for a disk
+        await asyncio.sleep(0.2)
+        worker.draw()
+        outcome = await drawing
+        assert outcome.later is not None
+        with pytest.raises(WorkerLostError, match="worker made no files for 0 s"):
+            await outcome.later
+        with pytest.raises(WorkerLostError, match="full did not answer for 0 s") as caught:
+            await Told("full", SERVED, device="full").run("job", request(), [b""], lambda *_: None)
+        assert not caught.value.begun
+        for task in beating:
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(work(), 5))
 
 
 def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
