@@ -151,7 +151,7 @@ def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(framed, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(framed, "BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(framed, "BEAT_SECONDS", 0.5)
 
     class Told(FramedWorker):
         """It beats, unless it is too full to take a picture; and it draws, but makes no files."""
@@ -166,7 +166,7 @@ def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_
 
         async def beat(self) -> None:
             while True:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)  # later than the next look at it
                 self._take(Frame({"type": "beat", "loaded": {}, "modes": {}, "resident": 0}))
                 self._take(Frame({"type": "event", "event": {}}))
 
@@ -179,15 +179,15 @@ def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_
     beating: list[asyncio.Task[None]] = []
 
     async def work() -> None:
-        worker = Told("worker", SERVED, hang_seconds=0.4)
+        worker = Told("worker", SERVED, hang_seconds=0.8)
         drawing = asyncio.create_task(worker.run("job", request(), [], lambda *_: None))
         await asyncio.sleep(0.1)
-        time.sleep(0.6)  # as a front that is stopped, or waits for a disk
+        time.sleep(0.9)  # as a front that is stopped, or waits for a disk
         await asyncio.sleep(0.2)
         worker.draw()
         outcome = await drawing
         assert outcome.later is not None
-        with pytest.raises(WorkerLostError, match="worker made no files for 0 s"):
+        with pytest.raises(WorkerLostError, match="worker made no files for 1 s"):
             await outcome.later
         with pytest.raises(WorkerLostError, match="full did not answer for 0 s") as caught:
             await Told("full", SERVED, device="full").run("job", request(), [b""], lambda *_: None)
