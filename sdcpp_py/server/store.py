@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     key TEXT NOT NULL, digest TEXT NOT NULL, source TEXT NOT NULL, prompt TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state, created);
-CREATE INDEX IF NOT EXISTS jobs_created ON jobs (created);
+DROP INDEX IF EXISTS jobs_created;
+CREATE INDEX IF NOT EXISTS jobs_listed ON jobs (created, client, prompt); -- by itself what lists are looked up in
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_key ON jobs (client, key) WHERE key != '';
 """
 _FIELDS = (

@@ -416,6 +416,10 @@ def test_a_store_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monk
             kept = scheduler.store.listed(limit=100)  # type: ignore[attr-defined]
             assert 10 <= len(kept) <= 26
             assert kept[0].created > kept[-1].created
+            with contextlib.closing(sqlite3.connect(tmp_path / "store" / "jobs.sqlite")) as base:
+                query = "SELECT id FROM jobs WHERE client = 'x' AND instr(lower(prompt), 'x') ORDER BY created DESC"
+                (plan,) = base.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+                assert "SCAN jobs USING INDEX jobs_listed" in plan[-1]  # not through the results of all jobs
 
     run(work)
 
