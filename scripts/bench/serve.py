@@ -1,11 +1,10 @@
-"""A server under load, and with faults: many clients at once, processes that are killed, requests that break off.
+"""A server under load: many clients at once.
 
-``python scripts/bench/serve.py [--clients 50] [--jobs 2000] [--faults 0] [--workers 1]`` starts a server of the
-embedded model, has every client ask for its share of the jobs, and says how many pictures came, whether each is that of
-its seed, how evenly the clients were served, how long the status routes took meanwhile, what memory the front has, and
-how that compares with drawing the same pictures in one process without a server. With ``--faults`` so many faults are
-made at random moments: SIGKILL of a worker or of the front, SIGSTOP of a worker, bodies that break off, readers that go
-away.
+``python scripts/bench/serve.py [--clients 50] [--jobs 2000] [--workers 1]`` starts a server of the embedded model, has
+every client ask for its share of the jobs, and says how many pictures came, whether each is that of its seed, how
+evenly the clients were served, how long the status routes took meanwhile, what memory and files the front and the
+workers have, and how that compares with drawing the same pictures in one process without a server. With faults:
+``faults.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import socket
 import statistics
 import subprocess
@@ -41,6 +39,23 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    """Return the memory that a process has, in MiB; 0 where the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def open_files(pid: int) -> int:
+    """Return how many files a process has open; 0 where the system does not tell."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 class Front:
@@ -75,14 +90,6 @@ class Front:
         """Return the ids of the worker processes."""
         told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
         return [int(each) for each in told.stdout.split()]
-
-    def resident(self) -> float:
-        """Return the front's memory in MiB."""
-        try:
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
-            return 0.0
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of a CPU that the front and its workers have had."""
@@ -194,11 +201,6 @@ async def client(
 
 
 WANTED: dict[int, str] = {}
-HALF_A_BODY = (
-    b"POST /v1/images/edits HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-    b"Content-Length: 5000\r\n\r\n"
-    b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc'
-)
 
 
 async def watch(http: Http, took: list[float]) -> None:
@@ -210,41 +212,6 @@ async def watch(http: Http, took: list[float]) -> None:
                 await http.request("GET", path)
                 took.append(time.perf_counter() - begin)
         await asyncio.sleep(0.25)
-
-
-async def disturb(front: Front, http: Http, faults: int, made: dict[str, int]) -> None:
-    """Make faults at random moments."""
-    chance = random.Random(0)
-
-    async def half_a_body() -> None:
-        where = urlsplit(front.url)
-        with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection(where.hostname, where.port)
-            writer.write(HALF_A_BODY)
-            await writer.drain()
-            writer.close()
-            await reader.read(1)
-
-    async def gone() -> None:
-        asks = {"prompt": "x", "size": "64x64", "steps": 2}
-        with contextlib.suppress(*NO_ANSWER):
-            await http.request("POST", "/v1/images/generations", asks, seconds=0.05)
-
-    for _ in range(faults):
-        await asyncio.sleep(chance.uniform(0.1, 0.6))
-        kind = chance.choice(["worker", "worker", "stopped", "front", "body", "gone", "gone"])
-        pids = front.worker_pids()
-        if kind in ("worker", "stopped") and pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(pids), signal.SIGKILL if kind == "worker" else signal.SIGSTOP)
-        elif kind == "front":
-            await asyncio.to_thread(front.again)
-            await front.ready(http)
-        elif kind == "body":
-            await half_a_body()
-        elif kind == "gone":
-            await gone()
-        made[kind] = made.get(kind, 0) + 1
 
 
 def drawn_alone(count: int) -> tuple[float, float]:
@@ -271,27 +238,33 @@ with sdcpp_py.StableDiffusion(progress=False) as sd:
     return float(seconds), float(processor)
 
 
+def held(front: Front) -> dict[str, Any]:
+    """Return the memory that the front and the workers have, and how many files the front has open."""
+    workers = front.worker_pids()
+    return {
+        "MiB": {"front": resident(front.process.pid), "workers": [resident(pid) for pid in workers]},
+        "files": open_files(front.process.pid),
+    }
+
+
 async def measure(front: Front, arguments: argparse.Namespace, alone: tuple[float, float]) -> int:
-    """Run the clients and the faults, and say what came of it; return the number of jobs that did not go well."""
+    """Run the clients, and say what came of it; return the number of jobs that did not go well."""
     with contextlib.closing(Http(front.url)) as http:
         await front.ready(http)
         await asked(http, "POST", "/api/jobs?wait=60", {"mode": "txt2img", "options": OPTIONS})
-        before, used = front.resident(), front.seconds()
+        before, used = held(front), front.seconds()
         done: list[tuple[int, float]] = []
         failed: list[str] = []
         bad: list[str] = []
         took: list[float] = []
-        made: dict[str, int] = {}
         each = arguments.jobs // arguments.clients
         watching = asyncio.create_task(watch(http, took))
         begin = time.monotonic()
-        disturbing = asyncio.create_task(disturb(front, http, arguments.faults, made))
         await asyncio.gather(*(client(http, number, each, done, failed, bad) for number in range(arguments.clients)))
         seconds = time.monotonic() - begin
         spent = {name: value - used[name] for name, value in front.seconds().items()}
-        disturbing.cancel()
         watching.cancel()
-        await asyncio.gather(disturbing, watching, return_exceptions=True)
+        await asyncio.gather(watching, return_exceptions=True)
         half = [number for number, when in done if when - begin < seconds / 2]
         counts = [half.count(number) for number in range(arguments.clients)]
         report = {
@@ -312,14 +285,11 @@ async def measure(front: Front, arguments: argparse.Namespace, alone: tuple[floa
                 round(1000 * float(value), 1)
                 for value in (statistics.median(took), statistics.quantiles(took, n=100)[98])
             ],
-            "memory of the front in MiB, before and after": [round(before, 1), round(front.resident(), 1)],
-            "faults": made,
-            "starts of the front": front.starts,
+            "memory in MiB, before and after": [before["MiB"], held(front)["MiB"]],
+            "files open in the front, before and after": [before["files"], held(front)["files"]],
         }
         print(json.dumps(report, indent=2))
-        # A job whose worker was killed twice has failed as it should; without faults none may.
-        lost = each * arguments.clients - len(done) - len(failed)
-        return len(bad) + lost + (0 if arguments.faults else len(failed))
+        return len(bad) + each * arguments.clients - len(done)
 
 
 def main() -> int:
@@ -327,7 +297,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--faults", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--size", type=int, default=OPTIONS["width"], help="width and height in pixels")
     parser.add_argument("--steps", type=int, default=OPTIONS["steps"])

@@ -77,7 +77,8 @@ class Results:
             self._rows = _owners(self._read())
             self._end = 0
             self._rewrite()
-            self._file: IO[bytes] = opened.enter_context(self.index.open("ab"))
+            # Without a buffer: what a full disk did not take would be tried again when it is closed.
+            self._file: IO[bytes] = opened.enter_context(self.index.open("ab", buffering=0))
             self._opened = opened.pop_all()
 
     def _read(self) -> dict[str, Row]:
@@ -171,7 +172,7 @@ class Results:
         try:
             write_whole(self.folder / name, shown, lambda part: part.write_bytes(files[0]))
         except OutputError as error:
-            self.failure = self.failure or StoreError(str(error))
+            self.failure = self.failure or StoreError(str(error), lasts=True)
             raise self.failure from None
         return [name]
 
@@ -189,8 +190,9 @@ class Results:
         row = _row(item, job, self.folder)
         data = _text(row)
         try:
-            self._file.write(data)
-            self._file.flush()
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             self.failure = StoreError(f"index {show_path(self.index)} cannot be written ({failure_reason(error)})")
             raise self.failure from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -17,15 +16,13 @@ from ..errors import SdcppError
 from ..model_files import show_path
 from ..options.batching import BatchOptions
 from ..options.declare import declared
-from ..server.jobs import Job, Limits
+from ..server.jobs import Job, Limits, StoreError
 from ..server.model_list import ServedModel, served_models
 from ..server.scheduler import Scheduler
 from ..server.worker import Worker
 from ..server.workers import make_workers
 from .lines import Item, Lines
 from .results import Results
-
-log = logging.getLogger("sdcpp_py.batch")
 
 BATCHING = declared(BatchOptions)
 """Every option of a batch."""
@@ -137,11 +134,21 @@ class Batch:
         try:
             request = await asyncio.to_thread(self._lines.request, item)
         except SdcppError as error:  # a picture that went away meanwhile
-            log.warning("line %d: %s", item.line, error)
-            self.count.failed += 1
+            self._refused(item, error)
             return
         job = self._scheduler.submit(request, lambda job: self._results.begin(job, item))
         self._under_way[job.id] = item
+
+    def _refused(self, item: Item, error: SdcppError) -> None:
+        """Take note of a picture that was not even begun with: the index says why, as of others that failed."""
+        asked = {"mode": item.mode, "model": item.model, "options": dict(item.options), "output": dict(item.output)}
+        said = {"type": type(error).__name__, "message": str(error)}
+        job = Job("", 0, 0.0, asked, source="batch", state="failed", error=said)
+        self._results.begin(job.id, item)
+        self._under_way[job.id] = item
+        with contextlib.suppress(StoreError):  # which the results keep
+            self._results.update(job)
+        self._ended(job)
 
     def _ended(self, job: Job) -> None:
         """Take note of a job that has ended."""

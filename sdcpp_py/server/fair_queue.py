@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 
 from .jobs import Job
@@ -17,10 +18,11 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._turns = itertools.count(1)
         self._served: dict[str, float] = {}
         self._of: dict[str, dict[str, Job]] = {}
         # Of each client the first one is on top; what was removed stays until it is there.
-        self._order: dict[str, list[tuple[int, float, str]]] = {}
+        self._order: dict[str, list[tuple[int, int, str]]] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -41,8 +43,9 @@ class FairQueue:
             least = min((self._served[each] for each, jobs in self._of.items() if jobs), default=0.0)
             self._served[job.client] = max(self._served.get(job.client, 0.0), least)
         self._jobs[job.id] = job
+        job.turn = job.turn or next(self._turns)  # one that was tried before keeps its own
         self._of.setdefault(job.client, {})[job.id] = job
-        heapq.heappush(self._order.setdefault(job.client, []), (-job.priority, job.created, job.id))
+        heapq.heappush(self._order.setdefault(job.client, []), (-job.priority, job.turn, job.id))
 
     def remove(self, job: Job) -> None:
         """Remove a job; nothing is counted for it."""
@@ -63,7 +66,7 @@ class FairQueue:
             while order[0][2] not in jobs:
                 heapq.heappop(order)
             job = jobs[order[0][2]]  # one that was tried before is the oldest
-            this = (-job.priority, self._served[client], job.created)
+            this = (-job.priority, self._served[client], job.turn)
             if best is None or this < rank:
                 best, rank = job, this
         return best
@@ -77,4 +80,9 @@ class FairQueue:
 
     def position(self, job: Job) -> int:
         """Return roughly how many jobs go before one."""
-        return sum(1 for each in self._jobs.values() if (-each.priority, each.created) < (-job.priority, job.created))
+        return sum(1 for each in self._jobs.values() if (-each.priority, each.turn) < (-job.priority, job.turn))
+
+    def positions(self) -> dict[str, int]:
+        """Return the same of all jobs, by their ids: for many at once it takes much less."""
+        order = sorted(self._jobs.values(), key=lambda job: (-job.priority, job.turn))
+        return {job.id: number for number, job in enumerate(order)}

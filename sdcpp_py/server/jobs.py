@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ..errors import SdcppError
@@ -16,6 +16,7 @@ State = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
 ENDED: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 PRIORITIES = range(-10, 11)
 _EVENTS = 512  # of a job that are kept; a reader that is slower than that misses the oldest
+_PREVIEWS = 4  # that are kept of a job that has ended: of many jobs all would be much
 
 
 class ServerError(SdcppError):
@@ -40,7 +41,16 @@ class DrainingError(ServerError):
 
 
 class StoreError(ServerError):
-    """The store cannot be written: its disk is full, or it is gone."""
+    """The store cannot be written: its disk is full, or it is gone.
+
+    Args:
+        message: one line.
+        lasts: whether trying again is of no use.
+    """
+
+    def __init__(self, message: str, lasts: bool = False) -> None:
+        super().__init__(message)
+        self.lasts = lasts
 
 
 class DeadlineError(ServerError):
@@ -123,6 +133,7 @@ class Job:
         priority: higher goes first.
         created: seconds since 1970, likewise the next three.
         deadline: when it ends unfinished.
+        turn: counts the jobs in the order in which they came to the queue, whatever the clock says; 0 before that.
         started: when a worker began with it, None before.
         ended: when it ended, None before.
         state: where it is.
@@ -150,6 +161,7 @@ class Job:
     source: str = "api"
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: float = field(default_factory=time.time)
+    turn: int = 0
     started: float | None = None
     ended: float | None = None
     state: State = "queued"
@@ -303,6 +315,9 @@ class Events:
     def close(self) -> None:
         """Say that no event follows."""
         self._closed = True
+        shown = [index for index, event in enumerate(self._kept) if event.preview is not None]
+        for index in shown[:-_PREVIEWS]:
+            self._kept[index] = replace(self._kept[index], preview=None)
         self._wake()
 
     def _wake(self) -> None:

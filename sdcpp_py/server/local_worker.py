@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 from .frames import pack, receive
 from .worker import FramedWorker, WorkerLostError
+
+log = logging.getLogger("sdcpp_py.server")
 
 START_SECONDS = 120.0
 _PIPE_BYTES = 1 << 20
@@ -47,15 +50,23 @@ class LocalWorker(FramedWorker):
         self._reader = asyncio.create_task(self._listen(self._process))
         return await self._started(START_SECONDS)
 
-    async def _send(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-        """Send a frame; raise WorkerLostError where nobody takes it."""
+    def _post(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        """Have a frame sent; raise WorkerLostError where nobody takes it."""
         if self._process is None or self._process.stdin is None:
             raise WorkerLostError(f"{self.name} is not running")
         try:
             self._process.stdin.write(pack(message, blobs))
+        except (ConnectionError, RuntimeError):
+            raise WorkerLostError(f"{self.name} {self._reason or 'ended'}") from None
+
+    async def _posted(self) -> None:
+        """Return when there is room in the pipe; raise WorkerLostError where nobody takes what is in it."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
             await self._process.stdin.drain()
         except (ConnectionError, RuntimeError):
-            raise WorkerLostError(f"{self.name} ended") from None
+            raise WorkerLostError(f"{self.name} {self._reason or 'ended'}") from None
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         """Take what the process says until it ends; then say so to whoever waits for it."""
@@ -63,9 +74,11 @@ class LocalWorker(FramedWorker):
         try:
             while True:
                 self._take(await receive(process.stdout))
-        except (EOFError, ValueError, KeyError) as error:
-            if not isinstance(error, EOFError):
-                self.kill("said what is no frame")
+        except EOFError:
+            pass
+        except Exception as error:  # no frame, or more than there is memory for: unheard it is of no use
+            log.exception("%s", self.name)
+            self.kill(f"said what cannot be taken ({type(error).__name__})")
         status = await process.wait()
         self._lost(f"was ended by signal {-status}" if status < 0 else f"ended with status {status}")
 

@@ -101,10 +101,10 @@ class Pool:
             self.spawn(self.restart(slot))
 
     async def restart(self, slot: Slot) -> None:
-        """Start a worker again that was lost, after a pause where that is not the first time at the same job."""
+        """Start a worker again that was lost; the more often that was since it ended a job, the longer the pause."""
         slot.restarts += 1
         await slot.worker.stop()
-        await self._start(slot, 1.0 if slot.losses > 1 else 0.0)
+        await self._start(slot, min(2.0 ** min(slot.losses - 2, 9), _BACKOFF_SECONDS) if slot.losses > 1 else 0.0)
 
     async def stop(self) -> None:
         """End the workers, and what runs beside."""

@@ -101,8 +101,8 @@ class RayWorker(FramedWorker):
         self._reader = asyncio.create_task(self._listen(self._actor))
         return await self._started(START_SECONDS)
 
-    async def _send(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-        """Send a frame; raise WorkerLostError where nobody takes it."""
+    def _post(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        """Have a frame sent; raise WorkerLostError where nobody takes it."""
         if self._actor is None:
             raise WorkerLostError(f"{self.name} is not running")
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
@@ -30,13 +29,15 @@ from .jobs import (
 )
 from .model_list import ServedModel
 from .pool import Pool, Slot
+from .saving import Saving
 from .store import request_digest
 from .worker import Outcome, Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 
 _RECENT = 256  # jobs that have ended, whose events are still there to read
-_STORE_RETRY_SECONDS = 5.0
+_LONGEST_TIMER = 2e6  # seconds that a loop takes
+_MOST_BEGUN = 5  # times, over all starts of the server: a job that ends the whole of it is not drawn for ever
 
 
 class Scheduler:
@@ -77,6 +78,7 @@ class Scheduler:
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._drained = 0.0
         self._settling: dict[str, Job] = {}  # jobs that are drawn, and whose pictures are being written
+        self._saving = Saving(store, self._pool, self._dispatch)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -90,6 +92,10 @@ class Scheduler:
         for job in self.store.unfinished():
             job.state = "queued"
             self._admit(job)
+            if job.attempts >= _MOST_BEGUN:
+                self._queue.remove(job)
+                said = f"the server or a worker ended each of the {job.attempts} times that it was drawn; ask for less"
+                self._end(job, "failed", {"type": "WorkerLostError", "message": said})
         self._dispatch()
 
     def drain(self, seconds: float = 0.0) -> None:
@@ -131,7 +137,8 @@ class Scheduler:
         for job in left:
             if not job.is_over:
                 job.state, job.attempts = "queued", max(0, job.attempts - 1)
-                self._save(job)
+                self._saving.save(job)
+        self._saving.save_left()
         self._close_events()
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -225,14 +232,14 @@ class Scheduler:
     def _by_key(self, client: str, key: str) -> Job | None:
         """Return the job of an idempotency key."""
         found = self.store.by_key(client, key)
-        return None if found is None else self._active.get(found.id, found)
+        return None if found is None else self.current(found)
 
     def _admit(self, job: Job) -> None:
         """Put a job that is kept into the queue."""
         self._active[job.id] = job
         self._queue.add(job)
-        delay = max(0.0, job.deadline - time.time())
-        self._timers[job.id] = asyncio.get_running_loop().call_later(min(delay, 2e6), self._too_late, job)
+        # From here on by a clock that nobody sets.
+        self._fail_at(job, asyncio.get_running_loop().time() + job.deadline - time.time())
         self._tell(job, "queued", position=self._queue.position(job))
 
     def find(self, job: str) -> Job:
@@ -241,7 +248,7 @@ class Scheduler:
         Raises:
             UnknownJobError: there is none of this id, or none any more.
         """
-        found = self._active.get(job) or self._recent.get(job) or self.store.get(job)
+        found = self._known(job) or self.store.get(job)
         if found is None:
             raise UnknownJobError(f"there is no job {job[:64]!r}")
         if found.is_over and found.events.is_empty:
@@ -252,11 +259,19 @@ class Scheduler:
 
     def current(self, job: Job) -> Job:
         """Return a job as it is now, of one as the store had it."""
-        return self._active.get(job.id) or self._recent.get(job.id) or job
+        return self._known(job.id) or job
+
+    def _known(self, job: str) -> Job | None:
+        """Return a job of which more is known than the store has."""
+        return self._active.get(job) or self._recent.get(job) or self._saving.get(job)
 
     def position(self, job: Job) -> int:
         """Return roughly how many jobs go before one that waits."""
         return self._queue.position(job) if job in self._queue else 0
+
+    def positions(self) -> dict[str, int]:
+        """Return the same of all jobs that wait, by their ids."""
+        return self._queue.positions()
 
     async def finished(self, job: Job) -> Job:
         """Return a job when it has ended.
@@ -295,14 +310,19 @@ class Scheduler:
         else:
             self._end(job, "failed", {"type": type(error).__name__, "message": str(error)})
 
-    def _too_late(self, job: Job) -> None:
+    def _fail_at(self, job: Job, end: float) -> None:
+        """Fail a job at a time of the loop's clock."""
+        loop = asyncio.get_running_loop()
+        delay = max(0.0, min(end - loop.time(), _LONGEST_TIMER))
+        self._timers[job.id] = loop.call_later(delay, self._too_late, job, end)
+
+    def _too_late(self, job: Job, end: float) -> None:
         """Fail a job whose time is over."""
-        left = job.deadline - time.time()
-        if left > 0.01:  # beyond what a timer takes at once
-            self._timers[job.id] = asyncio.get_running_loop().call_later(min(left, 2e6), self._too_late, job)
+        if end > asyncio.get_running_loop().time() + 0.01:  # beyond what a timer takes at once
+            self._fail_at(job, end)
             return
         spent = job.deadline - job.created
-        self.cancel(job, DeadlineError(f"it was not done within {spent:.0f} s, waiting included"))
+        self.cancel(job, DeadlineError(f"it was not done within {round(spent, 2):g} s, waiting included"))
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures.
@@ -312,8 +332,9 @@ class Scheduler:
         """
         if not job.is_over:
             raise ConflictError("the job has not ended; cancel it first")
-        self._recent.pop(job.id, None)
         self.store.remove(job)
+        self._recent.pop(job.id, None)
+        self._saving.forget(job.id)
 
     async def unload(self, model: str) -> None:
         """Have every worker give a model back."""
@@ -333,7 +354,9 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         """Give the next jobs to the workers that have none, each to one that holds its model if there is such."""
-        while not self.draining and self._pool.has_idle() and (job := self._queue.next()) is not None:
+        while not self.draining and not self._saving.is_full and self._pool.has_idle():
+            if (job := self._queue.next()) is None:
+                return
             slot = self._pool.idle_for(job.request["model"])
             self._queue.take(job)
             slot.job, slot.cancelling = job, None
@@ -346,7 +369,7 @@ class Scheduler:
         job.started = time.time()
         job.state = "running" if job.request["model"] in slot.worker.loaded else "loading"
         self._tell(job, job.state)
-        asyncio.get_running_loop().call_soon(self._save, job)  # when the worker has it
+        asyncio.get_running_loop().call_soon(self._saving.save, job)  # when the worker has it
         begin = time.monotonic()
         try:
             outcome = await self._drawn(slot, job)
@@ -369,6 +392,8 @@ class Scheduler:
         """Return how a job ended in a worker; whatever goes wrong on the way there is a failure of this job alone."""
         try:
             pictures = await asyncio.to_thread(self.store.inputs, job) if job.inputs else []
+            if slot.cancelling is not None:  # meanwhile: the worker did not know it yet
+                return Outcome(error={"type": "CancelledError", "message": "cancelled before it was begun"})
             return await slot.worker.run(
                 job.id, job.request, pictures, lambda event, preview: self._progress(job, event, preview)
             )
@@ -391,7 +416,7 @@ class Scheduler:
         if outcome.files:
             suffix = job.request["output"].get("format") or ("webp" if "frames" in (outcome.result or {}) else "png")
             try:
-                job.files = await asyncio.to_thread(self.store.write_pictures, job, outcome.files, suffix)
+                job.files = await self._saving.write_pictures(job, outcome.files, suffix)
             except StoreError as error:
                 self._end(job, "failed", {"type": "StoreError", "message": str(error)})
                 return
@@ -407,7 +432,8 @@ class Scheduler:
         """Try a job again whose worker died, or end it; start the worker anew."""
         slot.job, slot.is_ready = None, False
         slot.losses += 1
-        job.attempts -= not error.begun
+        # What it never got it is not counted for; but where reading it is what ends workers, that is not for ever.
+        job.attempts -= not error.begun and slot.losses == 1
         if slot.cancelling is not None:
             self._end_early(job, slot.cancelling)
         else:
@@ -421,7 +447,7 @@ class Scheduler:
         log.warning("job %s: %s", job.id, error)
         if job.attempts < self.limits.attempts:
             job.state = "queued"
-            self._save(job)
+            self._saving.save(job)
             self._queue.add(job)
             self._tell(job, "retried", reason=str(error), attempts=job.attempts)
         else:
@@ -449,25 +475,8 @@ class Scheduler:
     def _enter(self, job: Job, state: State) -> None:
         """Bring a job into a state."""
         job.state = state
-        self._save(job)
+        self._saving.save(job)
         self._tell(job, state)
-
-    def _save(self, job: Job) -> None:
-        """Keep a job's state; where the store cannot be written now, later."""
-        try:
-            self.store.update(job)
-        except StoreError as error:
-            log.error("job %s: %s", job.id, error)
-            if not self._pool.is_stopping:
-                self._pool.spawn(self._save_later(job))
-
-    async def _save_later(self, job: Job) -> None:
-        """Keep a job's state when the store can be written again."""
-        while True:
-            await asyncio.sleep(_STORE_RETRY_SECONDS)
-            with contextlib.suppress(StoreError):
-                self.store.update(job)
-                return
 
     def _end(self, job: Job, state: State, error: dict[str, Any] | None = None) -> None:
         """End a job."""

@@ -228,7 +228,12 @@ class Guard:
                 message["headers"] = [*message["headers"], *safe]
             elif is_head and message["type"] == "http.response.body":
                 message["body"] = b""
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if "handler is closed" not in str(error):
+                    raise
+                # So says uvloop of a connection that ended meanwhile; whoever answers hears of it as of any other.
 
         try:
             await self._app(scope, limited, told)

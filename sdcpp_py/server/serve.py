@@ -33,6 +33,7 @@ from .worker import Worker
 from .workers import make_workers
 
 _CLOSING_SECONDS = 3  # for answers after what is under way had its time
+_READING_SECONDS = 60.0  # without taking any of an answer, after which a client counts as gone
 SERVING = declared(ServingOptions)
 """Every option of the server."""
 
@@ -116,6 +117,8 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             if os.name == "posix":
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections have it of the socket that took them
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _READING_SECONDS))
             listening.bind(address)
             listening.listen(2048)
         except BaseException:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ArgumentError
 from ..images import failure_reason
 from .jobs import Job, StoreError
+
+log = logging.getLogger("sdcpp_py.server")
 
 _VERSION = 1
 _SCHEMA = """
@@ -27,7 +30,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     key TEXT NOT NULL, digest TEXT NOT NULL, source TEXT NOT NULL, prompt TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state, created);
-CREATE INDEX IF NOT EXISTS jobs_created ON jobs (created);
+DROP INDEX IF EXISTS jobs_created;
+CREATE INDEX IF NOT EXISTS jobs_listed ON jobs (created, client, prompt); -- by itself what lists are looked up in
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_key ON jobs (client, key) WHERE key != '';
 """
 _FIELDS = (
@@ -38,6 +42,9 @@ _BASE = "jobs.sqlite"
 _JOB = re.compile("[0-9a-f]{32}")
 _PICTURE = re.compile(rf"\.?{_JOB.pattern}-\d+\.\w+(\.part)?")
 _MOST_JOBS = 100_000  # that are remembered without their pictures
+_MOST_BASE = 1 << 30  # bytes that the data base may take, with long prompts, before it forgets more of them
+_PRUNE_EVERY = 1000  # jobs that end, those beyond that are forgotten
+_BUSY_SECONDS = 0.25  # for another program that has the data base locked: the whole server waits meanwhile
 _UNFINISHED = ("queued", "loading", "running")
 
 
@@ -82,6 +89,14 @@ def request_digest(request: dict[str, Any], pictures: Sequence[bytes]) -> str:
     return made.hexdigest()
 
 
+def _names(row: sqlite3.Row) -> list[str]:
+    """Return the names of a row's pictures; none where it is damaged."""
+    try:
+        return [str(name) for name in json.loads(row["files"])]
+    except (ValueError, TypeError):
+        return []
+
+
 class Store:
     """The jobs of a server, in a folder. One server at a time may have it open.
 
@@ -99,13 +114,16 @@ class Store:
         self._limit = limit
         self._waiting: dict[str, int] = {}  # bytes of the pictures that go into each job that has not ended
         self._room = threading.RLock()  # pictures are written in threads, one job at a time
+        self._ended = 0
         with contextlib.ExitStack() as opened, _stored(self._folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are its owner's
             self._pictures.mkdir(exist_ok=True)
             self._inputs.mkdir(exist_ok=True)
             used = f"store {folder} is in use by another server; choose another --store"
             opened.enter_context(open_locked(folder / "lock", used))
-            self._base = sqlite3.connect(folder / _BASE, isolation_level=None, check_same_thread=False)
+            self._base = sqlite3.connect(
+                folder / _BASE, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+            )
             opened.callback(self._base.close)
             self._base.row_factory = sqlite3.Row
             self._base.execute("PRAGMA journal_mode=WAL")
@@ -168,6 +186,9 @@ class Store:
         with _stored(self._folder):
             if job.is_over:
                 self._put(job)
+                self._ended += 1
+                if self._ended % _PRUNE_EVERY == 0:
+                    self._prune()
                 return
             changed = (job.state, job.attempts, job.started, job.id)
             self._base.execute("UPDATE jobs SET state = ?, attempts = ?, started = ? WHERE id = ?", changed)
@@ -186,32 +207,39 @@ class Store:
         marks = ", ".join(f":{name}" for name in _FIELDS)
         self._base.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_FIELDS)}) VALUES ({marks})", row)
 
-    @staticmethod
-    def _job(row: sqlite3.Row) -> Job:
-        values = {name: row[name] for name in _FIELDS if name not in ("bytes", "prompt")}
-        for name in ("request", "files", "result", "error"):
-            values[name] = None if values[name] is None else json.loads(values[name])
-        return Job(**values)
+    def _jobs(self, rows: Iterable[sqlite3.Row]) -> list[Job]:
+        """Return the jobs of rows; what is none is left out: one damaged job is no end of all others."""
+        found = []
+        for row in rows:
+            values = {name: row[name] for name in _FIELDS if name not in ("bytes", "prompt")}
+            try:
+                for name in ("request", "files", "result", "error"):
+                    values[name] = None if values[name] is None else json.loads(values[name])
+                job = Job(**values)
+                job.to_dict(), job.request["output"]
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                log.error("job %s of %s is damaged (%s)", row["id"], self._folder / _BASE, failure_reason(error))
+                continue
+            found.append(job)
+        return found
+
+    def _selected(self, query: str, values: Sequence[Any]) -> list[Job]:
+        """Return jobs, by what follows FROM in a query."""
+        with _stored(self._folder):
+            rows = self._base.execute(f"SELECT {', '.join(_FIELDS)} FROM jobs {query}", values).fetchall()
+        return self._jobs(rows)
 
     def get(self, job: str) -> Job | None:
         """Return a job, None where there is none of this id."""
-        with _stored(self._folder):
-            row = self._base.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
-        return None if row is None else self._job(row)
+        return next(iter(self._selected("WHERE id = ?", (job,))), None)
 
     def by_key(self, client: str, key: str) -> Job | None:
         """Return the job of a client's idempotency key, None where it was not used."""
-        with _stored(self._folder):
-            row = self._base.execute("SELECT * FROM jobs WHERE client = ? AND key = ?", (client, key)).fetchone()
-        return None if row is None else self._job(row)
+        return next(iter(self._selected("WHERE client = ? AND key = ?", (client, key))), None)
 
     def unfinished(self) -> list[Job]:
         """Return the jobs that have not ended, the oldest first."""
-        with _stored(self._folder):
-            rows = self._base.execute(
-                "SELECT * FROM jobs WHERE state IN (?, ?, ?) ORDER BY created", _UNFINISHED
-            ).fetchall()
-        return [self._job(row) for row in rows]
+        return self._selected("WHERE state IN (?, ?, ?) ORDER BY created", _UNFINISHED)
 
     def listed(
         self, *, state: str = "", client: str = "", search: str = "", before: float | None = None, limit: int = 50
@@ -236,17 +264,17 @@ class Store:
         if before is not None:
             where.append("created < ?")
             values.append(before)
-        query = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY created DESC LIMIT ?"
-        with _stored(self._folder):
-            rows = self._base.execute(query, (*values, limit)).fetchall()
-        return [self._job(row) for row in rows]
+        return self._selected(f"WHERE {' AND '.join(where)} ORDER BY created DESC LIMIT ?", (*values, limit))
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures."""
         with _stored(self._folder):
+            row = self._base.execute("SELECT bytes FROM jobs WHERE id = ?", (job.id,)).fetchone()
+            # Files first, here and below: on a full disk they make the room that the data base needs.
+            self._discard(job.id, job.files)
             self._base.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
-            self._discard(job.files)
-            self._discard_inputs(job.id)
+            with self._room:
+                self.bytes -= 0 if row is None else row["bytes"]
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
@@ -288,7 +316,6 @@ class Store:
             StoreError: they cannot be written; none of them is kept.
         """
         names = [f"{job.id}-{index}.{suffix}" for index in range(len(files))]
-        written: list[str] = []
         with self._room:
             self._make_room(sum(map(len, files)), job.id)
             try:
@@ -296,10 +323,11 @@ class Store:
                     self._pictures.mkdir(exist_ok=True)  # people empty it by removing it
                     for name, data in zip(names, files, strict=True):
                         self._write(self._pictures / name, data)
-                        written.append(name)
-                        self.bytes += len(data)
+                self.bytes += sum(map(len, files))
             except StoreError:
-                self._discard(written)
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        (self._pictures / name).unlink(missing_ok=True)
                 raise
         return names
 
@@ -310,12 +338,12 @@ class Store:
         file = self._pictures / job.files[index]
         return file if file.is_file() else None
 
-    def _discard(self, names: Sequence[str]) -> None:
-        with self._room:
-            for name in names:
-                self.bytes -= self._size(name)
-                with contextlib.suppress(OSError):
-                    (self._pictures / name).unlink(missing_ok=True)
+    def _discard(self, job: str, names: Sequence[str]) -> None:
+        """Remove a job's pictures, and those that went in, as far as they are there."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                (self._pictures / name).unlink(missing_ok=True)
+        shutil.rmtree(self._inputs / job, ignore_errors=True)
 
     def _make_room(self, size: int, keep: str) -> None:
         """Remove the oldest pictures until so many bytes more fit."""
@@ -325,10 +353,11 @@ class Store:
                     "SELECT * FROM jobs WHERE bytes > 0 AND id != ? ORDER BY ended LIMIT 1", (keep,)
                 ).fetchone()
                 if row is None:
-                    raise StoreError("the pictures of one job are more than the store may hold; raise --store-limit")
-                self._discard(json.loads(row["files"]))
-                self._discard_inputs(row["id"])
+                    said = "the pictures of one job are more than the store may hold; raise --store-limit"
+                    raise StoreError(said, lasts=True)
+                self._discard(row["id"], _names(row))
                 self._base.execute("UPDATE jobs SET files = '[]', bytes = 0 WHERE id = ?", (row["id"],))
+                self.bytes -= row["bytes"]  # as they were counted: people may have removed some
 
     def input(self, job: Job, index: int) -> Path | None:
         """Return the file of a picture that went into a job, None where there is none, or none any more."""
@@ -349,16 +378,11 @@ class Store:
             with self._room:
                 self.bytes += self._input_bytes(job.id)
 
-    def _discard_inputs(self, job: str) -> None:
-        with self._room:
-            self.bytes -= self._input_bytes(job)
-            shutil.rmtree(self._inputs / job, ignore_errors=True)
-
     def _sweep(self) -> None:
         """Remove what an end in the middle of writing left; never what has no name of ours."""
         with _stored(self._folder):
             rows = self._base.execute("SELECT files FROM jobs WHERE files != '[]'").fetchall()
-            known = {name for row in rows for name in json.loads(row["files"])}
+            known = {name for row in rows for name in _names(row)}
             for file in self._pictures.iterdir():
                 if file.name not in known and _PICTURE.fullmatch(file.name):
                     file.unlink(missing_ok=True)
@@ -370,8 +394,25 @@ class Store:
                     self._waiting[folder.name] = self._input_bytes(folder.name)
                 elif folder.name not in kept and _JOB.fullmatch(folder.name):
                     shutil.rmtree(folder, ignore_errors=True)
-            self._base.execute(
-                "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "
-                "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",
-                (_MOST_JOBS,),
+            self._prune()
+
+    def _prune(self) -> None:
+        """Forget the oldest jobs without pictures, where there are more than are remembered."""
+        self._base.execute(
+            "DELETE FROM jobs WHERE ended IS NOT NULL AND bytes = 0 AND created < "
+            "(SELECT created FROM jobs ORDER BY created DESC LIMIT 1 OFFSET ?)",
+            (_MOST_JOBS,),
+        )
+        while self._base_bytes() > _MOST_BASE:
+            forgotten = self._base.execute(
+                "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE ended IS NOT NULL AND bytes = 0 "
+                "ORDER BY created LIMIT 1 + (SELECT count(*) FROM jobs) / 10)"
             )
+            if not forgotten.rowcount:
+                return
+
+    def _base_bytes(self) -> int:
+        """Return what the data base needs of its file."""
+        names = ("page_count", "freelist_count", "page_size")
+        count, free, size = (self._base.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        return int((count - free) * size)

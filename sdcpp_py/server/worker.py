@@ -20,6 +20,7 @@ BEAT_SECONDS = 20.0
 """Without a beat for so long a worker is gone, though its process may be there."""
 CANCEL_SECONDS = 20.0
 """What a worker has left for a cancel; then it is replaced."""
+_LOOK_SECONDS = 1.0  # between two looks at whether it lives
 _STOPPED = "was stopped"
 
 Told = Callable[[dict[str, Any], bytes | None], None]
@@ -122,11 +123,20 @@ class FramedWorker:
     _heard: float = 0.0
     _moved: float = 0.0
     _cancelled: float = 0.0
+    _looked: float = 0.0
     _reason: str = ""
 
-    async def _send(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-        """Send a frame; raise WorkerLostError where nobody takes it."""
+    def _post(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        """Have a frame sent after those before it; raise WorkerLostError where nobody takes it."""
         raise NotImplementedError
+
+    async def _posted(self) -> None:
+        """Return when there is room for the next frame, or raise WorkerLostError."""
+
+    async def _send(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        """Send a frame, or raise WorkerLostError."""
+        self._post(message, blobs)
+        await self._posted()
 
     def _end(self) -> None:
         """End it at once; whoever listens to it hears its end."""
@@ -203,39 +213,55 @@ class FramedWorker:
         """
         self._outcome = asyncio.get_running_loop().create_future()
         self._told = told
-        self._moved = self._heard = time.monotonic()
+        self._moved = self._heard = self._looked = time.monotonic()
         self._cancelled = 0.0
+        sending: asyncio.Future[None] | None = None
         try:
-            try:
-                await self._send({"type": "job", "id": job, "request": dict(request)}, pictures)
-            except WorkerLostError as error:
-                error.begun = False
-                raise
+            self._post({"type": "job", "id": job, "request": dict(request)}, pictures)
+            # Looked after meanwhile: one that reads nothing any more does not take a large picture.
+            sending = asyncio.ensure_future(self._posted())
             while True:
-                done, _ = await asyncio.wait([self._outcome], timeout=1.0)
-                if done:
+                waited: list[asyncio.Future[Any]] = [self._outcome, *([] if sending.done() else [sending])]
+                await asyncio.wait(waited, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+                if self._outcome.done():
                     return self._outcome.result()
                 self._watch()
+        except WorkerLostError as error:
+            error.begun = sending is not None and sending.done() and sending.exception() is None
+            raise
         finally:
+            if sending is not None:
+                sending.cancel()
             self._outcome = self._told = None
 
     async def _written(self, job: str) -> Outcome:
         """Return a job's outcome with its files."""
+        begin = time.monotonic()
         try:
             while True:
-                done, _ = await asyncio.wait([self._writing[job]], timeout=1.0)
+                done, _ = await asyncio.wait([self._writing[job]], timeout=_LOOK_SECONDS)
                 if done:
                     return self._writing[job].result()
-                if time.monotonic() - self._heard > BEAT_SECONDS:
-                    self.kill(f"did not answer for {BEAT_SECONDS:.0f} s")
+                self._watch(only_beats=True)
+                if time.monotonic() - begin > self.hang_seconds:
+                    self.kill(f"made no files for {self.hang_seconds:.0f} s")
         finally:
             del self._writing[job]
 
-    def _watch(self) -> None:
+    def _watch(self, only_beats: bool = False) -> None:
         """End it if it does not live as it should."""
         now = time.monotonic()
+        if (still := now - self._looked) > 2 * _LOOK_SECONDS:
+            # This process stood still itself, and has yet to hear what was said meanwhile.
+            self._heard, self._moved = min(now, self._heard + still), min(now, self._moved + still)
+            self._cancelled = self._cancelled and min(now, self._cancelled + still)
+        self._looked = now
         if now - self._heard > BEAT_SECONDS:
             self.kill(f"did not answer for {BEAT_SECONDS:.0f} s")
+        elif only_beats:
+            return
         elif now - self._moved > self.hang_seconds:
             self.kill(f"made no progress for {self.hang_seconds:.0f} s")
         elif self._cancelled and now - self._cancelled > CANCEL_SECONDS:

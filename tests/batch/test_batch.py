@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sdcpp_py import cli
 from sdcpp_py.batch import run as running
 from sdcpp_py.batch.lines import Item, Lines, LinesError
 from sdcpp_py.batch.run import BatchError, run
-from sdcpp_py.errors import ArgumentError
+from sdcpp_py.errors import ArgumentError, SdcppError
 from sdcpp_py.server.model_list import ServedModel
 from support.fake_worker import FakeWorker
 
@@ -160,6 +161,33 @@ def test_what_fails_is_said_and_tried_again(drawing: Drawing, tmp_path: Path, mo
     with pytest.raises(Exception, match=r"00000[12].png cannot be written \(No space left on device\)"):
         drawing([f"n{index}" for index in range(50)], begun)
     assert len(begun.drawn) < 5
+    monkeypatch.undo()
+
+
+def test_what_cannot_be_begun_with_has_its_row(drawing: Drawing, tmp_path: Path) -> None:
+    """As of a picture that went away since the lines were read. That the index cannot be written is said in a line."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(photo)
+
+    class Removing(FakeWorker):
+        async def run(self, *given: Any) -> Any:
+            photo.unlink(missing_ok=True)
+            return await super().run(*given)
+
+    lines: list[Any] = [{"prompt": name} for name in "abcd"]
+    with pytest.raises(BatchError, match="1 of 5 pictures could not be drawn"):
+        drawing([*lines, {"mode": "img2img", "prompt": "e", "image": "photo.png"}], Removing())
+    row = drawing.rows[-1]  # type: ignore[attr-defined]
+    assert (row["line"], row["state"], row["error"]["type"]) == (5, "failed", "ArgumentError")
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "out" / "index.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 700, hard))  # of the rows of five more one fits, and a half
+    try:
+        with pytest.raises(SdcppError, match=r"index.jsonl cannot be written \(File too large\)"):
+            drawing([f"n{index}" for index in range(5)], FakeWorker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert drawing([f"n{index}" for index in range(5)], FakeWorker())[0] != []
 
 
 def rows_of(index: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import pytest
 
 from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import worker as framed
+from sdcpp_py.server.frames import Frame
 from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
-from sdcpp_py.server.worker import Outcome, WorkerLostError
+from sdcpp_py.server.work.worker import _error as worker_error
+from sdcpp_py.server.worker import FramedWorker, Outcome, WorkerLostError
 from support.checkpoints import write_checkpoint
 from support.server import DRAWN
 
@@ -140,6 +145,68 @@ def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytes
             assert (await draw(worker)).error is None
 
     with_worker(work)
+
+
+def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_stood_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(framed, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(framed, "BEAT_SECONDS", 0.5)
+
+    class Told(FramedWorker):
+        """It beats, unless it is too full to take a picture; and it draws, but makes no files."""
+
+        async def _posted(self) -> None:
+            if self.device == "full":
+                await asyncio.Event().wait()
+
+        def _post(self, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+            if self.device != "full" and message["type"] == "job":
+                beating.append(asyncio.create_task(self.beat()))
+
+        async def beat(self) -> None:
+            while True:
+                await asyncio.sleep(0.2)  # later than the next look at it
+                self._take(Frame({"type": "beat", "loaded": {}, "modes": {}, "resident": 0}))
+                self._take(Frame({"type": "event", "event": {}}))
+
+        def draw(self) -> None:
+            self._take(Frame({"type": "drawn", "id": "job", "result": {}}))
+
+        def _end(self) -> None:
+            self._lost("ended")
+
+    beating: list[asyncio.Task[None]] = []
+
+    async def work() -> None:
+        worker = Told("worker", SERVED, hang_seconds=0.8)
+        drawing = asyncio.create_task(worker.run("job", request(), [], lambda *_: None))
+        await asyncio.sleep(0.1)
+        time.sleep(0.9)  # as a front that is stopped, or waits for a disk
+        await asyncio.sleep(0.2)
+        worker.draw()
+        outcome = await drawing
+        assert outcome.later is not None
+        with pytest.raises(WorkerLostError, match="worker made no files for 1 s"):
+            await outcome.later
+        with pytest.raises(WorkerLostError, match="full did not answer for 0 s") as caught:
+            await Told("full", SERVED, device="full").run("job", request(), [b""], lambda *_: None)
+        assert not caught.value.begun
+        for task in beating:
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(work(), 5))
+
+
+def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
+    """And what fails in it unforeseen says nothing of this machine."""
+    code = "import sys; from sdcpp_py.server.work import worker; from PIL import Image; " \
+           "assert 'numpy.linalg' in sys.modules; assert 'WEBP' in Image.SAVE"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for error, kind in ((ImportError("/a/path"), "InternalError"), (OSError(errno.ENOMEM, "x"), "MemoryError")):
+        said = worker_error(error)
+        assert said["type"] == kind
+        assert "/a/path" not in said["message"]
 
 
 def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from typing import Any
 import pytest
 
 from sdcpp_py.errors import SdcppError
+from sdcpp_py.server import saving
+from sdcpp_py.server import scheduler as scheduling_module
+from sdcpp_py.server import store as store_module
 from sdcpp_py.server.fair_queue import FairQueue
 from sdcpp_py.server.jobs import (
     ConflictError,
@@ -27,6 +33,7 @@ from sdcpp_py.server.jobs import (
     UnknownJobError,
 )
 from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.pool import Pool, Slot
 from sdcpp_py.server.scheduler import Scheduler
 from sdcpp_py.server.store import Store
 from sdcpp_py.server.worker import Outcome, WorkerLostError
@@ -85,6 +92,12 @@ def test_clients_are_served_alike() -> None:
     first = queue.next()
     assert first is not None
     assert first.request["options"]["prompt"] == "first"
+    assert queue.positions() == {job.id: queue.position(job) for job in queue}
+    for number in range(3000):
+        queue.add(Job("many", 0, 0.0, asked("x").work(), created=1000 + number))
+    begin = time.perf_counter()
+    assert len(set(queue.positions().values())) == len(queue)
+    assert time.perf_counter() - begin < 0.5  # one by one it would be seconds
     queue.remove(first)
     assert queue.next() is not first
 
@@ -113,6 +126,50 @@ def test_a_job_survives_what_becomes_of_its_worker(tmp_path: Path) -> None:
             job = await scheduler.finished(scheduler.submit(asked("fail")))
             assert job.error == {"type": "DeviceMemoryError", "message": "too large"}
             assert (await scheduler.finished(scheduler.submit(asked()))).state == "done"
+
+    run(work)
+
+
+def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With growing pauses, also where a worker ends before it has the job, and where the whole server does."""
+
+    class Unread(FakeWorker):
+        async def run(self, *given: Any) -> Outcome:
+            error = WorkerLostError(f"{self.name} ended")
+            error.begun = False
+            raise error
+
+    pauses: list[float] = []
+    start = Pool._start
+
+    async def at_once(pool: Pool, slot: Slot, pause: float = 0.0) -> None:
+        pauses.append(pause)
+        await start(pool, slot)
+
+    monkeypatch.setattr(Pool, "_start", at_once)
+
+    async def work() -> None:
+        async with scheduling(tmp_path / "1", [Unread()]) as scheduler:
+            job = await scheduler.finished(scheduler.submit(asked()))
+            assert (job.state, job.error["type"], len(pauses)) == ("failed", "WorkerLostError", 3)  # type: ignore[index]
+            for _ in range(4):
+                await scheduler.finished(scheduler.submit(asked()))
+            assert pauses[:4] == [0.0, 1.0, 2.0, 4.0]
+            assert max(pauses) == 30.0
+        worker = FakeWorker()
+        worker.held.clear()
+        async with scheduling(tmp_path / "2", [worker]) as scheduler:
+            taken = [scheduler.submit(asked(prompt)) for prompt in ("fatal", "next")]
+            await asyncio.sleep(0.05)
+            taken[0].attempts = 5
+            scheduler.store.update(taken[0])
+            monkeypatch.setattr(scheduler.store, "update", lambda job: None)  # as if it had been killed here
+        worker = FakeWorker()
+        async with scheduling(tmp_path / "2", [worker]) as scheduler:
+            fatal, other = (scheduler.find(job.id) for job in taken)
+            await scheduler.finished(other)
+            assert (fatal.state, fatal.error["type"]) == ("failed", "WorkerLostError")  # type: ignore[index]
+            assert worker.drawn == ["next"]
 
     run(work)
 
@@ -216,7 +273,7 @@ def test_what_is_too_much_is_refused(tmp_path: Path) -> None:
     run(work)
 
 
-def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path) -> None:
+def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         worker = FakeWorker()
         worker.held.clear()
@@ -229,6 +286,32 @@ def test_jobs_end_when_they_are_cancelled_or_too_late(tmp_path: Path) -> None:
                 await scheduler.finished(job)
                 assert (job.state, job.error["type"]) == ("failed", "DeadlineError")  # type: ignore[index]
             assert scheduler.store.unfinished() == []
+            # However the clock is set meanwhile; and the order is that in which they came.
+            clock = time.time
+            running, *waiting = (scheduler.submit(asked(name, seconds=0.3)) for name in ("running", "b"))
+            monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+            waiting += [scheduler.submit(asked(name)) for name in "cd"]
+            assert [scheduler.position(job) for job in waiting] == [0, 1, 2]
+            for job in (running, waiting[0]):
+                await scheduler.finished(job)
+                assert (job.state, job.error["type"]) == ("failed", "DeadlineError")  # type: ignore[index]
+            for job in waiting[1:]:
+                assert scheduler.cancel(job)
+                await scheduler.finished(job)
+            monkeypatch.setattr(time, "time", clock)
+            # While the pictures that go in are read: the worker has not heard of the job yet.
+            reading = threading.Event()
+            read = scheduler.store.inputs
+            monkeypatch.setattr(scheduler.store, "inputs", lambda job: reading.wait(5) and read(job))
+            job = scheduler.submit(asked("read", pictures=[b"in"]))
+            await asyncio.sleep(0.05)
+            assert scheduler.cancel(job)
+            await asyncio.sleep(0.05)
+            worker.cancelled.clear()  # what a real one does not know it does not keep
+            worker.held.set()
+            reading.set()
+            assert (await scheduler.finished(job)).state == "cancelled"
+            assert worker.drawn == []
 
     run(work)
 
@@ -257,17 +340,87 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
             kept = [scheduler.store.picture(scheduler.store.get(job.id), 0) is not None for job in jobs]  # type: ignore[arg-type]
             assert kept == [False, False, True, True]
             assert scheduler.store.bytes == 14
+            shutil.rmtree(tmp_path / "store" / "pictures")  # what people remove makes room, too
+            jobs = [await scheduler.finished(scheduler.submit(asked())) for _ in range(3)]
+            assert [job.state for job in jobs] == ["done"] * 3
+            assert scheduler.store.bytes == 14
 
             def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
             monkeypatch.setattr(Store, "_write", full)
+            monkeypatch.setattr(saving, "_FULL_RETRY_SECONDS", 0.05)
+            first = scheduler.submit(asked("first"))
+            await asyncio.sleep(0.1)
+            second = scheduler.submit(asked("second"))
+            await asyncio.sleep(0.1)
+            assert (first.state, second.state) == ("running", "queued")  # which waits until there is room
+            monkeypatch.undo()
+            for job in (first, second):
+                assert (await scheduler.finished(job)).state == "done"
+            monkeypatch.setattr(Store, "_write", full)
+            monkeypatch.setattr(saving, "_FULL_SECONDS", 0.0)
             job = await scheduler.finished(scheduler.submit(asked()))
             assert (job.state, job.error["type"]) == ("failed", "StoreError")  # type: ignore[index]
             with pytest.raises(StoreError, match="No space left"):
                 scheduler.submit(asked(pictures=[b"in"]))
             assert list((tmp_path / "store" / "inputs").iterdir()) == []
             assert scheduler.waiting == 0
+
+    run(work)
+
+
+def test_a_locked_store_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another program has it locked jobs end, and are kept when it is free again."""
+    monkeypatch.setattr(scheduling_module, "_RECENT", 1)
+    monkeypatch.setattr(saving, "_RETRY_SECONDS", 0.05)
+
+    async def work() -> None:
+        worker = FakeWorker()
+        worker.held.clear()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            jobs = [scheduler.submit(asked(name)) for name in "abc"]
+            await asyncio.sleep(0.05)
+            with contextlib.closing(sqlite3.connect(tmp_path / "store" / "jobs.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                worker.held.set()
+                begin = time.monotonic()
+                for job in jobs:
+                    await scheduler.finished(job)
+                    assert scheduler.find(job.id).state == "done"
+                with pytest.raises(StoreError, match="locked"):
+                    scheduler.submit(asked())
+                assert time.monotonic() - begin < 5  # by default a single try takes as long
+                assert [scheduler.find(job.id).state for job in jobs] == ["done"] * 3
+                assert [scheduler.store.get(job.id).state for job in jobs] != ["done"] * 3  # type: ignore[union-attr]
+                other.execute("ROLLBACK")
+            while scheduler.store.unfinished():
+                await asyncio.sleep(0.05)
+            assert scheduler.find(jobs[0].id) is not jobs[0]
+
+    run(work)
+
+
+def test_a_store_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_MOST_JOBS", 10)
+    monkeypatch.setattr(store_module, "_PRUNE_EVERY", 5)
+
+    async def work() -> None:
+        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
+            for _ in range(30):
+                await scheduler.finished(scheduler.submit(asked("fail")))
+            assert 10 <= len(scheduler.store.listed(limit=100)) <= 16  # type: ignore[attr-defined]
+            monkeypatch.setattr(store_module, "_MOST_JOBS", 1000)
+            monkeypatch.setattr(store_module, "_MOST_BASE", 1_000_000)
+            for _ in range(40):
+                await scheduler.finished(scheduler.submit(asked("fail", options={"negative_prompt": "x" * 50_000})))
+            kept = scheduler.store.listed(limit=100)  # type: ignore[attr-defined]
+            assert 10 <= len(kept) <= 26
+            assert kept[0].created > kept[-1].created
+            with contextlib.closing(sqlite3.connect(tmp_path / "store" / "jobs.sqlite")) as base:
+                query = "SELECT id FROM jobs WHERE client = 'x' AND instr(lower(prompt), 'x') ORDER BY created DESC"
+                (plan,) = base.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+                assert "SCAN jobs USING INDEX jobs_listed" in plan[-1]  # not through the results of all jobs
 
     run(work)
 
@@ -296,6 +449,24 @@ def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
                 scheduler.submit(asked())
 
     run(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    store = Store(folder, 1e9)
+    jobs = [Job("", 0, time.time() + 99, {**asked().work(), "mode": "txt2img"}) for _ in range(3)]
+    for job in jobs:
+        store.add(job, [])
+    store.close()
+    with contextlib.closing(sqlite3.connect(folder / "jobs.sqlite")) as base:
+        for job, broken in zip(jobs, ("request = '{', files = '['", "request = '{}'"), strict=False):
+            base.execute(f"UPDATE jobs SET {broken} WHERE id = ?", (job.id,))
+        base.commit()
+
+    async def after() -> None:
+        """Jobs that cannot be read are no end of the others."""
+        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
+            assert (await scheduler.finished(scheduler.find(jobs[2].id))).state == "done"
+            assert [job.id for job in scheduler.store.listed()] == [jobs[2].id]  # type: ignore[attr-defined]
+
+    run(after)
     folder.mkdir(exist_ok=True)
     (folder / "jobs.sqlite").write_bytes(bytes(range(256)) * 40)
     with pytest.raises(StoreError, match=r"jobs.sqlite is damaged .*move it away"):
@@ -313,11 +484,13 @@ def test_a_store_finds_words_in_any_writing_and_is_its_owners(tmp_path: Path) ->
 
 
 def test_slow_readers_hold_nobody_up() -> None:
+    """Nor memory: of what was shown on the way little is kept when a job has ended."""
+
     async def work() -> None:
         events = Events()
         slow, seen = events.after(), []
         for number in range(2000):
-            events.add("progress", {"number": number})
+            events.add("progress", {"number": number}, b"preview")
         seen.append((await anext(slow)).data["number"])
         for number in range(2000, 2010):
             events.add("progress", {"number": number})
@@ -326,5 +499,6 @@ def test_slow_readers_hold_nobody_up() -> None:
         assert len(seen) <= 600
         assert seen == sorted(seen)
         assert seen[-1] == 2009
+        assert 1 <= len([event async for event in events.after() if event.preview]) <= 4
 
     run(work)

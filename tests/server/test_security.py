@@ -163,3 +163,20 @@ def test_tokens_are_read_from_a_file_and_the_environment(tmp_path: Path) -> None
     assert "short" not in str(caught.value)
     with pytest.raises(ArgumentError, match="cannot be read"):
         read_tokens(tmp_path / "none", {})
+
+
+def test_a_client_that_is_gone_is_no_failure_of_the_server() -> None:
+    """uvloop says it by an error of its own, which would be in the log with a traceback for each."""
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def gone(message: Any) -> None:
+        raise RuntimeError(f"unable to perform operation on <TCPTransport>; the {said}")
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")], "query_string": b""}
+    said = "handler is closed"
+    asyncio.run(Guard(echo, Security())(dict(scope), receive, gone))
+    said = "sky fell"
+    with pytest.raises(RuntimeError, match="sky fell"):
+        asyncio.run(Guard(echo, Security())(dict(scope), receive, gone))

@@ -18,7 +18,7 @@ import pytest
 from sdcpp_py import cli
 from sdcpp_py.errors import ArgumentError, ModelError
 from sdcpp_py.server.model_list import folder_upscalers, one_model, read_models, served_models
-from sdcpp_py.server.serve import checked, state_folder
+from sdcpp_py.server.serve import _listen, checked, state_folder
 from sdcpp_py.server.workers import make_workers
 from support.server import DRAWN, serving
 
@@ -33,6 +33,7 @@ def test_the_front_and_the_workers_may_be_killed(tmp_path: Path) -> None:
         server.wait(jobs[0]["id"], "running", "done")
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         workers = server.worker_pids()
+        os.kill(workers[1], signal.SIGSTOP)  # one that hears nothing any more
         server.end(signal.SIGKILL)
     end = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{pid}/exe") for pid in workers) and time.monotonic() < end:
@@ -125,6 +126,9 @@ def test_too_many_jobs_are_refused_with_a_time(tmp_path: Path) -> None:
         assert (other.returncode, other.stdout) == (1, "")
         assert "cannot be listened on (Address already in use" in other.stderr
     assert "Traceback" not in (tmp_path / "store.log").read_text()
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of clients that read nothing any more
+        with _listen("127.0.0.1", 0) as listening:
+            assert 0 < listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,9 @@ def router(front: Front) -> APIRouter:
     ) -> Any:
         """List jobs, the newest first."""
         found = front.store.listed(state=state, client=client, search=search, before=before, limit=limit)
-        return {"jobs": [answer(scheduler.current(each)) for each in found]}
+        waiting = scheduler.positions()
+        current = [scheduler.current(each) for each in found]
+        return {"jobs": [{**each.to_dict(), "position": waiting.get(each.id, 0)} for each in current]}
 
     @api.get("/jobs/{job}", response_model=JobAnswer, tags=["jobs"], responses=errors(503, form=ErrorAnswer))
     async def job(job: str, wait: _Wait = 0.0) -> Any:

@@ -265,6 +265,8 @@ def encoded(image: Image.Image, kind: str, compression: int | None = None) -> by
         image = image.convert(image.mode[:-1])
     try:
         image.save(buffer, format=kind.upper(), **more)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever an encoder raises
         raise OutputError(f"{kind}: this Pillow cannot write it ({failure_reason(error)}); ask for png") from None
     return buffer.getvalue()

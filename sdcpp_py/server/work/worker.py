@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import queue
@@ -11,6 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+# Now, though they are not needed yet: modules whose import once fails for lack of memory cannot be had any more.
+import numpy  # noqa: F401
+import PIL.Image
 
 from ... import engine
 from ...devices import devices, doctor
@@ -25,6 +30,8 @@ from ..frames import Frame
 from ..model_list import MODES, ServedModel
 from .drawing import Drawn, draw_job, encoded
 from .models import Models
+
+PIL.Image.init()
 
 BEAT_SECONDS = 1.0
 _EVENT_SECONDS = 0.1  # between two events of progress without anything new
@@ -143,7 +150,7 @@ class Worker:
             drawn = draw_job(self._models, request, blobs, told.loading, told, self._calls[job])
             outcome |= {"type": "drawn", "result": drawn.result}
         except Exception as failure:
-            if isinstance(failure, MemoryError):
+            if _is_of_memory(failure):
                 self._models.unload_all()
             outcome |= {"type": "failed", "error": _error(failure, job)}
         del self._calls[job]  # before anybody hears of the end, and may ask for the next one
@@ -195,12 +202,18 @@ class _Telling:
         self._worker.tell(self._job, told, blobs)
 
 
+def _is_of_memory(error: Exception) -> bool:
+    """Tell whether there was not enough memory for something."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
 def _error(error: Exception, job: str = "") -> dict[str, Any]:
     """Return an error as the front knows it; one that nobody expects of a job is logged."""
-    if isinstance(error, MemoryError):
+    if _is_of_memory(error):
         return {"type": "MemoryError", "message": "there is not enough memory; make the pictures smaller or fewer"}
-    if not isinstance(error, (SdcppError, TypeError)):
+    if not isinstance(error, (SdcppError, TypeError)):  # its words may tell of this machine
         logging.getLogger("sdcpp_py.server").error("job %s", job, exc_info=error)
+        return {"type": "InternalError", "message": "the worker failed at this; the server's log says why"}
     lines = getattr(error, "engine_log", ())
     # An unknown or missing keyword is a TypeError, as for any function of Python.
     kind = "ArgumentError" if isinstance(error, TypeError) else type(error).__name__
