@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -76,3 +77,23 @@ def test_lanes_that_come_again(checkpoint: Path, lora: Path) -> None:
         with pytest.raises(sdcpp_py.CancelledError):
             draw(batch_count=5, progress=lambda step: model.context.cancel() if step.step == 2 else None)
         assert draw(**cases["five pictures"]) == expected["five pictures"]
+
+
+@in_child
+def test_two_passes_at_the_same_time_come_again(checkpoint: Path) -> None:
+    """Of a resident model's guided steps: each pass of a step finds its graph, beside the other one."""
+    Loopback()
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("sdcpp_py.engine")
+    log.addHandler(handler)
+    log.setLevel("DEBUG")
+    given = {**SMALL, "steps": 6, "cfg_scale": 5.0, "negative_prompt": "dogs"}
+    with StableDiffusion(checkpoint, runtime_backend="loopback0", threads=1) as sd:
+        again = hashlib.sha256(sd.txt2img("a cat", **given)[0].tobytes()).hexdigest()
+        found = sum(SAID in line for line in said)
+        assert found == 1  # of one graph, which served to the end
+        os.environ["SDCPP_BUILD_EACH_GRAPH"] = "1"
+        drawn_anew = hashlib.sha256(sd.txt2img("a cat", **given)[0].tobytes()).hexdigest()
+    assert drawn_anew == again

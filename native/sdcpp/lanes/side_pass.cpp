@@ -14,9 +14,15 @@ namespace sdcpp {
 
 namespace {
 
-bool is_of_compute_buffer(const ggml_tensor* tensor) {
-    ggml_backend_buffer_t const buffer = root(tensor)->buffer;
-    return buffer != nullptr && ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+// Tells whether a graph reads values of another graph: in a compute buffer that is not its own, which it has when it is
+// computed again.
+bool shares_values(ggml_cgraph* graph) {
+    ggml_backend_buffer_t const own = root(ggml_graph_node(graph, -1))->buffer;
+    return std::any_of(graph->leafs, graph->leafs + graph->n_leafs, [&](const ggml_tensor* tensor) {
+        ggml_backend_buffer_t const buffer = root(tensor)->buffer;
+        return buffer != nullptr && buffer != own &&
+               ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+    });
 }
 
 }  // namespace
@@ -66,7 +72,7 @@ bool SidePass::alloc(ggml_cgraph* graph) {
 }
 
 bool SidePass::compute(ggml_cgraph* graph, const std::map<ggml_tensor*, const void*>& inputs) {
-    if (std::any_of(graph->leafs, graph->leafs + graph->n_leafs, is_of_compute_buffer) || !alloc(graph)) {
+    if (shares_values(graph) || !alloc(graph)) {
         return false;
     }
     for (const auto& [tensor, data] : inputs) {
