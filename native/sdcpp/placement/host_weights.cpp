@@ -46,7 +46,7 @@ std::unique_ptr<HostWeights> HostWeights::alloc(MemoryLocker& locker, ggml_backe
             }
             bytes += more;
         }
-        auto part = bytes > 0 ? LockedMemory::take(dev, functions, bytes) : nullptr;
+        auto part = bytes > 0 ? LockedMemory::take(dev, functions, bytes, locker.takes_large()) : nullptr;
         if (part == nullptr) {
             if (bytes == 0) {
                 break;

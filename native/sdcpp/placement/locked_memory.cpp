@@ -60,8 +60,8 @@ LockedMemory::LockedMemory(ggml_backend_dev_t dev, const LockFunctions& function
                            void* mapping, size_t mapped)
     : dev_(dev), functions_(functions), data_(data), bytes_(bytes), mapping_(mapping), mapped_(mapped) {}
 
-std::unique_ptr<LockedMemory> LockedMemory::take(ggml_backend_dev_t dev, const LockFunctions& functions,
-                                                 size_t bytes) {
+std::unique_ptr<LockedMemory> LockedMemory::take(ggml_backend_dev_t dev, const LockFunctions& functions, size_t bytes,
+                                                 bool large) {
 #ifdef __linux__
     // It begins at a large page, and a page behind it keeps its neighbour from being taken for its continuation.
     const size_t mapped = bytes + 2 * large_page;
@@ -73,11 +73,15 @@ std::unique_ptr<LockedMemory> LockedMemory::take(ggml_backend_dev_t dev, const L
                                                large_page);
     // A child of fork() would get copies of locked pages.
     (void)madvise(mapping, mapped, MADV_DONTFORK);
+    if (large) {
+        (void)madvise(data, bytes, MADV_HUGEPAGE);
+    }
     return std::unique_ptr<LockedMemory>(new LockedMemory(dev, functions, data, bytes, mapping, mapped));
 #else
     (void)dev;
     (void)functions;
     (void)bytes;
+    (void)large;
     return nullptr;
 #endif
 }
@@ -94,11 +98,11 @@ void LockedMemory::fault_in(const std::atomic<bool>& stop, std::atomic<bool>& la
 #ifndef MADV_POPULATE_WRITE
     constexpr int MADV_POPULATE_WRITE = 23;
 #endif
+    bool small = false;
     for (size_t at = 0; at < bytes_ && !stop; at += at_once) {
         const size_t bytes = std::min(at_once, bytes_ - at);
-        const bool ask = large;
-        if (ask) {
-            (void)madvise(data_ + at, bytes, MADV_HUGEPAGE);
+        if (!large && !std::exchange(small, true)) {
+            (void)madvise(data_ + at, bytes_ - at, MADV_NOHUGEPAGE);
         }
         const auto begin = std::chrono::steady_clock::now();
         // Before Linux 5.14 the pages are taken when they are locked or written.
@@ -106,7 +110,7 @@ void LockedMemory::fault_in(const std::atomic<bool>& stop, std::atomic<bool>& la
             return;
         }
         const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-        if (ask && seconds.count() * slowest_large > static_cast<double>(bytes)) {
+        if (!small && seconds.count() * slowest_large > static_cast<double>(bytes)) {
             large = false;
         }
     }

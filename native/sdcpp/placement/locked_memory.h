@@ -27,8 +27,10 @@ LockFunctions lock_functions(ggml_backend_dev_t dev);
 // One part of it, which is locked whole: no copy may reach from what was locked by one call into what was by another.
 class LockedMemory {
 public:
-    // Takes memory from the system, without its pages; NULL where there is none.
-    static std::unique_ptr<LockedMemory> take(ggml_backend_dev_t dev, const LockFunctions& functions, size_t bytes);
+    // Takes memory from the system, without its pages, which will be `large` ones: also where others write to it before
+    // they are taken, as small ones are slower to lock and to give back. NULL where there is none.
+    static std::unique_ptr<LockedMemory> take(ggml_backend_dev_t dev, const LockFunctions& functions, size_t bytes,
+                                              bool large);
     // Unlocks it and gives it back.
     ~LockedMemory();
     LockedMemory(const LockedMemory&) = delete;
@@ -37,8 +39,8 @@ public:
     char* data() const { return data_; }
     size_t bytes() const { return bytes_; }
     bool locked() const { return locked_; }
-    // Takes its pages, until `stop`; what others write there meanwhile stays. They are large ones as long as `large`,
-    // which ends where the system has to look for them.
+    // Takes its pages, until `stop`; what others write there meanwhile stays. `large` ends where the system has to look
+    // for large ones.
     void fault_in(const std::atomic<bool>& stop, std::atomic<bool>& large) const;
     // Locks it for the device; false when that is refused.
     bool lock();
@@ -73,6 +75,8 @@ class MemoryLocker {
 public:
     // Gives up what was not tried yet.
     ~MemoryLocker();
+    // Tells whether pages are large ones.
+    bool takes_large() const { return large_; }
     // Begins with some parts, which are given up before they end.
     void add(LockedParts& parts);
     // Waits until all of them were tried; true when they are locked, else none of them is.
