@@ -66,7 +66,7 @@ def tables(report: Row) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
     if cells:
         out.append(("Loading", ("model", "weights", "mmap", "seconds", "spread", "loads", "host GiB"), cells))
 
-    pictures = [row for row in report["rows"] if row["shot"] != "load" and row["mode"] != "profile"]
+    pictures = [row for row in report["rows"] if row["shot"] != "load" and not row["mode"].startswith("profile")]
     for family, shot in sorted(dict.fromkeys((row["family"], row["shot"]) for row in pictures)):
         cells = []
         for row in pictures:
