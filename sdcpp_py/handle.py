@@ -127,13 +127,12 @@ class ModelHandle:
 
     # --- placement ----------------------------------------------------------------------------------------------------
 
-    def _survey(self) -> Mapping[str, int]:
-        """Return what the weights of each module take, by the headers of the files."""
-        raise NotImplementedError
+    def _survey(self) -> tuple[Mapping[str, int], Mapping[str, Stored]]:
+        """Return what the weights of each module take, and what of them could stay in the files, by their headers.
 
-    def _stored(self) -> Mapping[str, Stored]:
-        """Return what of the weights of each module could stay in the files; of one that is not there all could."""
-        return {}
+        Of a module that the second one lacks all could.
+        """
+        raise NotImplementedError
 
     def _place(self, values: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Return where the modules are wanted, by values of the loading options; () where nothing was asked for."""
@@ -150,8 +149,7 @@ class ModelHandle:
         budget = measure_pin_budget(found, pin_budget=placing["pin_budget"])
         asked = {name: value for name, value in placing.items() if name != "pin_budget"}
         with explained(self._files):
-            weights = self._survey()
-            stored = self._stored() if placement.names_disk(asked["params_backend"]) else {}
+            weights, stored = self._survey()
         made = placement.plan(weights, found, budget, **asked, stored=stored)
         return dataclasses.replace(made, kernels=self._given.get("kernels", made.kernels))
 

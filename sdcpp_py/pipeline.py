@@ -150,13 +150,10 @@ class StableDiffusion(MovingModel):
             raise
         return context
 
-    def _survey(self) -> Mapping[str, int]:
-        """Return what the weights of each module take, by the headers of the files."""
-        return engine.weights_survey(self._given)
-
-    def _stored(self) -> Mapping[str, Stored]:
-        """Return what of the weights of each module could stay in the files."""
-        return stored_of(engine.stored_survey(self._given))
+    def _survey(self) -> tuple[Mapping[str, int], Mapping[str, Stored]]:
+        """Return what the weights of each module take, and what of them could stay in the files."""
+        rows = engine.stored_survey(self._given)
+        return {row["module"]: row["bytes"] for row in rows}, stored_of(rows)
 
     @property
     def plan(self) -> Plan:

@@ -196,6 +196,7 @@ class NetworkStream:
             one computes) or ``in turn`` (they alternate).
         reason: what the device refused or does not offer; empty when nothing.
         pinned: whether its module's weights were copied from pinned memory only.
+        on_disk: whether weights of its module were read from disk.
         budget_bytes: device memory that the model was allowed.
         peak_bytes: the most device memory that the model held while this network computed.
         compute_bytes: its compute buffer.
@@ -214,8 +215,8 @@ class NetworkStream:
         pass_seconds: mean time of a graph, without those that loaded residents; None when there was no other.
         copy_seconds: what copying the streamed part takes, measured on a few segments; None when nothing is or it was
             not measured.
-        stall_seconds: what one graph waited for copies; None when not measured, as with pageable weights, where the
-            waiting is inside the copying.
+        stall_seconds: what one graph waited for copies; None when not measured, as with weights that are pageable
+            or on disk, where the waiting is inside the copying.
         resident: names of the resident segments.
         streamed: names of the streamed segments.
     """
@@ -226,6 +227,7 @@ class NetworkStream:
     mode: str
     reason: str
     pinned: bool
+    on_disk: bool
     budget_bytes: int
     peak_bytes: int
     compute_bytes: int
@@ -248,16 +250,17 @@ class NetworkStream:
     streamed: tuple[str, ...]
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], pinned: bool) -> NetworkStream:
+    def from_row(cls, row: Mapping[str, Any], pinned: bool, on_disk: bool = False) -> NetworkStream:
         """Return the entry of one of the engine's rows."""
-        overlapped_pageable = row["mode"] == "overlapped" and not pinned
+        untold = row["mode"] == "overlapped" and (on_disk or not pinned)
         return cls(
             **{
                 **row,
                 "pinned": pinned,
+                "on_disk": on_disk,
                 "pass_seconds": row["pass_seconds"] if row["pass_seconds"] > 0 else None,
                 "copy_seconds": row["copy_seconds"] if row["copy_seconds"] > 0 else None,
-                "stall_seconds": None if row["stall_seconds"] < 0 or overlapped_pageable else row["stall_seconds"],
+                "stall_seconds": None if row["stall_seconds"] < 0 or untold else row["stall_seconds"],
                 "resident": tuple(name for name in row["resident"].split(", ") if name),
                 "streamed": tuple(name for name in row["streamed"].split(", ") if name),
             }
@@ -292,6 +295,11 @@ class NetworkStream:
         if self.mode == "in turn":
             overlap = "" if self.reason else "stream_layers lets copies overlap with computing; "
             return f"in turn: {overlap}a larger budget means fewer copies, and {show_max_vram(whole)} GiB none"
+        if self.on_disk:
+            return (
+                f"on disk: what host memory does not keep of {show_bytes(self.streamed_bytes)} a graph comes as fast "
+                "as the disk gives it; a larger budget, or more host memory (pin_budget), leaves less to read"
+            )
         if not self.pinned:
             return "pageable: copies hold up the host, so what they hide is not known; pin the weights (pin_params)"
         copy, stall, compute = self.copy_seconds, self.stall_seconds, self.compute_seconds
@@ -384,7 +392,13 @@ class TransferReport:
         """Return the report of the engine's rows."""
         modules = tuple(ModuleTransfer(**row) for row in rows)
         pageable = {module.module for module in modules if module.to_device_bytes_pageable}
-        return cls(modules, tuple(NetworkStream.from_row(row, row["module"] not in pageable) for row in streams))
+        on_disk = {module.module for module in modules if module.from_disk_bytes}
+        return cls(
+            modules,
+            tuple(
+                NetworkStream.from_row(row, row["module"] not in pageable, row["module"] in on_disk) for row in streams
+            ),
+        )
 
     @property
     def total(self) -> ModuleTransfer:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .options.upscaling import UpscaleOptions, UpscalerOptions
+    from .placement import Stored
 
 log = logging.getLogger("sdcpp_py")
 
@@ -71,9 +72,9 @@ class Upscaler(ModelHandle):
             raise
         log.info("loaded %s in %.2f s", self._name, time.perf_counter() - start)
 
-    def _survey(self) -> Mapping[str, int]:
-        """Return what the weights take, by the header of the file."""
-        return {"upscaler": engine.upscaler_bytes(self._given)}
+    def _survey(self) -> tuple[Mapping[str, int], Mapping[str, Stored]]:
+        """Return what the weights take, by the header of the file; all of them could stay there."""
+        return {"upscaler": engine.upscaler_bytes(self._given)}, {}
 
     @property
     def scale(self) -> int:

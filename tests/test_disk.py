@@ -18,6 +18,7 @@ import pytest
 import sdcpp_py
 from sdcpp_py import engine
 from sdcpp_py.placement.on_disk import RING_BYTES
+from sdcpp_py.placement.pinning import PinBudget
 from support.checkpoints import write_checkpoint
 from support.children import in_child
 from support.loopback import Loopback
@@ -54,6 +55,7 @@ def smallest(model: Path | None, **options: Any) -> float:
 @in_child
 def test_pixels_and_reports(checkpoint: Path) -> None:
     loopback = Loopback()
+    room = PinBudget.room
     for model in (None, checkpoint):
         expected = on_cpu(model)
         least = smallest(model)
@@ -64,7 +66,11 @@ def test_pixels_and_reports(checkpoint: Path) -> None:
             {"max_vram": least, "pin_budget": RING_BYTES / GIB + 0.004},  # some of it stays in host memory
             {"max_vram": least, "pin_params": "never", "lora_apply_mode": "at_runtime"},
         ):
+            # Where the system's cache has no room for the model, it is read past that.
+            past_cache = "pin_budget" in asked
+            PinBudget.room = property(lambda budget: 0) if past_cache else room  # type: ignore[method-assign, assignment]
             with sdcpp_py.StableDiffusion(model, **{**ON_DISK, **asked}) as sd:
+                assert {row.past_cache for row in sd.plan.modules} == {past_cache}
                 memory = sd.memory_report()
                 assert {row.params_device for row in memory.modules} == {"disk"}
                 assert all(row.params_device == "disk" and row.streamed for row in sd.plan.modules)

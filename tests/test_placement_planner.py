@@ -38,6 +38,7 @@ def test_weights_on_disk() -> None:
     assert [budget.device for budget in made.device_budgets] == ["CUDA0"]
     assert rows["te"].reason == "on disk; host memory keeps 1.00 GiB of it"
     assert made.placements()[0]["keep_bytes"] == 8 * GIB
+    assert all(rows[name].past_cache for name in rows), "nothing is known of the system's cache"
 
     mixed = plan(5 * GIB, runtime_backend="cuda0", params_backend="Diffusion=Disk,te=cpu")
     assert [row(mixed, name).streamed for name in ("diffusion", "te", "vae")] == [True, False, False]
@@ -64,6 +65,7 @@ def test_offloaded_weights_are_pinned() -> None:
         "runtime_device": "CUDA0",
         "params_device": "CPU",
         "keep_bytes": 0,
+        "past_cache": False,
         "pin": True,
         "stream": False,
         "overlap": False,

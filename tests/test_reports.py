@@ -145,8 +145,8 @@ RESIDENT = {
 }  # fmt: skip
 
 
-def stream(*, pinned: bool = True, **values: object) -> NetworkStream:
-    return NetworkStream.from_row({**STREAM, **values}, pinned)
+def stream(*, pinned: bool = True, on_disk: bool = False, **values: object) -> NetworkStream:
+    return NetworkStream.from_row({**STREAM, **values}, pinned, on_disk)
 
 
 def test_stream_of_a_row() -> None:
@@ -159,7 +159,7 @@ def test_stream_of_a_row() -> None:
     content = json.loads(json.dumps(made.to_dict()))
     assert content["streamed"][-1] == "layers.29"
     assert (content["hidden"], content["advice"]) == (made.hidden, made.advice)
-    assert content.keys() == {*STREAM, "pinned", "hidden", "advice"}
+    assert content.keys() == {*STREAM, "pinned", "on_disk", "hidden", "advice"}
 
 
 def test_what_was_not_measured_is_none() -> None:
@@ -235,6 +235,8 @@ def test_advice(values: dict[str, object], advice: str) -> None:
 
 def test_advice_for_pageable_weights() -> None:
     assert stream(pinned=False).advice.startswith("pageable: copies hold up the host")
+    assert stream(pinned=False, on_disk=True).advice.startswith("on disk: what host memory does not keep of ")
+    assert stream(on_disk=True).hidden is None, "what is waited for the disk is in the copying"
     assert stream(pinned=False, **RESIDENT).advice.startswith("resident: ")
 
 

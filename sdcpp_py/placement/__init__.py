@@ -4,7 +4,7 @@ What chooses where nothing is asked is in ``choice``, ``demand``, ``machine`` an
 """
 
 from .device_memory import DeviceBudget, check_max_vram, device_budget
-from .on_disk import DISK, Stored, disk_obstacle, kept_of, names_disk, stored_of
+from .on_disk import DISK, Stored, disk_obstacle, kept_of, stored_of
 from .pinning import BudgetPart, PinBudget, measure_pin_budget
 from .planner import ModulePlan, Plan, plan
 from .specs import MODULES, PIN_POLICIES, Spec, find_device, parse_spec
@@ -26,7 +26,6 @@ __all__ = [
     "find_device",
     "kept_of",
     "measure_pin_budget",
-    "names_disk",
     "parse_spec",
     "plan",
     "stored_of",

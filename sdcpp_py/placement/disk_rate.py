@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable
 
 BLOCK = 4 << 20
-"""Bytes that are read at once, by as many threads as weights on disk are: native/sdcpp/disk/read_ahead.h."""
-READERS = 4
+"""Bytes that are read at once, as weights on disk are: native/sdcpp/disk/read_ahead.h."""
+READERS = 8
 SECONDS = 0.2
 """After which no block is begun any more."""
 MOST = 256 << 20

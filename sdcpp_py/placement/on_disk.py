@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .specs import Spec, parse_spec
-
 if TYPE_CHECKING:
     from ..devices import Device
 
@@ -61,11 +59,6 @@ def disk_obstacle(runtime: Device) -> str | None:
     return system_obstacle()
 
 
-def names_disk(params_backend: Spec | None) -> bool:
-    """Tell whether a spec leaves weights of any module on disk."""
-    return DISK in {word.lower() for word in parse_spec("params_backend", params_backend).values()}
-
-
 def needed_of(modules: Sequence[str], weights: Mapping[str, int], stored: Mapping[str, Stored], devices: int) -> int:
     """Return the bytes of host memory that modules on disk take in any case: rings, and what cannot stay there.
 
@@ -77,6 +70,11 @@ def needed_of(modules: Sequence[str], weights: Mapping[str, int], stored: Mappin
     """
     whole = sum(weights.get(module, 0) - stored[module].disk_bytes for module in modules if module in stored)
     return devices * RING_BYTES + max(0, whole)
+
+
+def possible_of(module: str, weights: Mapping[str, int], stored: Mapping[str, Stored]) -> int:
+    """Return the bytes of a module's weights that could stay on disk."""
+    return stored[module].disk_bytes if module in stored else weights.get(module, 0)
 
 
 def kept_of(
@@ -93,7 +91,7 @@ def kept_of(
     kept = {}
     left = max(0, affordable)
     for module in modules:
-        possible = stored[module].disk_bytes if module in stored else weights.get(module, 0)
+        possible = possible_of(module, weights, stored)
         kept[module] = possible if possible <= left else left // BLOCK_BYTES * BLOCK_BYTES
         left -= kept[module]
     return kept

@@ -61,6 +61,12 @@ class PinBudget:
         """The budget in bytes."""
         return self.binding.bytes or 0
 
+    @property
+    def room(self) -> int:
+        """Bytes that the machine has room for, whatever may be pinned of them: the system's cache counts there, too."""
+        asked = ("RLIMIT_DATA", "RLIMIT_MEMLOCK", "pin_budget")
+        return min((part.bytes for part in self.parts if part.bytes is not None and part.name not in asked), default=0)
+
     def __str__(self) -> str:
         """Return the budget and a line for each part."""
         rows = [(part.name, "-" if part.bytes is None else show_bytes(part.bytes), part.detail) for part in self.parts]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError, PlacementError
 from ..reports import show_bytes, table
 from .device_memory import DeviceBudget, check_max_vram, device_budget
-from .on_disk import DISK, Stored, disk_obstacle, kept_of, needed_of
+from .on_disk import DISK, Stored, disk_obstacle, kept_of, needed_of, possible_of
 from .pinning import PinBudget
 from .specs import DEFAULT, MODULES, Spec, find_device, parse_spec, pin_policy
 
@@ -38,6 +38,7 @@ class ModulePlan:
         overlapped: whether what is streamed is copied while the device computes; else the two take turns.
         reason: why it is pinned or is not, and why it cannot be streamed.
         kept_bytes: of weights on disk, what host memory keeps, so that it is read once; 0 for any other.
+        past_cache: whether the rest of them is read past the system's cache, which has no room for it.
     """
 
     module: str
@@ -51,6 +52,7 @@ class ModulePlan:
     overlapped: bool
     reason: str
     kept_bytes: int = 0
+    past_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Plan:
                 "runtime_device": row.runtime_device,
                 "params_device": row.params_device,
                 "keep_bytes": row.kept_bytes,
+                "past_cache": row.past_cache,
                 "pin": row.pinned,
                 "stream": row.streamed,
                 "overlap": row.overlapped,
@@ -309,6 +312,8 @@ def plan(
     streaming_from_disk = {places[module][0].name for module in on_disk if weights.get(module, 0)}
     needed = needed_of(on_disk, weights, stored or {}, len(streaming_from_disk))
     kept = kept_of(on_disk, weights, budget.bytes - in_memory - needed, stored or {})
+    possible = sum(possible_of(module, weights, stored or {}) for module in on_disk)
+    past_cache = possible > budget.room - in_memory - needed
     for module, size in kept.items():
         if weights.get(module, 0):
             reasons[module] = f"on disk; host memory keeps {show_bytes(size)} of it"
@@ -328,6 +333,7 @@ def plan(
             overlapped=(stream_layers and obstacles[module] is None) or module in on_disk,
             reason=reasons.get(module, f"page-locked for {runtime.name}"),
             kept_bytes=kept.get(module, 0),
+            past_cache=module in kept and past_cache,
         )
         for module, (runtime, _) in places.items()
     )

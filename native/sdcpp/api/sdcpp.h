@@ -72,6 +72,7 @@ typedef struct {
     bool stream;                 /* weights in host memory are kept on or streamed to the runtime device, within max_vram */
     bool overlap;                /* they are copied while the device computes; else copies and computations take turns */
     uint64_t keep_bytes;         /* of weights on "disk": how many host memory keeps */
+    bool past_cache;             /* the others are read past the system's cache, which has no room for them */
 } sdcpp_placement_t;
 
 typedef struct {

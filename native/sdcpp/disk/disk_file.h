@@ -1,6 +1,7 @@
 // A model's file that is read for as long as the model lives.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -22,8 +23,9 @@ public:
     DiskFile& operator=(const DiskFile&) = delete;
 
     const std::string& path() const { return path_; }
-    // Reads from a position, on any thread; throws DiskError.
-    void read(uint64_t position, void* to, size_t bytes) const;
+    // Reads from a position, on any thread; throws DiskError. `past_cache`: without leaving it in the system's cache,
+    // where the file system can, which takes less of the processors as well.
+    void read(uint64_t position, void* to, size_t bytes, bool past_cache) const;
     // Throws DiskError when the file was written to since it was opened.
     void check() const;
 
@@ -35,9 +37,13 @@ private:
         }
     };
     Stamp stamp() const;
+    void read_cached(uint64_t position, char* to, size_t bytes) const;
+    bool read_direct(uint64_t position, char* to, size_t bytes) const;
 
     const std::string path_;
     int file_ = -1;
+    int direct_ = -1;  // the same file, for reading past the cache; -1: that is not possible
+    mutable std::atomic<bool> may_be_direct_{true};
     Stamp opened_ = {};
 };
 

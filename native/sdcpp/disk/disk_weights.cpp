@@ -95,7 +95,7 @@ struct DiskWeights::Place {
     std::shared_ptr<DiskFile> file;
 };
 
-std::unique_ptr<DiskWeights> DiskWeights::place(ggml_context* ctx, uint64_t& keep_bytes,
+std::unique_ptr<DiskWeights> DiskWeights::place(ggml_context* ctx, uint64_t& keep_bytes, bool past_cache,
                                                 std::shared_ptr<WeightsRecord> record) {
     std::vector<std::pair<ggml_tensor*, uint64_t>> left;
     uint64_t total = 0, bytes = 0;
@@ -114,6 +114,7 @@ std::unique_ptr<DiskWeights> DiskWeights::place(ggml_context* ctx, uint64_t& kee
     std::unique_ptr<DiskWeights> made(new DiskWeights);
     made->record_ = std::move(record);
     made->bytes_ = bytes;
+    made->past_cache_ = past_cache;
     made->may_keep_ = kept;
 #ifndef _WIN32
     void* const mapping =
@@ -284,7 +285,7 @@ void DiskWeights::read(const void* address, void* to, size_t bytes) const {
 void DiskWeights::read_part(const Place& place, uint64_t begin, char* to, size_t bytes) const {
     const TensorStorage& storage = place.storage;
     if (is_plain(storage, place.shape)) {
-        place.file->read(storage.offset + begin, to, bytes);
+        place.file->read(storage.offset + begin, to, bytes, past_cache_);
         return;
     }
     const int64_t columns = place.shape.ne[0];
@@ -295,7 +296,7 @@ void DiskWeights::read_part(const Place& place, uint64_t begin, char* to, size_t
     const uint64_t file_row = static_cast<uint64_t>(storage.nbytes_to_read()) / all_rows;
     const auto count = static_cast<int64_t>(rows) * columns;
     std::vector<char> raw(rows * file_row);
-    place.file->read(storage.offset + first * file_row, raw.data(), raw.size());
+    place.file->read(storage.offset + first * file_row, raw.data(), raw.size(), past_cache_);
     std::vector<char> typed;
     if (is_stored_otherwise(storage)) {
         typed.resize(static_cast<size_t>(count) * ggml_type_size(storage.type));

@@ -26,8 +26,9 @@ class WeightsRecord;
 class DiskWeights {
 public:
     // Gives tensors of a context addresses, but for the small ones, which LoRAs change and the caller allocates. So many
-    // bytes of them host memory may keep, which are less by these then; NULL where that is all of them.
-    static std::unique_ptr<DiskWeights> place(ggml_context* ctx, uint64_t& keep_bytes,
+    // bytes of them host memory may keep, which are less by these then; NULL where that is all of them. `past_cache`: the
+    // system's cache has no room for the others.
+    static std::unique_ptr<DiskWeights> place(ggml_context* ctx, uint64_t& keep_bytes, bool past_cache,
                                               std::shared_ptr<WeightsRecord> record);
     ~DiskWeights();
     DiskWeights(const DiskWeights&) = delete;
@@ -76,6 +77,7 @@ private:
     std::map<std::string, std::shared_ptr<DiskFile>> files_;
     std::map<uint64_t, std::unique_ptr<Place>> places_;  // by the offset from the base
     std::vector<ggml_backend_buffer_ptr> whole_;         // of tensors that are read whole
+    bool past_cache_ = false;
     uint64_t may_keep_ = 0;
     ggml_backend_buffer_ptr memory_;
     std::vector<char*> kept_;  // of each block of the addresses; NULL: it is not

@@ -27,7 +27,7 @@ public:
     };
     static constexpr size_t block_bytes = 4u << 20;
     static constexpr size_t ring_bytes = 16 * block_bytes;
-    static constexpr size_t readers = 4;  // threads: what disks read at once without loss
+    static constexpr size_t readers = 8;  // threads: what disks read at once, and some that copy or convert meanwhile
 
     // Takes the ring in a device's host buffer type, or in plain memory where that is refused.
     explicit ReadAhead(ggml_backend_dev_t dev, size_t threads = readers);

@@ -11,6 +11,7 @@
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/compute_use.h"
+#include "sdcpp/streaming/streaming.h"
 #include "sdcpp/streaming/test_hooks.h"
 #include "util.h"
 
@@ -236,6 +237,12 @@ LaneGroup::Built LaneGroup::built(const BuildGraph& build, const PassInputs* inp
     const size_t before = ggml_used_mem(maker_.tensors);
     ggml_cgraph* const graph = build();
     largest_ = std::max(largest_, ggml_used_mem(maker_.tensors) - before);
+    for (const auto& input : maker_.inputs) {
+        // The runner's own constants, which it adds to the graph that it computes: what is planned for is to have them.
+        if (!graph_has(graph, input.first)) {
+            ggml_build_forward_expand(graph, input.first);
+        }
+    }
     GraphInputs its(inputs, maker_.inputs, inputs_);
     inputs_.push_back(std::move(its));
     return {graph, {}, inputs_.size() - 1};

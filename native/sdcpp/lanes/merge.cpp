@@ -32,6 +32,11 @@ ggml_cgraph* merge_graphs(ggml_context* tensors, const std::vector<ggml_cgraph*>
             }
         }
     }
+    for (ggml_cgraph* graph : graphs) {
+        for (int i = 0; i < graph->n_leafs; ++i) {
+            ggml_build_forward_expand(merged, graph->leafs[i]);  // also those that no node reads
+        }
+    }
     return merged->n_nodes == nodes ? merged : nullptr;
 }
 

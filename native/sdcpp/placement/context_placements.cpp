@@ -52,6 +52,7 @@ void Placements::apply(const sdcpp_placement_t* placements, int count) {
                        : wanted.params_device != nullptr ? named_device(wanted.params_device, wanted.module)
                                                          : place.runtime;
         place.keep_bytes = wanted.keep_bytes;
+        place.past_cache = wanted.past_cache;
         if (place.disk && (is_cpu(place.runtime) || !wanted.stream)) {
             throw std::runtime_error("module " + name + ": weights on disk have to be streamed to another device than " +
                                      "the CPU");

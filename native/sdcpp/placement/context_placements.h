@@ -33,6 +33,7 @@ struct ModulePlacement {
     ggml_backend_dev_t params = nullptr;
     bool disk = false;  // they stay in the model's files, but for so many bytes
     uint64_t keep_bytes = 0;
+    bool past_cache = false;  // for the others the system's cache has no room
     bool pin = false;
     bool stream = false;
     bool overlap = false;
@@ -70,6 +71,8 @@ public:
     const ModulePlacement& wanted(const std::string& module) const;
     // What of a module's weights on disk host memory may still keep, in bytes.
     uint64_t& keep_bytes(const std::string& module) { return modules.at(module).keep_bytes; }
+    // Tells whether a module's weights on disk are read past the system's cache.
+    bool past_cache(const std::string& module) const { return modules.at(module).past_cache; }
     // Returns the record of a module's or its LoRAs' weights, a new one the first time.
     std::shared_ptr<WeightsRecord> record(const std::string& name, const Device& runtime, const std::string& params);
     // Returns what reads weights on disk ahead for a device.

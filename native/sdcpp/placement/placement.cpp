@@ -258,7 +258,8 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx) {
         return nullptr;
     }
     if (placement.on_disk) {
-        placement.disk = DiskWeights::place(ctx, placement.placements->keep_bytes(placement.module), placement.record);
+        placement.disk = DiskWeights::place(ctx, placement.placements->keep_bytes(placement.module),
+                                            placement.placements->past_cache(placement.module), placement.record);
         if (placement.disk != nullptr) {
             placement.disk->take_memory(
                 placement.pin ? ggml_backend_dev_host_buffer_type(placement.runtime->dev) : nullptr,

@@ -256,10 +256,12 @@ void CopyQueue::each_part(uint64_t number, const SlotPart& part, F&& function) c
     }
 }
 
-// Lets what fills the slots from a number on be read, as far as the ring holds.
+// Lets what fills the slots from a number on be read, as far as the ring holds once that of this number is taken out of
+// it, so that the disk has enough to do until the next one.
 void CopyQueue::expect_fillings(uint64_t number) {
     expected_ = reads_->lost(this) ? number : std::max(expected_, number);
-    while (reads_->expected() < ReadAhead::ring_bytes && expected_ < number + plan_.slots.size()) {
+    const uint64_t ahead = ReadAhead::ring_bytes + slot(number).bytes;
+    while (reads_->expected() < ahead && expected_ < number + plan_.slots.size()) {
         for (const SlotPart& part : plan_.slots[index(expected_)].parts) {
             each_part(expected_, part, [&](const SlotCopy& one, uint64_t begin, uint64_t end) {
                 const char* const source = one.source + (begin - one.begin);

@@ -269,9 +269,12 @@ LaneChoice Streamer::choose_lanes(const std::vector<ggml_cgraph*>& graphs, const
             break;
         }
         const auto some = static_cast<std::ptrdiff_t>(count);
-        const std::vector<Scan> lanes(scans.begin(), scans.begin() + some);
-        ggml_cgraph* const graph =
-            count > 1 ? merge_graphs(tensors, {graphs.begin(), graphs.begin() + some}, lanes) : graphs.front();
+        std::vector<Scan> lanes(scans.begin(), scans.begin() + some);
+        std::vector<ggml_cgraph*> merged(graphs.begin(), graphs.begin() + some);
+        // As they will be, the first one last: in another order a compute buffer is laid out in another way.
+        std::rotate(lanes.begin(), lanes.begin() + 1, lanes.end());
+        std::rotate(merged.begin(), merged.begin() + 1, merged.end());
+        ggml_cgraph* const graph = count > 1 ? merge_graphs(tensors, merged, lanes) : graphs.front();
         if (graph == nullptr) {
             break;
         }
