@@ -73,14 +73,17 @@ class LocalWorker(FramedWorker):
         assert process.stdout is not None
         try:
             while True:
-                self._take(await receive(process.stdout))
+                frame = await receive(process.stdout)
+                if self._process is process:
+                    self._take(frame)
         except EOFError:
             pass
         except Exception as error:  # no frame, or more than there is memory for: unheard it is of no use
             log.exception("%s", self.name)
             self.kill(f"said what cannot be taken ({type(error).__name__})")
         status = await process.wait()
-        self._lost(f"was ended by signal {-status}" if status < 0 else f"ended with status {status}")
+        if self._process is process:  # else it could not be killed in time, and another one has its place
+            self._lost(f"was ended by signal {-status}" if status < 0 else f"ended with status {status}")
 
     def _end(self) -> None:
         """Kill the process."""

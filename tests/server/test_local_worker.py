@@ -17,7 +17,7 @@ import pytest
 
 from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import worker as framed
-from sdcpp_py.server.frames import Frame
+from sdcpp_py.server.frames import Frame, pack
 from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
 from sdcpp_py.server.work.worker import _error as worker_error
@@ -196,6 +196,32 @@ def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_
             task.cancel()
 
     asyncio.run(asyncio.wait_for(work(), 5))
+
+
+def test_a_process_that_could_not_be_killed_ends_late() -> None:
+    """What has its place by then is not lost for it."""
+
+    class Late:
+        def __init__(self) -> None:
+            self.stdout = asyncio.StreamReader()
+            self.stdout.feed_data(pack({"type": "beat", "loaded": {"old": 1}, "modes": {}, "resident": 0}))
+            self.stdout.feed_eof()
+
+        async def wait(self) -> int:
+            return -9
+
+    async def work() -> None:
+        worker = LocalWorker("worker", SERVED)
+        worker._process = Late()  # type: ignore[assignment]
+        worker._outcome = asyncio.get_running_loop().create_future()
+        await worker._listen(Late())  # type: ignore[arg-type]
+        assert not worker._outcome.done()
+        assert not worker.loaded
+        await worker._listen(worker._process)  # type: ignore[arg-type]
+        with pytest.raises(WorkerLostError, match="signal 9"):
+            worker._outcome.result()
+
+    asyncio.run(work())
 
 
 def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
