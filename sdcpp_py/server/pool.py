@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SdcppError
 from .jobs import Job
-from .worker import Worker, WorkerLostError
+from .worker import LOOK_SECONDS, Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 
@@ -75,9 +75,18 @@ class Pool:
         except WorkerLostError as error:
             raise SdcppError(f"{error}; its output says why") from None
         first.is_ready = True
+        self.spawn(self._look())
         for slot in others:
             self.spawn(self._start(slot))
         return facts
+
+    async def _look(self) -> None:
+        """See every second that the workers without a job live, too."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for slot in self.slots:
+                if slot.is_ready and slot.job is None:
+                    slot.worker.look()
 
     async def _start(self, slot: Slot, pause: float = 0.0) -> None:
         """Start a worker, again and again with growing pauses."""

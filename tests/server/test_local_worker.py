@@ -150,7 +150,7 @@ def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytes
 def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_stood_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(framed, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(framed, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(framed, "BEAT_SECONDS", 0.5)
 
     class Told(FramedWorker):
@@ -194,6 +194,14 @@ def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_
         assert not caught.value.begun
         for task in beating:
             task.cancel()
+        # Also while it has no job, which is not to find it out.
+        lost: list[str] = []
+        worker.on_lost = lambda: lost.append(worker._reason)
+        worker._reason = ""
+        while not lost:
+            await asyncio.sleep(framed.LOOK_SECONDS)
+            worker.look()
+        assert lost[0].startswith("did not answer")
 
     asyncio.run(asyncio.wait_for(work(), 5))
 
