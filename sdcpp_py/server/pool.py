@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SdcppError
 from .jobs import Job
-from .worker import LOOK_SECONDS, Worker, WorkerLostError
+from .worker import LOOK_SECONDS, Outcome, Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 
@@ -27,6 +27,7 @@ class Slot:
         restarts: how often it was started again.
         losses: how often it was lost since it ended a job.
         cancelling: why its job is to end early, None where it is not.
+        later: gives the files of the job before, which it makes beside the next one; None where there is none.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -36,6 +37,7 @@ class Slot:
         self.restarts = 0
         self.losses = 0
         self.cancelling: SdcppError | None = None
+        self.later: asyncio.Future[Outcome] | None = None
 
 
 class Pool:

@@ -17,6 +17,7 @@ from .jobs import (
     DeadlineError,
     DrainingError,
     Events,
+    GivenUpError,
     Job,
     Keeper,
     Limits,
@@ -36,7 +37,6 @@ from .worker import Outcome, Worker, WorkerLostError
 log = logging.getLogger("sdcpp_py.server")
 
 _RECENT = 256  # jobs that have ended, whose events are still there to read
-_LONGEST_TIMER = 2e6  # seconds that a loop takes
 _MOST_BEGUN = 5  # times, over all starts of the server: a job that ends the whole of it is not drawn for ever
 
 
@@ -93,9 +93,8 @@ class Scheduler:
             job.state = "queued"
             self._admit(job)
             if job.attempts >= _MOST_BEGUN:
-                self._queue.remove(job)
                 said = f"the server or a worker ended each of the {job.attempts} times that it was drawn; ask for less"
-                self._end(job, "failed", {"type": "WorkerLostError", "message": said})
+                self.cancel(job, GivenUpError(said))
         self._dispatch()
 
     def drain(self, seconds: float = 0.0) -> None:
@@ -313,7 +312,7 @@ class Scheduler:
     def _fail_at(self, job: Job, end: float) -> None:
         """Fail a job at a time of the loop's clock."""
         loop = asyncio.get_running_loop()
-        delay = max(0.0, min(end - loop.time(), _LONGEST_TIMER))
+        delay = max(0.0, min(end - loop.time(), 2e6))
         self._timers[job.id] = loop.call_later(delay, self._too_late, job, end)
 
     def _too_late(self, job: Job, end: float) -> None:
@@ -372,7 +371,8 @@ class Scheduler:
         asyncio.get_running_loop().call_soon(self._saving.save, job)  # when the worker has it
         begin = time.monotonic()
         try:
-            outcome = await self._drawn(slot, job)
+            outcome = await (self._drawn if job.attempts == 1 else self._drawn_alone)(slot, job)
+            slot.later = outcome.later
         except WorkerLostError as error:
             if not self._pool.is_stopping:
                 await self._lost(slot, job, error)
@@ -387,6 +387,13 @@ class Scheduler:
             await self._settle(job, outcome, cancelling)
         finally:
             del self._settling[job.id]
+
+    async def _drawn_alone(self, slot: Slot, job: Job) -> Outcome:
+        """Return the same, with the files, and nothing beside it: no other job ends the worker this time."""
+        if slot.later is not None:
+            await asyncio.wait([slot.later])
+        outcome = await self._drawn(slot, job)
+        return outcome if outcome.later is None else await outcome.later
 
     async def _drawn(self, slot: Slot, job: Job) -> Outcome:
         """Return how a job ended in a worker; whatever goes wrong on the way there is a failure of this job alone."""

@@ -168,7 +168,7 @@ def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, m
         async with scheduling(tmp_path / "2", [worker]) as scheduler:
             fatal, other = (scheduler.find(job.id) for job in taken)
             await scheduler.finished(other)
-            assert (fatal.state, fatal.error["type"]) == ("failed", "WorkerLostError")  # type: ignore[index]
+            assert (fatal.state, fatal.error["type"]) == ("failed", "GivenUpError")  # type: ignore[index]
             assert worker.drawn == ["next"]
 
     run(work)
@@ -204,6 +204,40 @@ def test_a_worker_draws_on_while_files_are_made(tmp_path: Path) -> None:
         async with scheduling(tmp_path, [again]) as scheduler:
             job = await scheduler.finished(scheduler.find(jobs[1].id))
             assert (job.state, job.attempts) == ("done", 2)
+
+    run(work)
+
+
+def test_a_job_that_ends_workers_ends_no_other(tmp_path: Path) -> None:
+    """Though the files of the one before it are made meanwhile, again and again."""
+
+    class Mortal(FakeWorker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.files: list[asyncio.Future[Outcome]] = []
+
+        async def run(self, *given: Any) -> Outcome:
+            made = await super().run(*given)
+            if self.drawn[-1] == "deadly":
+                lost = WorkerLostError(f"{self.name} was ended by signal 11")
+                for each in self.files:
+                    if not each.done():
+                        each.set_exception(lost)
+                raise lost
+            files = asyncio.get_running_loop().create_future()
+            self.files.append(files)
+            asyncio.get_running_loop().call_later(0.05, lambda: files.done() or files.set_result(made))
+            return Outcome((), made.result, None, files)
+
+    async def work() -> None:
+        worker = Mortal()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            names = ("first", "deadly", "second", "deadly", "third")
+            jobs = [scheduler.submit(asked(name, client=name)) for name in names]
+            for job in jobs:
+                await scheduler.finished(job)
+            assert [job.state for job in jobs] == ["done", "failed", "done", "failed", "done"]
+            assert max(job.attempts for job in jobs) == 2
 
     run(work)
 
