@@ -312,8 +312,7 @@ class Scheduler:
     def _fail_at(self, job: Job, end: float) -> None:
         """Fail a job at a time of the loop's clock."""
         loop = asyncio.get_running_loop()
-        delay = max(0.0, min(end - loop.time(), 2e6))
-        self._timers[job.id] = loop.call_later(delay, self._too_late, job, end)
+        self._timers[job.id] = loop.call_later(max(0.0, min(end - loop.time(), 2e6)), self._too_late, job, end)
 
     def _too_late(self, job: Job, end: float) -> None:
         """Fail a job whose time is over."""
