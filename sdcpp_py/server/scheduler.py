@@ -388,7 +388,7 @@ class Scheduler:
             del self._settling[job.id]
 
     async def _drawn_alone(self, slot: Slot, job: Job) -> Outcome:
-        """Return how a job ended, with its files, and nothing made beside it: no other job ends the worker this time."""
+        """Return how a job ended, with its files, nothing beside it: no other job ends the worker this time."""
         if slot.later is not None:
             await asyncio.wait([slot.later])
         outcome = await self._drawn(slot, job)
