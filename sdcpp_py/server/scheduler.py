@@ -458,7 +458,7 @@ class Scheduler:
             self._tell(job, "retried", reason=str(error), attempts=job.attempts)
         else:
             message = f"{error}, as in the attempt before; ask for less, or look at the server's log"
-            self._end(job, "failed", {"type": "WorkerLostError", "message": message})
+            self._end(job, "failed", error.said or {"type": "WorkerLostError", "message": message})
         self._dispatch()
 
     def _progress(self, job: Job, event: dict[str, Any], preview: bytes | None) -> None:

@@ -33,9 +33,11 @@ class WorkerLostError(Exception):
 
     Attributes:
         begun: whether it may have begun with the job.
+        said: what it said of its end, as of an error of the job; None where it said nothing.
     """
 
     begun = True
+    said: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,10 @@ class FramedWorker:
             self._ready.set_result(message["facts"])
         elif kind == "broken" and self._ready is not None and not self._ready.done():
             self._ready.set_exception(BackendError(message["error"]["message"]))
+        elif kind == "starved" and self._outcome is not None and not self._outcome.done():
+            lost = WorkerLostError(f"{self.name} had no memory")
+            lost.said = message["error"]
+            self._outcome.set_exception(lost)
         elif kind in ("drawn", "failed") and self._outcome is not None and not self._outcome.done():
             later = None
             if kind == "drawn":

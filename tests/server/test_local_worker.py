@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -230,6 +231,28 @@ def test_a_process_that_could_not_be_killed_ends_late() -> None:
             worker._outcome.result()
 
     asyncio.run(work())
+
+
+def test_a_worker_without_memory_is_replaced() -> None:
+    """Else it would take job after job, and fail each of them at once."""
+
+    async def work(worker: LocalWorker) -> None:
+        assert (await draw(worker)).error is None
+        assert worker.pid is not None
+        before = resource.prlimit(worker.pid, resource.RLIMIT_AS)
+        with open(f"/proc/{worker.pid}/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.prlimit(worker.pid, resource.RLIMIT_AS, (size, before[1]))
+        with pytest.raises(WorkerLostError) as caught:
+            await draw(worker, width=1024, height=1024)
+        if caught.value.said is not None:  # else it ended by itself
+            assert caught.value.said["type"] in ("MemoryError", "DeviceMemoryError")
+        await worker.stop()
+        await worker.start()
+        assert (await draw(worker)).error is None
+
+    if sys.platform == "linux":
+        with_worker(work)
 
 
 def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:

@@ -134,9 +134,11 @@ def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, m
     """With growing pauses, also where a worker ends before it has the job, and where the whole server does."""
 
     class Unread(FakeWorker):
+        said: dict[str, Any] | None = None
+
         async def run(self, *given: Any) -> Outcome:
             error = WorkerLostError(f"{self.name} ended")
-            error.begun = False
+            error.begun, error.said = False, self.said
             raise error
 
     pauses: list[float] = []
@@ -152,8 +154,11 @@ def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, m
         async with scheduling(tmp_path / "1", [Unread()]) as scheduler:
             job = await scheduler.finished(scheduler.submit(asked()))
             assert (job.state, job.error["type"], len(pauses)) == ("failed", "WorkerLostError", 3)  # type: ignore[index]
+            said = {"type": "MemoryError", "message": "there is not enough memory"}
+            scheduler.workers[0].worker.said = said  # type: ignore[attr-defined]
             for _ in range(4):
-                await scheduler.finished(scheduler.submit(asked()))
+                job = await scheduler.finished(scheduler.submit(asked()))
+                assert job.error == said
             assert pauses[:4] == [0.0, 1.0, 2.0, 4.0]
             assert max(pauses) == 30.0
         worker = FakeWorker()
