@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,17 @@ log = logging.getLogger("sdcpp_py.server")
 
 START_SECONDS = 120.0
 _PIPE_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_BEGIN = f"""
+import contextlib, runpy, sys
+if sys.platform == "linux":
+    import ctypes
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(getattr(signal, "SIGKILL", 9))})
+runpy.run_module("sdcpp_py.server.work", run_name="__main__", alter_sys=True)
+"""
+"""What a worker begins with, before anything else is imported: the system ends it with the front. One that is stopped
+by then would not hear of it through its pipe."""
 
 
 @dataclass
@@ -42,7 +54,7 @@ class LocalWorker(FramedWorker):
         self._reason = ""
         self._ready = asyncio.get_running_loop().create_future()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sdcpp_py.server.work",
+            sys.executable, "-c", _BEGIN,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_PIPE_BYTES,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
