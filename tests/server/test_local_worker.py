@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import worker as framed
 from sdcpp_py.server.frames import Frame, pack
 from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.work.drawing import encoded
 from sdcpp_py.server.work.worker import _error as worker_error
 from sdcpp_py.server.worker import FramedWorker, Outcome, WorkerLostError
 from support.checkpoints import write_checkpoint
@@ -255,7 +257,7 @@ def test_a_worker_without_memory_is_replaced() -> None:
         with_worker(work)
 
 
-def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
+def test_what_a_worker_needs_is_there_before_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what fails in it unforeseen says nothing of this machine."""
     code = "import sys; from sdcpp_py.server.work import worker; from PIL import Image; " \
            "assert 'numpy.linalg' in sys.modules; assert 'WEBP' in Image.SAVE"  # fmt: skip
@@ -264,6 +266,13 @@ def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
         said = worker_error(error)
         assert said["type"] == kind
         assert "/a/path" not in said["message"]
+
+    def starved(*_: Any, **__: Any) -> None:
+        raise OSError("codec configuration error when writing image file")  # of zlib without memory
+
+    monkeypatch.setattr(Image.Image, "save", starved)
+    with pytest.raises(MemoryError):
+        encoded(Image.new("RGB", (8, 8)), "png")
 
 
 def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
