@@ -514,7 +514,7 @@ def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
 
 def test_a_store_finds_words_in_any_writing_and_is_its_owners(tmp_path: Path) -> None:
     store = Store(tmp_path / "new" / "store", 1e9)
-    store.add(Job("me", 0, 1e10, {"options": {"prompt": "ŽLUTÝ Míč, ÉTÉ"}}), [])
+    store.add(Job("me", 0, 1e10, asked("ŽLUTÝ Míč, ÉTÉ").work()), [])
     for words, count in (("žlutý míč", 1), ("été MÍČ", 1), ("míče", 0), ("%", 0)):
         assert len(store.listed(search=words)) == count, words
     store.close()
