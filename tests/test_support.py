@@ -22,6 +22,7 @@ OF_THE_PACKAGE = {
     "support.placed_model",
     "support.placement_cases",
     "support.read_model",
+    "support.scheduling",
     "support.streaming",
 }
 """What holds objects of the package, for tests that import it in any case."""

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
@@ -58,6 +59,8 @@ def _validation_message(error: RequestValidationError) -> str:
 
 def make_app(front: Front) -> ASGIApp:
     """Return the application; the scheduler must have been started, for its facts are in the schema."""
+    # As bodies of JSON have it: what a client sends may not fail for a folder of temporary files that is full.
+    MultiPartParser.spool_max_size = front.security.upload
     app = FastAPI(
         title="sdcpp-py",
         version=__version__,

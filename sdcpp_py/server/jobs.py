@@ -57,6 +57,10 @@ class DeadlineError(ServerError):
     """A job was not done within its time."""
 
 
+class GivenUpError(ServerError):
+    """Each time that a job was under way its process or the server ended."""
+
+
 class UnknownJobError(ServerError):
     """There is no such job."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,17 @@ log = logging.getLogger("sdcpp_py.server")
 
 START_SECONDS = 120.0
 _PIPE_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_BEGIN = f"""
+import contextlib, runpy, sys
+if sys.platform == "linux":
+    import ctypes
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(getattr(signal, "SIGKILL", 9))})
+runpy.run_module("sdcpp_py.server.work", run_name="__main__", alter_sys=True)
+"""
+"""What a worker begins with, before anything else is imported: the system ends it with the front. One that is stopped
+by then would not hear of it through its pipe."""
 
 
 @dataclass
@@ -42,7 +54,7 @@ class LocalWorker(FramedWorker):
         self._reason = ""
         self._ready = asyncio.get_running_loop().create_future()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sdcpp_py.server.work",
+            sys.executable, "-c", _BEGIN,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_PIPE_BYTES,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
@@ -73,14 +85,17 @@ class LocalWorker(FramedWorker):
         assert process.stdout is not None
         try:
             while True:
-                self._take(await receive(process.stdout))
+                frame = await receive(process.stdout)
+                if self._process is process:
+                    self._take(frame)
         except EOFError:
             pass
         except Exception as error:  # no frame, or more than there is memory for: unheard it is of no use
             log.exception("%s", self.name)
             self.kill(f"said what cannot be taken ({type(error).__name__})")
         status = await process.wait()
-        self._lost(f"was ended by signal {-status}" if status < 0 else f"ended with status {status}")
+        if self._process is process:  # else it could not be killed in time, and another one has its place
+            self._lost(f"was ended by signal {-status}" if status < 0 else f"ended with status {status}")
 
     def _end(self) -> None:
         """Kill the process."""

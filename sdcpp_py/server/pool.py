@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SdcppError
 from .jobs import Job
-from .worker import Worker, WorkerLostError
+from .worker import LOOK_SECONDS, Outcome, Worker, WorkerLostError
 
 log = logging.getLogger("sdcpp_py.server")
 
@@ -27,6 +27,7 @@ class Slot:
         restarts: how often it was started again.
         losses: how often it was lost since it ended a job.
         cancelling: why its job is to end early, None where it is not.
+        later: gives the files of the job before, which it makes beside the next one; None where there is none.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -36,6 +37,7 @@ class Slot:
         self.restarts = 0
         self.losses = 0
         self.cancelling: SdcppError | None = None
+        self.later: asyncio.Future[Outcome] | None = None
 
 
 class Pool:
@@ -75,9 +77,18 @@ class Pool:
         except WorkerLostError as error:
             raise SdcppError(f"{error}; its output says why") from None
         first.is_ready = True
+        self.spawn(self._look())
         for slot in others:
             self.spawn(self._start(slot))
         return facts
+
+    async def _look(self) -> None:
+        """See every second that the workers without a job live, too."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for slot in self.slots:
+                if slot.is_ready and slot.job is None:
+                    slot.worker.look()
 
     async def _start(self, slot: Slot, pause: float = 0.0) -> None:
         """Start a worker, again and again with growing pauses."""

@@ -17,6 +17,7 @@ from .jobs import (
     DeadlineError,
     DrainingError,
     Events,
+    GivenUpError,
     Job,
     Keeper,
     Limits,
@@ -36,7 +37,6 @@ from .worker import Outcome, Worker, WorkerLostError
 log = logging.getLogger("sdcpp_py.server")
 
 _RECENT = 256  # jobs that have ended, whose events are still there to read
-_LONGEST_TIMER = 2e6  # seconds that a loop takes
 _MOST_BEGUN = 5  # times, over all starts of the server: a job that ends the whole of it is not drawn for ever
 
 
@@ -93,9 +93,8 @@ class Scheduler:
             job.state = "queued"
             self._admit(job)
             if job.attempts >= _MOST_BEGUN:
-                self._queue.remove(job)
                 said = f"the server or a worker ended each of the {job.attempts} times that it was drawn; ask for less"
-                self._end(job, "failed", {"type": "WorkerLostError", "message": said})
+                self.cancel(job, GivenUpError(said))
         self._dispatch()
 
     def drain(self, seconds: float = 0.0) -> None:
@@ -313,8 +312,7 @@ class Scheduler:
     def _fail_at(self, job: Job, end: float) -> None:
         """Fail a job at a time of the loop's clock."""
         loop = asyncio.get_running_loop()
-        delay = max(0.0, min(end - loop.time(), _LONGEST_TIMER))
-        self._timers[job.id] = loop.call_later(delay, self._too_late, job, end)
+        self._timers[job.id] = loop.call_later(max(0.0, min(end - loop.time(), 2e6)), self._too_late, job, end)
 
     def _too_late(self, job: Job, end: float) -> None:
         """Fail a job whose time is over."""
@@ -372,7 +370,8 @@ class Scheduler:
         asyncio.get_running_loop().call_soon(self._saving.save, job)  # when the worker has it
         begin = time.monotonic()
         try:
-            outcome = await self._drawn(slot, job)
+            outcome = await (self._drawn if job.attempts == 1 else self._drawn_alone)(slot, job)
+            slot.later = outcome.later
         except WorkerLostError as error:
             if not self._pool.is_stopping:
                 await self._lost(slot, job, error)
@@ -387,6 +386,13 @@ class Scheduler:
             await self._settle(job, outcome, cancelling)
         finally:
             del self._settling[job.id]
+
+    async def _drawn_alone(self, slot: Slot, job: Job) -> Outcome:
+        """Return how a job ended, with its files, nothing beside it: no other job ends the worker this time."""
+        if slot.later is not None:
+            await asyncio.wait([slot.later])
+        outcome = await self._drawn(slot, job)
+        return outcome if outcome.later is None else await outcome.later
 
     async def _drawn(self, slot: Slot, job: Job) -> Outcome:
         """Return how a job ended in a worker; whatever goes wrong on the way there is a failure of this job alone."""
@@ -452,7 +458,7 @@ class Scheduler:
             self._tell(job, "retried", reason=str(error), attempts=job.attempts)
         else:
             message = f"{error}, as in the attempt before; ask for less, or look at the server's log"
-            self._end(job, "failed", {"type": "WorkerLostError", "message": message})
+            self._end(job, "failed", error.said or {"type": "WorkerLostError", "message": message})
         self._dispatch()
 
     def _progress(self, job: Job, event: dict[str, Any], preview: bytes | None) -> None:

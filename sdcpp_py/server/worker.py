@@ -20,7 +20,8 @@ BEAT_SECONDS = 20.0
 """Without a beat for so long a worker is gone, though its process may be there."""
 CANCEL_SECONDS = 20.0
 """What a worker has left for a cancel; then it is replaced."""
-_LOOK_SECONDS = 1.0  # between two looks at whether it lives
+LOOK_SECONDS = 1.0
+"""Between two looks at whether a worker lives."""
 _STOPPED = "was stopped"
 
 Told = Callable[[dict[str, Any], bytes | None], None]
@@ -32,9 +33,11 @@ class WorkerLostError(Exception):
 
     Attributes:
         begun: whether it may have begun with the job.
+        said: what it said of its end, as of an error of the job; None where it said nothing.
     """
 
     begun = True
+    said: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Worker(Protocol):
 
     async def unload(self, model: str) -> None:
         """Have it give a model back."""
+
+    def look(self) -> None:
+        """See that it lives while it has no job, and end it where it does not; called every second."""
 
     async def stop(self) -> None:
         """End it."""
@@ -196,6 +202,10 @@ class FramedWorker:
             self._ready.set_result(message["facts"])
         elif kind == "broken" and self._ready is not None and not self._ready.done():
             self._ready.set_exception(BackendError(message["error"]["message"]))
+        elif kind == "starved" and self._outcome is not None and not self._outcome.done():
+            lost = WorkerLostError(f"{self.name} had no memory")
+            lost.said = message["error"]
+            self._outcome.set_exception(lost)
         elif kind in ("drawn", "failed") and self._outcome is not None and not self._outcome.done():
             later = None
             if kind == "drawn":
@@ -222,7 +232,7 @@ class FramedWorker:
             sending = asyncio.ensure_future(self._posted())
             while True:
                 waited: list[asyncio.Future[Any]] = [self._outcome, *([] if sending.done() else [sending])]
-                await asyncio.wait(waited, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waited, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if sending.done():
                     sending.result()
                 if self._outcome.done():
@@ -241,7 +251,7 @@ class FramedWorker:
         begin = time.monotonic()
         try:
             while True:
-                done, _ = await asyncio.wait([self._writing[job]], timeout=_LOOK_SECONDS)
+                done, _ = await asyncio.wait([self._writing[job]], timeout=LOOK_SECONDS)
                 if done:
                     return self._writing[job].result()
                 self._watch(only_beats=True)
@@ -253,7 +263,7 @@ class FramedWorker:
     def _watch(self, only_beats: bool = False) -> None:
         """End it if it does not live as it should."""
         now = time.monotonic()
-        if (still := now - self._looked) > 2 * _LOOK_SECONDS:
+        if (still := now - self._looked) > 2 * LOOK_SECONDS:
             # This process stood still itself, and has yet to hear what was said meanwhile.
             self._heard, self._moved = min(now, self._heard + still), min(now, self._moved + still)
             self._cancelled = self._cancelled and min(now, self._cancelled + still)
@@ -266,6 +276,10 @@ class FramedWorker:
             self.kill(f"made no progress for {self.hang_seconds:.0f} s")
         elif self._cancelled and now - self._cancelled > CANCEL_SECONDS:
             self.kill(f"did not obey a cancel for {CANCEL_SECONDS:.0f} s")
+
+    def look(self) -> None:
+        """See that it lives while it has no job: the next one would find it out late."""
+        self._watch(only_beats=True)
 
     def kill(self, reason: str) -> None:
         """End it at once; whoever waits for it hears the reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdcpp_py.errors import SdcppError
 from sdcpp_py.server import worker as framed
-from sdcpp_py.server.frames import Frame
+from sdcpp_py.server.frames import Frame, pack
 from sdcpp_py.server.local_worker import LocalWorker
 from sdcpp_py.server.model_list import ServedModel
+from sdcpp_py.server.work.drawing import encoded
 from sdcpp_py.server.work.worker import _error as worker_error
 from sdcpp_py.server.worker import FramedWorker, Outcome, WorkerLostError
 from support.checkpoints import write_checkpoint
@@ -150,7 +153,7 @@ def test_a_worker_that_dies_or_hangs_is_lost_and_starts_again(monkeypatch: pytes
 def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_stood_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(framed, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(framed, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(framed, "BEAT_SECONDS", 0.5)
 
     class Told(FramedWorker):
@@ -194,11 +197,67 @@ def test_a_worker_that_takes_or_gives_nothing_is_lost_and_none_for_a_front_that_
         assert not caught.value.begun
         for task in beating:
             task.cancel()
+        # Also while it has no job, which is not to find it out.
+        lost: list[str] = []
+        worker.on_lost = lambda: lost.append(worker._reason)
+        worker._reason = ""
+        while not lost:
+            await asyncio.sleep(framed.LOOK_SECONDS)
+            worker.look()
+        assert lost[0].startswith("did not answer")
 
     asyncio.run(asyncio.wait_for(work(), 5))
 
 
-def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
+def test_a_process_that_could_not_be_killed_ends_late() -> None:
+    """What has its place by then is not lost for it."""
+
+    class Late:
+        def __init__(self) -> None:
+            self.stdout = asyncio.StreamReader()
+            self.stdout.feed_data(pack({"type": "beat", "loaded": {"old": 1}, "modes": {}, "resident": 0}))
+            self.stdout.feed_eof()
+
+        async def wait(self) -> int:
+            return -9
+
+    async def work() -> None:
+        worker = LocalWorker("worker", SERVED)
+        worker._process = Late()  # type: ignore[assignment]
+        worker._outcome = asyncio.get_running_loop().create_future()
+        await worker._listen(Late())  # type: ignore[arg-type]
+        assert not worker._outcome.done()
+        assert not worker.loaded
+        await worker._listen(worker._process)  # type: ignore[arg-type]
+        with pytest.raises(WorkerLostError, match="signal 9"):
+            worker._outcome.result()
+
+    asyncio.run(work())
+
+
+def test_a_worker_without_memory_is_replaced() -> None:
+    """Else it would take job after job, and fail each of them at once."""
+
+    async def work(worker: LocalWorker) -> None:
+        assert (await draw(worker)).error is None
+        assert worker.pid is not None
+        before = resource.prlimit(worker.pid, resource.RLIMIT_AS)
+        with open(f"/proc/{worker.pid}/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.prlimit(worker.pid, resource.RLIMIT_AS, (size, before[1]))
+        with pytest.raises(WorkerLostError) as caught:
+            await draw(worker, width=1024, height=1024)
+        if caught.value.said is not None:  # else it ended by itself
+            assert caught.value.said["type"] in ("MemoryError", "DeviceMemoryError")
+        await worker.stop()
+        await worker.start()
+        assert (await draw(worker)).error is None
+
+    if sys.platform == "linux":
+        with_worker(work)
+
+
+def test_what_a_worker_needs_is_there_before_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what fails in it unforeseen says nothing of this machine."""
     code = "import sys; from sdcpp_py.server.work import worker; from PIL import Image; " \
            "assert 'numpy.linalg' in sys.modules; assert 'WEBP' in Image.SAVE"  # fmt: skip
@@ -207,6 +266,13 @@ def test_what_a_worker_needs_is_there_before_memory_is_short() -> None:
         said = worker_error(error)
         assert said["type"] == kind
         assert "/a/path" not in said["message"]
+
+    def starved(*_: Any, **__: Any) -> None:
+        raise OSError("codec configuration error when writing image file")  # of zlib without memory
+
+    monkeypatch.setattr(Image.Image, "save", starved)
+    with pytest.raises(MemoryError):
+        encoded(Image.new("RGB", (8, 8)), "png")
 
 
 def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import resource
+import sys
 import time
 from typing import Any
 
@@ -14,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sdcpp_py
 from support.build_tree import ROOT
@@ -287,3 +290,21 @@ def test_a_client_that_goes_away_cancels_where_it_asked_for_that(server: Server)
         (job,) = server.http.get("/api/jobs", params={"client": f"leaves {asked}"}).json()["jobs"]
         assert server.wait(job["id"], state)["state"] == state
         server.http.post(f"/api/jobs/{job['id']}/cancel")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process")
+def test_an_upload_needs_no_room_on_a_disk(server: Server) -> None:
+    """A folder of temporary files that is full is nothing that the client can do anything about."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8))
+    buffer, text = io.BytesIO(), PngInfo()
+    text.add_text("parameters", "a cat\nSteps: 7")
+    noise.save(buffer, "PNG", pnginfo=text)
+    assert len(buffer.getvalue()) > 1 << 20
+    before = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        answer = server.http.post("/api/parameters", files={"picture": buffer.getvalue()})
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, before)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["options"]["steps"] == 7

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import shutil
-import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdcpp_py.errors import SdcppError
-from sdcpp_py.server import saving
-from sdcpp_py.server import scheduler as scheduling_module
-from sdcpp_py.server import store as store_module
 from sdcpp_py.server.fair_queue import FairQueue
 from sdcpp_py.server.jobs import (
     ConflictError,
@@ -28,40 +20,13 @@ from sdcpp_py.server.jobs import (
     Limits,
     QueueFullError,
     RefusedError,
-    Request,
-    StoreError,
     UnknownJobError,
 )
-from sdcpp_py.server.model_list import ServedModel
 from sdcpp_py.server.pool import Pool, Slot
-from sdcpp_py.server.scheduler import Scheduler
 from sdcpp_py.server.store import Store
 from sdcpp_py.server.worker import Outcome, WorkerLostError
 from support.fake_worker import FakeWorker
-
-MODELS = {name: ServedModel(name) for name in ("a", "b")}
-
-
-def asked(prompt: str = "x", **more: Any) -> Request:
-    return Request("txt2img", more.pop("model", "a"), {"prompt": prompt, **more.pop("options", {})}, **more)
-
-
-@contextlib.asynccontextmanager
-async def scheduling(
-    folder: Path, workers: Sequence[FakeWorker], limits: Limits | None = None, store_limit: float = 1e9
-) -> AsyncIterator[Scheduler]:
-    store = Store(folder / "store", store_limit)
-    scheduler = Scheduler(MODELS, workers, store, limits)
-    await scheduler.start()
-    try:
-        yield scheduler
-    finally:
-        await scheduler.stop()
-        store.close()
-
-
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 20))
+from support.scheduling import asked, run, scheduling
 
 
 def test_clients_are_served_alike() -> None:
@@ -134,9 +99,11 @@ def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, m
     """With growing pauses, also where a worker ends before it has the job, and where the whole server does."""
 
     class Unread(FakeWorker):
+        said: dict[str, Any] | None = None
+
         async def run(self, *given: Any) -> Outcome:
             error = WorkerLostError(f"{self.name} ended")
-            error.begun = False
+            error.begun, error.said = False, self.said
             raise error
 
     pauses: list[float] = []
@@ -152,8 +119,11 @@ def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, m
         async with scheduling(tmp_path / "1", [Unread()]) as scheduler:
             job = await scheduler.finished(scheduler.submit(asked()))
             assert (job.state, job.error["type"], len(pauses)) == ("failed", "WorkerLostError", 3)  # type: ignore[index]
+            said = {"type": "MemoryError", "message": "there is not enough memory"}
+            scheduler.workers[0].worker.said = said  # type: ignore[attr-defined]
             for _ in range(4):
-                await scheduler.finished(scheduler.submit(asked()))
+                job = await scheduler.finished(scheduler.submit(asked()))
+                assert job.error == said
             assert pauses[:4] == [0.0, 1.0, 2.0, 4.0]
             assert max(pauses) == 30.0
         worker = FakeWorker()
@@ -168,7 +138,7 @@ def test_what_ends_workers_or_the_server_each_time_is_given_up(tmp_path: Path, m
         async with scheduling(tmp_path / "2", [worker]) as scheduler:
             fatal, other = (scheduler.find(job.id) for job in taken)
             await scheduler.finished(other)
-            assert (fatal.state, fatal.error["type"]) == ("failed", "WorkerLostError")  # type: ignore[index]
+            assert (fatal.state, fatal.error["type"]) == ("failed", "GivenUpError")  # type: ignore[index]
             assert worker.drawn == ["next"]
 
     run(work)
@@ -204,6 +174,40 @@ def test_a_worker_draws_on_while_files_are_made(tmp_path: Path) -> None:
         async with scheduling(tmp_path, [again]) as scheduler:
             job = await scheduler.finished(scheduler.find(jobs[1].id))
             assert (job.state, job.attempts) == ("done", 2)
+
+    run(work)
+
+
+def test_a_job_that_ends_workers_ends_no_other(tmp_path: Path) -> None:
+    """Though the files of the one before it are made meanwhile, again and again."""
+
+    class Mortal(FakeWorker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.files: list[asyncio.Future[Outcome]] = []
+
+        async def run(self, *given: Any) -> Outcome:
+            made = await super().run(*given)
+            if self.drawn[-1] == "deadly":
+                lost = WorkerLostError(f"{self.name} was ended by signal 11")
+                for each in self.files:
+                    if not each.done():
+                        each.set_exception(lost)
+                raise lost
+            files = asyncio.get_running_loop().create_future()
+            self.files.append(files)
+            asyncio.get_running_loop().call_later(0.05, lambda: files.done() or files.set_result(made))
+            return Outcome((), made.result, None, files)
+
+    async def work() -> None:
+        worker = Mortal()
+        async with scheduling(tmp_path, [worker]) as scheduler:
+            names = ("first", "deadly", "second", "deadly", "third")
+            jobs = [scheduler.submit(asked(name, client=name)) for name in names]
+            for job in jobs:
+                await scheduler.finished(job)
+            assert [job.state for job in jobs] == ["done", "failed", "done", "failed", "done"]
+            assert max(job.attempts for job in jobs) == 2
 
     run(work)
 
@@ -328,159 +332,6 @@ def test_jobs_go_where_their_model_is_loaded(tmp_path: Path) -> None:
             assert scheduler.loaded() == {"a": [], "b": ["second"]}
 
     run(work)
-
-
-def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And old pictures make room for new ones."""
-
-    async def work() -> None:
-        worker = FakeWorker()
-        async with scheduling(tmp_path, [worker], store_limit=20) as scheduler:
-            jobs = [await scheduler.finished(scheduler.submit(asked())) for _ in range(4)]
-            kept = [scheduler.store.picture(scheduler.store.get(job.id), 0) is not None for job in jobs]  # type: ignore[arg-type]
-            assert kept == [False, False, True, True]
-            assert scheduler.store.bytes == 14
-            shutil.rmtree(tmp_path / "store" / "pictures")  # what people remove makes room, too
-            jobs = [await scheduler.finished(scheduler.submit(asked())) for _ in range(3)]
-            assert [job.state for job in jobs] == ["done"] * 3
-            assert scheduler.store.bytes == 14
-
-            def full(*_: object, **__: object) -> None:
-                raise OSError(28, "No space left on device")
-
-            monkeypatch.setattr(Store, "_write", full)
-            monkeypatch.setattr(saving, "_FULL_RETRY_SECONDS", 0.05)
-            first = scheduler.submit(asked("first"))
-            await asyncio.sleep(0.1)
-            second = scheduler.submit(asked("second"))
-            await asyncio.sleep(0.1)
-            assert (first.state, second.state) == ("running", "queued")  # which waits until there is room
-            monkeypatch.undo()
-            for job in (first, second):
-                assert (await scheduler.finished(job)).state == "done"
-            monkeypatch.setattr(Store, "_write", full)
-            monkeypatch.setattr(saving, "_FULL_SECONDS", 0.0)
-            job = await scheduler.finished(scheduler.submit(asked()))
-            assert (job.state, job.error["type"]) == ("failed", "StoreError")  # type: ignore[index]
-            with pytest.raises(StoreError, match="No space left"):
-                scheduler.submit(asked(pictures=[b"in"]))
-            assert list((tmp_path / "store" / "inputs").iterdir()) == []
-            assert scheduler.waiting == 0
-
-    run(work)
-
-
-def test_a_locked_store_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another program has it locked jobs end, and are kept when it is free again."""
-    monkeypatch.setattr(scheduling_module, "_RECENT", 1)
-    monkeypatch.setattr(saving, "_RETRY_SECONDS", 0.05)
-
-    async def work() -> None:
-        worker = FakeWorker()
-        worker.held.clear()
-        async with scheduling(tmp_path, [worker]) as scheduler:
-            jobs = [scheduler.submit(asked(name)) for name in "abc"]
-            await asyncio.sleep(0.05)
-            with contextlib.closing(sqlite3.connect(tmp_path / "store" / "jobs.sqlite", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                worker.held.set()
-                begin = time.monotonic()
-                for job in jobs:
-                    await scheduler.finished(job)
-                    assert scheduler.find(job.id).state == "done"
-                with pytest.raises(StoreError, match="locked"):
-                    scheduler.submit(asked())
-                assert time.monotonic() - begin < 5  # by default a single try takes as long
-                assert [scheduler.find(job.id).state for job in jobs] == ["done"] * 3
-                assert [scheduler.store.get(job.id).state for job in jobs] != ["done"] * 3  # type: ignore[union-attr]
-                other.execute("ROLLBACK")
-            while scheduler.store.unfinished():
-                await asyncio.sleep(0.05)
-            assert scheduler.find(jobs[0].id) is not jobs[0]
-
-    run(work)
-
-
-def test_a_store_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_MOST_JOBS", 10)
-    monkeypatch.setattr(store_module, "_PRUNE_EVERY", 5)
-
-    async def work() -> None:
-        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
-            for _ in range(30):
-                await scheduler.finished(scheduler.submit(asked("fail")))
-            assert 10 <= len(scheduler.store.listed(limit=100)) <= 16  # type: ignore[attr-defined]
-            monkeypatch.setattr(store_module, "_MOST_JOBS", 1000)
-            monkeypatch.setattr(store_module, "_MOST_BASE", 1_000_000)
-            for _ in range(40):
-                await scheduler.finished(scheduler.submit(asked("fail", options={"negative_prompt": "x" * 50_000})))
-            kept = scheduler.store.listed(limit=100)  # type: ignore[attr-defined]
-            assert 10 <= len(kept) <= 26
-            assert kept[0].created > kept[-1].created
-            with contextlib.closing(sqlite3.connect(tmp_path / "store" / "jobs.sqlite")) as base:
-                query = "SELECT id FROM jobs WHERE client = 'x' AND instr(lower(prompt), 'x') ORDER BY created DESC"
-                (plan,) = base.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
-                assert "SCAN jobs USING INDEX jobs_listed" in plan[-1]  # not through the results of all jobs
-
-    run(work)
-
-
-def test_a_store_harms_nothing_that_is_not_its_own(tmp_path: Path) -> None:
-    """And says what is wrong with it by its name."""
-    folder = tmp_path / "store"
-    mine, photo = folder / "inputs" / "letters" / "mine.txt", folder / "pictures" / "photo.jpg"
-    orphan = folder / "pictures" / f"{'0f' * 16}-0.png"
-    for file in (mine, photo, orphan):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    left = []
-    for _ in range(2):
-        Store(folder, 1e9).close()
-        left.append((mine.exists(), photo.exists(), orphan.exists()))
-    # What a new store finds may be of a damaged one that was moved away.
-    assert left == [(True, True, True), (True, True, False)]
-
-    async def work() -> None:
-        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
-            shutil.rmtree(folder / "pictures")
-            assert (await scheduler.finished(scheduler.submit(asked()))).state == "done"
-            shutil.rmtree(folder)
-            with pytest.raises(StoreError, match="store .*store was removed"):
-                scheduler.submit(asked())
-
-    run(work)
-    shutil.rmtree(folder, ignore_errors=True)
-    store = Store(folder, 1e9)
-    jobs = [Job("", 0, time.time() + 99, {**asked().work(), "mode": "txt2img"}) for _ in range(3)]
-    for job in jobs:
-        store.add(job, [])
-    store.close()
-    with contextlib.closing(sqlite3.connect(folder / "jobs.sqlite")) as base:
-        for job, broken in zip(jobs, ("request = '{', files = '['", "request = '{}'"), strict=False):
-            base.execute(f"UPDATE jobs SET {broken} WHERE id = ?", (job.id,))
-        base.commit()
-
-    async def after() -> None:
-        """Jobs that cannot be read are no end of the others."""
-        async with scheduling(tmp_path, [FakeWorker()]) as scheduler:
-            assert (await scheduler.finished(scheduler.find(jobs[2].id))).state == "done"
-            assert [job.id for job in scheduler.store.listed()] == [jobs[2].id]  # type: ignore[attr-defined]
-
-    run(after)
-    folder.mkdir(exist_ok=True)
-    (folder / "jobs.sqlite").write_bytes(bytes(range(256)) * 40)
-    with pytest.raises(StoreError, match=r"jobs.sqlite is damaged .*move it away"):
-        Store(folder, 1e9)
-
-
-def test_a_store_finds_words_in_any_writing_and_is_its_owners(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new" / "store", 1e9)
-    store.add(Job("me", 0, 1e10, {"options": {"prompt": "ŽLUTÝ Míč, ÉTÉ"}}), [])
-    for words, count in (("žlutý míč", 1), ("été MÍČ", 1), ("míče", 0), ("%", 0)):
-        assert len(store.listed(search=words)) == count, words
-    store.close()
-    if os.name == "posix":
-        assert (tmp_path / "new" / "store").stat().st_mode & 0o777 == 0o700
 
 
 def test_slow_readers_hold_nobody_up() -> None:

@@ -33,7 +33,7 @@ def test_the_front_and_the_workers_may_be_killed(tmp_path: Path) -> None:
         server.wait(jobs[0]["id"], "running", "done")
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         workers = server.worker_pids()
-        os.kill(workers[1], signal.SIGSTOP)  # one that hears nothing any more
+        os.kill(workers[-1], signal.SIGSTOP)  # one that hears nothing any more
         server.end(signal.SIGKILL)
     end = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{pid}/exe") for pid in workers) and time.monotonic() < end:

@@ -50,5 +50,8 @@ class FakeWorker:
     async def unload(self, model: str) -> None:
         self.loaded = {}
 
+    def look(self) -> None:
+        pass
+
     async def stop(self) -> None:
         pass

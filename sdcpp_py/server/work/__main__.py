@@ -1,9 +1,7 @@
-"""``python -m sdcpp_py.server.work``: a worker, which speaks frames on its standard input and output."""
+"""A worker: a program that speaks frames on its standard input and output."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -13,14 +11,11 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from ..frames import pack, read
-
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+from .worker import Worker
 
 
 def work(source: IO[bytes], sink: IO[bytes]) -> None:
     """Work on the frames of one file, and answer into another; the front's end is the worker's."""
-    from .worker import Worker
-
     lock = threading.Lock()
 
     def say(message: dict[str, Any], blobs: Sequence[bytes]) -> None:
@@ -48,16 +43,8 @@ def work(source: IO[bytes], sink: IO[bytes]) -> None:
     worker.run()
 
 
-def _end_with_the_front() -> None:
-    """Have the system end this process with the one that started it: one that is stopped then would not hear of it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-
-
 def main() -> None:
     """Work on what standard input says; whatever else is written to standard output goes to standard error."""
-    _end_with_the_front()  # before all that is imported
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the front's business: terminals and systemd send them to all at once
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

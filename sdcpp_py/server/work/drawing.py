@@ -25,6 +25,9 @@ from ...video_files import check_encoder
 from ..model_list import MODES, ServedModel, named_file
 from .models import Models
 
+_NO_MEMORY = ("codec configuration error", "out of memory")
+"""What Pillow says where an encoder gets no memory."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -268,5 +271,7 @@ def encoded(image: Image.Image, kind: str, compression: int | None = None) -> by
     except MemoryError:
         raise
     except Exception as error:  # whatever an encoder raises
+        if any(each in str(error) for each in _NO_MEMORY):
+            raise MemoryError from None
         raise OutputError(f"{kind}: this Pillow cannot write it ({failure_reason(error)}); ask for png") from None
     return buffer.getvalue()

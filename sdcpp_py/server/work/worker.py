@@ -19,7 +19,7 @@ import PIL.Image
 
 from ... import engine
 from ...devices import devices, doctor
-from ...errors import SdcppError
+from ...errors import DeviceMemoryError, SdcppError
 from ...host_memory import host_memory
 from ...modes import LOADING, UPSCALER, Mode
 from ...options.declare import Option, declared
@@ -34,6 +34,7 @@ from .models import Models
 PIL.Image.init()
 
 BEAT_SECONDS = 1.0
+_OF_THE_HOST = ("bad_alloc", "ggml_aligned_malloc")  # in the engine's lines, where the host's memory was too small
 _EVENT_SECONDS = 0.1  # between two events of progress without anything new
 
 
@@ -150,9 +151,8 @@ class Worker:
             drawn = draw_job(self._models, request, blobs, told.loading, told, self._calls[job])
             outcome |= {"type": "drawn", "result": drawn.result}
         except Exception as failure:
-            if _is_of_memory(failure):
-                self._models.unload_all()
-            outcome |= {"type": "failed", "error": _error(failure, job)}
+            # In a process that has no memory what follows would fail at once, too: the front takes another one.
+            outcome |= {"type": "starved" if _is_of_memory(failure) else "failed", "error": _error(failure, job)}
         del self._calls[job]  # before anybody hears of the end, and may ask for the next one
         self._say_state()
         if self._written is not None:
@@ -203,13 +203,15 @@ class _Telling:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Tell whether there was not enough memory for something."""
+    """Tell whether this machine's memory was not enough for something; a device's is another matter."""
+    if isinstance(error, DeviceMemoryError):
+        return any(each in line for line in error.engine_log for each in _OF_THE_HOST)
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _error(error: Exception, job: str = "") -> dict[str, Any]:
     """Return an error as the front knows it; one that nobody expects of a job is logged."""
-    if _is_of_memory(error):
+    if _is_of_memory(error) and not isinstance(error, DeviceMemoryError):
         return {"type": "MemoryError", "message": "there is not enough memory; make the pictures smaller or fewer"}
     if not isinstance(error, (SdcppError, TypeError)):  # its words may tell of this machine
         logging.getLogger("sdcpp_py.server").error("job %s", job, exc_info=error)
