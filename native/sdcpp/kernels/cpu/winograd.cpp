@@ -212,13 +212,13 @@ public:
         for (int64_t filter = begin; filter < end; filter += block_rows) {
             const int64_t rows = std::min<int64_t>(block_rows, end - filter);
             for (int64_t channel = 0; channel < channels; channel += part_channels) {
-                sdcpp_team_look();
                 const auto deep = static_cast<int>(std::min(part_channels, channels - channel));
                 transform_filters(left, panel, filter, static_cast<int>(rows), channel, deep);
                 const bool last = channel + deep >= channels;
                 const int64_t next_channel = last ? 0 : channel + deep;
                 const int64_t next_filter = last ? filter + block_rows : filter;
                 for (int point = 0; point < points; ++point) {
+                    sdcpp_team_look();
                     ask_filters(next_filter, std::min(next_filter + block_rows, end), next_channel, point);
                     const float* const right = memory + point * patch_stride() + channel * tile_stride;
                     for (int64_t t = 0; t < count; t += block_columns) {
@@ -468,7 +468,7 @@ bool takes(const ggml_tensor& node) {
 void compute(const ggml_compute_params& params, const ggml_tensor& node) {
     const Convolution convolution(node, params.nth);
     float* const memory = thread_memory(params, convolution.bytes);
-    jobs_compute(params, convolution.jobs, [&](int64_t job) { convolution.compute(job, memory); });
+    jobs_compute(convolution.jobs, [&](int64_t job) { convolution.compute(job, memory); });
 }
 
 size_t work_size(const ggml_tensor& node, int threads) {
