@@ -170,14 +170,13 @@ public:
           tiles_x(ceil_div(node.ne[0], tile)),
           tiles_y(ceil_div(node.ne[1], tile)),
           tiles(tiles_x * tiles_y * node.ne[3]) {
-        int64_t most = std::clamp(most_patch_floats / (points * channels), enough_tiles, most_tiles);
-        divide(most);
+        divide(tiles_at_once());
         filter_jobs = 1;
         while (threads > 1 && tile_jobs * filter_jobs < jobs_per_thread * threads) {
             if (ceil_div(filter_count, filter_jobs) >= 2 * least_filters) {
                 filter_jobs += 1;
             } else if (each_tiles > least_tiles) {
-                divide(most = each_tiles / 2);
+                divide(each_tiles / 2);
             } else {
                 break;
             }
@@ -189,14 +188,15 @@ public:
         bytes = static_cast<size_t>(floats) * sizeof(float) + alignment;
     }
 
-    // Tells whether that is faster than all products.
+    // Tells whether that is faster than all products, for one picture: the same however many there are.
     bool is_faster() const {
-        const auto some = static_cast<double>(tiles);
+        const auto some = static_cast<double>(tiles_x * tiles_y);
         const auto pairs = static_cast<double>(channels * ceil_div(filter_count, lanes) * lanes);
-        const double products = pairs * points * some + pairs * filter_cost * static_cast<double>(tile_jobs) +
+        const auto times = static_cast<double>(ceil_div(tiles_x * tiles_y, tiles_at_once()));
+        const double products = pairs * points * some + pairs * filter_cost * times +
                                 patch_cost * some * static_cast<double>(channels) +
                                 tile_cost * some * static_cast<double>(filter_count);
-        const auto results = static_cast<double>(ggml_nelements(&result));
+        const auto results = static_cast<double>(result.ne[0] * result.ne[1] * filter_count);
         return products * gain < results * static_cast<double>(channels) * taps * taps;
     }
 
@@ -247,6 +247,10 @@ private:
     // What is stored of a channel's last tiles may reach into the next channel, which is stored later.
     int64_t patch_stride() const { return channels * tile_stride + lanes; }
     int64_t sum_stride() const { return tile_stride * block_rows + lanes; }
+
+    int64_t tiles_at_once() const {
+        return std::clamp(most_patch_floats / (points * channels), enough_tiles, most_tiles);
+    }
 
     void divide(int64_t most) {
         tile_jobs = ceil_div(tiles, most);
