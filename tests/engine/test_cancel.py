@@ -83,8 +83,8 @@ def test_pieces_have_the_values_of_the_whole() -> None:
         for threads, piece_bytes in ((1, 4096), (2, 4096), (3, 1 << 15), (2, 64)):
             assert compute(name, 16, threads=threads, piece_bytes=piece_bytes).digest == whole.digest, (name, threads)
         assert compute(name, 16, threads=3, piece_bytes=4096, fast=False).digest == engines.digest, name
-    # Where ours sum in another order; what they do besides has ggml's own values.
-    assert ours == {"product", "conv", "attention", "group"}
+    # Where ours sum in another order, or ggml rounds; what they do besides has ggml's own values.
+    assert ours == {"product", "conv", "attention", "group", "gelu"}
 
 
 @in_child

@@ -40,6 +40,7 @@ class Case(ctypes.Structure):
         ("fast", ctypes.c_int64),
         ("groups", ctypes.c_int64),
         ("silu", ctypes.c_int64),
+        ("quick", ctypes.c_int64),
         ("scale", ctypes.c_float),
     ]
 
@@ -86,10 +87,15 @@ class Norm:
     silu: bool
 
 
+@dataclass(frozen=True)
+class Gelu:
+    quick: bool
+
+
 def compute(
     left: Values,
     right: Values | None,
-    more: Window | Attention | Norm | None = None,
+    more: Window | Attention | Norm | Gelu | None = None,
     *,
     fast: bool,
     threads: int = 2,
@@ -99,7 +105,7 @@ def compute(
     Args:
         left: the weights; of attention the keys, of a norm the picture.
         right: the input; of attention the queries, of a norm whether there is a factor and a summand.
-        more: a window for a convolution, values for attention, groups for a norm, nothing for a product.
+        more: a window for a convolution, values for attention, groups for a norm, which GELU, nothing for a product.
         fast: whether our kernels may compute it.
         threads: how many threads do.
     """
@@ -128,6 +134,9 @@ def compute(
         kind, shape = 3, a.shape
         a *= 3.0
         a += 2.0
+    elif isinstance(more, Gelu):
+        kind, shape = 4, a.shape
+        a *= 5.0
     else:
         kind, shape = 0, (*b.shape[:3], a.shape[2])
     result = np.full(shape, np.nan, np.float32)
@@ -137,6 +146,8 @@ def compute(
     case.threads, case.fast, case.scale = threads, fast, left.shape[0] ** -0.5
     if isinstance(more, Norm):
         case.groups, case.silu = more.groups, more.silu
+    if isinstance(more, Gelu):
+        case.quick = more.quick
     with Run() as run:
         handle = int(ffi.cast("uintptr_t", run.native))
         pointers = (ctypes.c_void_p * 4)(*[array.ctypes.data for array in arrays])
@@ -149,7 +160,7 @@ def exact(
     b: NDArray[np.float64],
     c: NDArray[np.float64],
     d: NDArray[np.float64],
-    more: Window | Attention | Norm | None,
+    more: Window | Attention | Norm | Gelu | None,
     shape: tuple[int, ...],
     scale: float,
 ) -> NDArray[np.float64]:
@@ -161,6 +172,9 @@ def exact(
         normed = (parts - parts.mean(axis=2, keepdims=True)) / np.sqrt(parts.var(axis=2, keepdims=True) + 1e-6)
         normed = normed.reshape(shape) * b + c if b.size else normed.reshape(shape)
         return np.asarray(normed / (1.0 + np.exp(-normed)) if more.silu else normed)
+    if isinstance(more, Gelu):
+        slope = 1.702 if more.quick else np.sqrt(8.0 / np.pi) * (1.0 + 0.044715 * a**2)
+        return np.asarray(a / (1.0 + np.exp(-slope * a)))
     for axis in (0, 1):
         a = np.repeat(a, b.shape[axis] // a.shape[axis], axis)
     scores = b @ a.swapaxes(-1, -2)
@@ -194,7 +208,7 @@ def error(result: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(result - exact) / max(np.linalg.norm(exact), 1e-30))
 
 
-def check(left: Values, right: Values | None, more: Window | Attention | Norm | None = None) -> None:
+def check(left: Values, right: Values | None, more: Window | Attention | Norm | Gelu | None = None) -> None:
     """Compare both policies with float64: ours errs no more than the engine's, and is the same with any threads."""
     ours, exact = compute(left, right, more, fast=True)
     ggml, _ = compute(left, right, more, fast=False)
@@ -331,3 +345,10 @@ def test_norms_of_any_shape_with_what_follows() -> None:
         check(*case)
 
     search()
+
+
+@in_child
+def test_gelu_of_any_shape() -> None:
+    for quick in (False, True):
+        check(Values("f32", (64, 65, 2, 1)), None, Gelu(quick))
+        check(Values("f32", (1100, 5, 3, 2), padding=3), None, Gelu(quick))

@@ -1,5 +1,5 @@
-// Computes a product, a convolution, attention or a group norm of given values on the CPU backend under either kernel
-// policy, each as the engine builds it. Part of the engine library in test builds only.
+// Computes a product, a convolution, attention, a group norm or GELU of given values on the CPU backend under either
+// kernel policy, each as the engine builds it. Part of the engine library in test builds only.
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -25,7 +25,7 @@ struct Operand {
     int64_t permuted;  // the second and the third dimension lie the other way round
 };
 
-enum class Kind : int64_t { product, convolution, attention, norm };
+enum class Kind : int64_t { product, convolution, attention, norm, gelu };
 
 struct Case {
     Kind kind;
@@ -36,6 +36,7 @@ struct Case {
     int64_t threads;
     int64_t fast;
     int64_t groups, silu;  // of a norm
+    int64_t quick;         // of GELU
     float scale;
 };
 
@@ -96,6 +97,8 @@ ggml_tensor* make_node(const Operands& of, const Case& wanted) {
             return make_convolution(of, wanted);
         case Kind::attention:
             return make_attention(of, wanted);
+        case Kind::gelu:
+            return wanted.quick != 0 ? ggml_gelu_quick(of.ctx, of.a) : ggml_gelu(of.ctx, of.a);
         default:
             return make_norm(of, wanted);
     }

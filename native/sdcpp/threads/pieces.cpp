@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <utility>
 
 #include "sdcpp/threads/team.h"
 
@@ -86,22 +87,28 @@ Pieces::Pieces(const ggml_compute_params& thread, const ggml_tensor& node) : thr
         const size_t asked = piece_bytes.load(std::memory_order_relaxed);
         const size_t bytes = asked > 0 ? asked : thread.nth > 1 ? usual_bytes : alone_bytes;
         const size_t each = bytes * static_cast<size_t>(thread.nth);
-        count = static_cast<int>(std::clamp<size_t>(bytes_used(node) / each, 1, most_pieces));
+        const auto times = static_cast<int>(std::clamp<size_t>(bytes_used(node) / each, 1, most_pieces));
+        count = thread.nth * times;
         row_bytes = row_bytes_of(node);
-        if (count > 1 && row_bytes > 0) {
-            row.reset(new char[row_bytes + longest_line * static_cast<size_t>(thread.nth * count + 1)]);
+        if (times > 1 && row_bytes > 0) {
+            row.reset(new char[row_bytes + longest_line * static_cast<size_t>(count + 1)]);
         }
     }
 }
 
 ggml_compute_params* Pieces::next() {
-    // The first is the thread's own; of the others each takes one when it is free.
-    piece.ith = begun ? count > 1 ? thread.nth + static_cast<int>(sdcpp_team_take()) : thread.nth : thread.ith;
-    begun = true;
-    piece.nth = thread.nth * count;
-    if (piece.ith >= piece.nth) {
+    if (count == 0) {
+        return std::exchange(begun, true) ? nullptr : &piece;
+    }
+    if (begun) {
+        sdcpp_team_finish(count);
+    }
+    piece.ith = static_cast<int>(sdcpp_team_take(count));
+    if (piece.ith < 0) {
         return nullptr;
     }
+    begun = true;
+    piece.nth = count;
     if (row != nullptr) {
         // The operation goes as many rows and cache lines on as its number says: it ends in this thread's row, some
         // cache lines behind its begin.

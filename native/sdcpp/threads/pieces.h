@@ -23,8 +23,8 @@ private:
     ggml_compute_params piece;
     size_t row_bytes = 0;         // of the row that each thread has in the work buffer
     std::unique_ptr<char[]> row;  // this thread's while there are pieces
-    int count = 1;
-    bool begun = false;
+    int count = 0;                // of all threads' pieces; 0: it is not divided
+    bool begun = false;           // a piece
 };
 
 }  // namespace sdcpp

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -31,6 +32,10 @@ constexpr auto ask_interval = std::chrono::milliseconds(50);
 // How many looks there are to a question: some operations look every microsecond.
 constexpr unsigned looks_per_question = 4;
 
+// Where a node's number begins in the word that gives out its pieces.
+constexpr int piece_bits = 32;
+constexpr uint64_t most_pieces = (uint64_t{1} << piece_bits) - 1;
+
 // Thrown by the thread that fails, and by those that leave with it.
 struct Left {};
 
@@ -44,7 +49,8 @@ void relax() {
 
 thread_local void* work = nullptr;
 thread_local sdcpp_team* in_node = nullptr;
-thread_local unsigned node_number = 0;  // of those that this thread has begun of a graph
+thread_local uint32_t node_number = 0;   // of those that this thread has begun of a graph
+thread_local bool takes_pieces = false;  // of the node that it is in
 thread_local unsigned looks = 0;
 thread_local std::string failure;
 
@@ -88,6 +94,26 @@ struct sdcpp_team {
         if (sleepers.load() > 0) {
             std::lock_guard<std::mutex> lock(mutex);
             woken.notify_all();
+        }
+    }
+
+    // Returns the number of the first node that is not computed.
+    uint32_t current() const { return static_cast<uint32_t>(given.load() >> piece_bits); }
+
+    // Waits until a node is computed.
+    bool await(uint32_t node) {
+        if (current() == node) {
+            wait([&] { return current() != node || failed.load(); });
+        }
+        return !failed.load();
+    }
+
+    // Counts a piece of a node that is done; with the last one the next node begins.
+    void finish(uint32_t node, int64_t count) {
+        if (finished.fetch_add(1) + 1 == count) {
+            finished.store(0);
+            given.store((static_cast<uint64_t>(node) + 1) << piece_bits);
+            wake();
         }
     }
 
@@ -140,9 +166,10 @@ struct sdcpp_team {
     std::atomic<int> left{0};
     std::atomic<int> sleepers{0};
     std::atomic<int> spin{most_spin};  // microseconds
-    // What is given out of nodes with even and with odd numbers: no thread is in one while another is in the next but
-    // one.
-    alignas(64) std::atomic<int64_t> taken[2] = {};
+    // The number of the node that is computed, and how many of its pieces have been given out: one that comes late
+    // takes none of a later one.
+    alignas(64) std::atomic<uint64_t> given{0};
+    alignas(64) std::atomic<int64_t> finished{0};  // of its pieces
     std::mutex mutex;
     std::condition_variable woken;
 };
@@ -164,7 +191,8 @@ void sdcpp_team_begin(sdcpp_team* team, int threads) {
     team->failed.store(false);
     team->arrived.store(0);
     team->left.store(0);
-    team->taken[0].store(0);
+    team->finished.store(0);
+    team->given.store(uint64_t{1} << piece_bits);
     failure.clear();
 }
 
@@ -189,12 +217,15 @@ void sdcpp_team_leave(sdcpp_team* team, bool caller) {
 }
 
 bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_compute_params* params, ggml_tensor* node) {
-    ++node_number;
+    const uint32_t number = ++node_number;
     if (params->ith == 0) {
         sdcpp::profile_node(node);
-        team->taken[node_number % 2].store(0, std::memory_order_relaxed);  // of the next
+    }
+    if (team->current() != number) {
+        return !team->failed.load();  // the others have computed it
     }
     sdcpp_team* const outer = std::exchange(in_node, team);
+    takes_pieces = false;
     try {
         sdcpp::Pieces pieces(*params, *node);
         while (ggml_compute_params* const piece = pieces.next()) {
@@ -203,6 +234,9 @@ bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_comput
                 break;
             }
             compute(piece, node);
+        }
+        if (!takes_pieces && !team->failed.load()) {
+            team->finish(number, team->threads);  // each thread has its own
         }
     } catch (const Left&) {
     } catch (const std::exception& error) {
@@ -214,12 +248,26 @@ bool sdcpp_team_compute(sdcpp_team* team, sdcpp_team_node_t compute, ggml_comput
     return !team->failed.load();
 }
 
-int64_t sdcpp_team_take(void) {
-    return in_node->taken[(node_number - 1) % 2].fetch_add(1, std::memory_order_relaxed);
+int64_t sdcpp_team_take(int64_t count) {
+    if (count == 0) {
+        return -1;
+    }
+    takes_pieces = true;
+    uint64_t given = in_node->given.load();
+    do {
+        if (given >> piece_bits != node_number || static_cast<int64_t>(given & most_pieces) >= count) {
+            return -1;
+        }
+    } while (!in_node->given.compare_exchange_weak(given, given + 1));
+    return static_cast<int64_t>(given & most_pieces);
+}
+
+void sdcpp_team_finish(int64_t count) {
+    in_node->finish(node_number, count);
 }
 
 bool sdcpp_team_meet(sdcpp_team* team) {
-    return team->meet();
+    return team->await(node_number);
 }
 
 void sdcpp_team_meet_inside(sdcpp_team* team) {

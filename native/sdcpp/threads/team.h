@@ -31,9 +31,13 @@ GGML_API void sdcpp_team_leave(struct sdcpp_team * team, bool caller);
 /* Computes a node on this thread; false when a thread of the team has failed: the graph is over. */
 GGML_API bool sdcpp_team_compute(struct sdcpp_team * team, sdcpp_team_node_t compute, struct ggml_compute_params * params,
                                  struct ggml_tensor * node);
-/* Returns 0, 1, 2 and so on, each to one thread of those that compute this node: what is given out next. */
-GGML_API int64_t sdcpp_team_take(void);
-/* Waits for the others between two nodes; false when a thread of the team has failed. */
+/* Gives out the pieces of the node that this thread computes: returns 0, 1, 2 and so on, each to one thread, and -1 when
+   none is left of so many, or the node is computed. A node whose pieces are taken is computed when each was finished,
+   whoever came; of any other every thread computes its own part. */
+GGML_API int64_t sdcpp_team_take(int64_t count);
+/* Says that a piece that was taken is computed. */
+GGML_API void sdcpp_team_finish(int64_t count);
+/* Waits until the node is computed; false when a thread of the team has failed. */
 GGML_API bool sdcpp_team_meet(struct sdcpp_team * team);
 /* Waits for the others inside a node; unwinds it when a thread of the team has failed. */
 GGML_API void sdcpp_team_meet_inside(struct sdcpp_team * team);

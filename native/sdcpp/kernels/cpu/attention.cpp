@@ -201,7 +201,7 @@ bool takes(const ggml_tensor& node) {
 void compute(const ggml_compute_params& params, const ggml_tensor& node) {
     const Attention attention(node, params.nth);
     float* const memory = thread_memory(params, attention.bytes);
-    jobs_compute(params, attention.jobs, [&](int64_t job) { attention.compute(job, memory); });
+    jobs_compute(attention.jobs, [&](int64_t job) { attention.compute(job, memory); });
 }
 
 size_t work_size(const ggml_tensor& node, int threads) {

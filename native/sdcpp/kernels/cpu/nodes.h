@@ -28,5 +28,7 @@ extern const Kernel convolution;
 extern const Kernel group_norm;
 // GGML_OP_ADD and GGML_OP_MUL of numbers that are each for whole rows, such as a channel's.
 extern const Kernel row_arithmetic;
+// GGML_OP_UNARY of GELU, by tanh and by a sigmoid.
+extern const Kernel gelu_values;
 
 }  // namespace sdcpp::cpu

@@ -385,8 +385,7 @@ size_t product_work_size(const Shape& shape, int threads) {
 void product_compute(const ggml_compute_params& params, const Shape& shape, const Operands& operands) {
     const Jobs jobs(shape, params.nth);
     float* const memory = thread_memory(params, jobs.bytes);
-    jobs_compute(params, jobs.count,
-                 [&](int64_t job) { job_compute(operands, shape, jobs, job, job + params.nth, memory); });
+    jobs_compute(jobs.count, [&](int64_t job) { job_compute(operands, shape, jobs, job, job + params.nth, memory); });
 }
 
 void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char* from, size_t stride, int count,

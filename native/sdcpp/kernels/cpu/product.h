@@ -69,9 +69,10 @@ float* thread_memory(const ggml_compute_params& params, size_t bytes);
 
 // Lets the threads of a team take jobs, one after another, until none is left.
 template <typename F>
-void jobs_compute(const ggml_compute_params& params, int64_t count, F&& compute) {
-    for (int64_t job = params.ith; job < count; job = params.nth + sdcpp_team_take()) {
+void jobs_compute(int64_t count, F&& compute) {
+    for (int64_t job = sdcpp_team_take(count); job >= 0; job = sdcpp_team_take(count)) {
         compute(job);
+        sdcpp_team_finish(count);
     }
 }
 

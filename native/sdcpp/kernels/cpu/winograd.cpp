@@ -170,14 +170,13 @@ public:
           tiles_x(ceil_div(node.ne[0], tile)),
           tiles_y(ceil_div(node.ne[1], tile)),
           tiles(tiles_x * tiles_y * node.ne[3]) {
-        int64_t most = std::clamp(most_patch_floats / (points * channels), enough_tiles, most_tiles);
-        divide(most);
+        divide(tiles_at_once());
         filter_jobs = 1;
         while (threads > 1 && tile_jobs * filter_jobs < jobs_per_thread * threads) {
             if (ceil_div(filter_count, filter_jobs) >= 2 * least_filters) {
                 filter_jobs += 1;
             } else if (each_tiles > least_tiles) {
-                divide(most = each_tiles / 2);
+                divide(each_tiles / 2);
             } else {
                 break;
             }
@@ -189,14 +188,15 @@ public:
         bytes = static_cast<size_t>(floats) * sizeof(float) + alignment;
     }
 
-    // Tells whether that is faster than all products.
+    // Tells whether that is faster than all products, for one picture: the same however many there are.
     bool is_faster() const {
-        const auto some = static_cast<double>(tiles);
+        const auto some = static_cast<double>(tiles_x * tiles_y);
         const auto pairs = static_cast<double>(channels * ceil_div(filter_count, lanes) * lanes);
-        const double products = pairs * points * some + pairs * filter_cost * static_cast<double>(tile_jobs) +
+        const auto times = static_cast<double>(ceil_div(tiles_x * tiles_y, tiles_at_once()));
+        const double products = pairs * points * some + pairs * filter_cost * times +
                                 patch_cost * some * static_cast<double>(channels) +
                                 tile_cost * some * static_cast<double>(filter_count);
-        const auto results = static_cast<double>(ggml_nelements(&result));
+        const auto results = static_cast<double>(result.ne[0] * result.ne[1] * filter_count);
         return products * gain < results * static_cast<double>(channels) * taps * taps;
     }
 
@@ -212,13 +212,13 @@ public:
         for (int64_t filter = begin; filter < end; filter += block_rows) {
             const int64_t rows = std::min<int64_t>(block_rows, end - filter);
             for (int64_t channel = 0; channel < channels; channel += part_channels) {
-                sdcpp_team_look();
                 const auto deep = static_cast<int>(std::min(part_channels, channels - channel));
                 transform_filters(left, panel, filter, static_cast<int>(rows), channel, deep);
                 const bool last = channel + deep >= channels;
                 const int64_t next_channel = last ? 0 : channel + deep;
                 const int64_t next_filter = last ? filter + block_rows : filter;
                 for (int point = 0; point < points; ++point) {
+                    sdcpp_team_look();
                     ask_filters(next_filter, std::min(next_filter + block_rows, end), next_channel, point);
                     const float* const right = memory + point * patch_stride() + channel * tile_stride;
                     for (int64_t t = 0; t < count; t += block_columns) {
@@ -247,6 +247,10 @@ private:
     // What is stored of a channel's last tiles may reach into the next channel, which is stored later.
     int64_t patch_stride() const { return channels * tile_stride + lanes; }
     int64_t sum_stride() const { return tile_stride * block_rows + lanes; }
+
+    int64_t tiles_at_once() const {
+        return std::clamp(most_patch_floats / (points * channels), enough_tiles, most_tiles);
+    }
 
     void divide(int64_t most) {
         tile_jobs = ceil_div(tiles, most);
@@ -468,7 +472,7 @@ bool takes(const ggml_tensor& node) {
 void compute(const ggml_compute_params& params, const ggml_tensor& node) {
     const Convolution convolution(node, params.nth);
     float* const memory = thread_memory(params, convolution.bytes);
-    jobs_compute(params, convolution.jobs, [&](int64_t job) { convolution.compute(job, memory); });
+    jobs_compute(convolution.jobs, [&](int64_t job) { convolution.compute(job, memory); });
 }
 
 size_t work_size(const ggml_tensor& node, int threads) {
