@@ -81,7 +81,7 @@ def test_every_job_is_named_once_and_known():
     every = jobs.all_jobs() + jobs.kernel_jobs()
     peers = {"peer", *(f"diffusers-{way}" for way in ("leaf", "block", "resident", "graph", "decode"))}
     assert {job.mode for job in every} == {*jobs.MODES, *peers, "profile", "profile-engine"}
-    assert {job.family for job in every} == set(jobs.DTYPES)
+    assert {job.family for job in every} <= set(jobs.DTYPES)
     assert Job("zimage", "pinned-in-turn", None, ()).name == "zimage/pinned-in-turn/all"
     assert Job("sdxl", "pinned-in-turn", 4, (), mmap=True).name == "sdxl/pinned-in-turn/4/mmap"
 

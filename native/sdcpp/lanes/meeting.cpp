@@ -91,7 +91,8 @@ bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
     if (placement.streamer == nullptr) {
         placement.lanes = nullptr;  // of a graph that failed
     }
-    if (placement.module != "diffusion") {
+    // Of a survey's graphs nothing is kept: their weights have no memory, which would be laid out with them.
+    if (placement.module != "diffusion" || surveying()) {
         return false;
     }
     Pass pass{&placement, build, std::move(take), sampling_now()};
