@@ -318,7 +318,7 @@ def test_offloaded_weights_are_pinned(
         rows = {row["module"]: row for row in native_placement.placements}
         assert rows["te"] == {
             "module": "te", "runtime_device": "Fake0", "params_device": "CPU", "pin": True, "stream": False,
-            "overlap": False, "keep_bytes": 0,
+            "overlap": False, "keep_bytes": 0, "past_cache": False,
         }  # fmt: skip
         assert sd.plan.pinned_bytes == sd.memory_report().pinned_bytes == 70 << 20
         assert [row.buffer_type for row in sd.memory_report().modules] == ["Fake_Host"] * 3
