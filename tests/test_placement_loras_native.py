@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import sdcpp_py
-from support.checkpoints import write_safetensors
+from support.checkpoints import write_checkpoint, write_safetensors
 from support.children import in_child
 from support.loopback import Loopback
 from support.placed_model import ON_CPU, ON_DEVICE, PAGEABLE, PINNED, Model, assert_empty, draw, place, total
+from support.streaming import DIFFUSION, steps
+from test_lanes_combined import write_any_lora
 
 
 @in_child
@@ -51,6 +53,19 @@ def test_loras_draw_the_same_everywhere(checkpoint: Path, lora: Path) -> None:
         assert pictures == dict.fromkeys(pictures, pictures["cpu"])
         assert pictures["cpu"][0] == draw(checkpoint, ON_CPU)
     assert_empty(loopback)
+
+
+@in_child
+def test_weights_change_while_nothing_copies_them(tmp_path: Path) -> None:
+    """Copies for the pass that did not come any more end before the next picture's LoRA is merged."""
+    loopback = Loopback()
+    checkpoint = write_checkpoint("zimage", tmp_path / "model.safetensors", tiny=True)["model"]
+    lora = write_any_lora(tmp_path / "lora.safetensors", "zimage")
+    with Model(checkpoint, DIFFUSION, max_vram=0.006, lora_apply_mode="immediately") as model:
+        drawn = [model.draw((lora, multiplier), **steps(3, 1.0)) for multiplier in (0.3, 0.8)]
+    with Model(checkpoint, ON_CPU, lora_apply_mode="immediately") as model:
+        assert drawn == [model.draw((lora, multiplier), **steps(3, 1.0)) for multiplier in (0.3, 0.8)]
+    assert loopback.books()["violations"] == 0
 
 
 @in_child

@@ -12,6 +12,7 @@
 #include "sdcpp/lora/reader.h"
 #include "sdcpp/lora/runtime.h"
 #include "sdcpp/lora/weight.h"
+#include "sdcpp/placement/context_placements.h"
 #include "sdcpp/seams/seams.h"
 
 namespace {
@@ -147,6 +148,9 @@ void Loras::apply(const sd_lora_t* loras, uint32_t count, bool merge, const Lora
     made.clear();
     CancelPoll poll;
     state->unfinished = true;
+    if (Placements* const placements = placements_current()) {
+        placements->memory_budget.finish_copies();
+    }
     if (!merger.restore([&] { return poll.cancelled(); })) {
         return;
     }

@@ -122,6 +122,12 @@ void MemoryBudget::shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer
     }
 }
 
+void MemoryBudget::finish_copies() {
+    for (Streamer* streamer : streamers_) {
+        streamer->finish_copies();
+    }
+}
+
 void MemoryBudget::begin_generation() {
     for (const auto& [dev, was] : std::exchange(given_up_, {})) {
         if (bytes(dev) < was.needed) {

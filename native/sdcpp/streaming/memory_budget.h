@@ -55,6 +55,8 @@ public:
     void make_all_room(ggml_backend_dev_t dev, const Streamer* but = nullptr);
     // Lets active streamers but one keep less by that many bytes, or as much less as they can.
     void shrink(ggml_backend_dev_t dev, uint64_t bytes, const Streamer* but);
+    // Waits for the copies that devices were given, such as for a pass that did not come: weights may change then.
+    void finish_copies();
     // Starts a generation: see Streamer::begin_generation.
     void begin_generation();
 

@@ -95,6 +95,8 @@ public:
     // Frees all device memory.
     void release();
 
+    // Waits for the copies that the device was given.
+    void finish_copies() { queue_.synchronize(); }
     // Starts a generation: a failed one may have left the weights bound.
     void begin_generation();
     // Describes the last plan; the text lasts until the next call on this thread. False when there is none.
