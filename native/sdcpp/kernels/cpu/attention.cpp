@@ -18,10 +18,6 @@ constexpr int64_t least_queries = 2 * block_columns;
 constexpr int64_t jobs_per_thread = 4;
 constexpr int64_t half = block_rows / 2;
 
-bool is_f32(const ggml_tensor& tensor) {
-    return tensor.type == GGML_TYPE_F32 && tensor.nb[0] == sizeof(float);
-}
-
 float most_of(const float* values, int count) {
     Vector most = Vector{} - INFINITY;
     int i = 0;

@@ -17,10 +17,6 @@ constexpr float cube = 0.044715f;
 constexpr float slope = 2.0f * 0.79788456f;  // 2 sqrt(2 / pi)
 constexpr float quick_slope = 1.702f;
 
-bool is_f32(const ggml_tensor& tensor) {
-    return tensor.type == GGML_TYPE_F32 && tensor.nb[0] == sizeof(float);
-}
-
 // ggml looks each value up in a table of halves.
 bool takes(const ggml_tensor& node) {
     if (node.op != GGML_OP_UNARY || !is_f32(node) || !is_f32(*node.src[0])) {
@@ -64,26 +60,17 @@ void compute(const ggml_compute_params& params, const ggml_tensor& node) {
     const int64_t rows = ggml_nrows(&node);
     const int64_t end = rows * (params.ith + 1) / params.nth;
     for (int64_t row = rows * params.ith / params.nth; row < end; ++row) {
-        const int64_t i1 = row % node.ne[1];
-        const int64_t i2 = row / node.ne[1] % node.ne[2];
-        const int64_t i3 = row / (node.ne[1] * node.ne[2]);
-        const auto at = [&](const ggml_tensor& tensor) {
-            return reinterpret_cast<float*>(static_cast<char*>(tensor.data) + i1 * tensor.nb[1] + i2 * tensor.nb[2] +
-                                            i3 * tensor.nb[3]);
-        };
+        float* const to = row_at(node, node, row);
+        const float* const from = row_at(source, node, row);
         for (int64_t i = 0; i < node.ne[0]; i += most_values) {
             const auto count = static_cast<int>(std::min<int64_t>(most_values, node.ne[0] - i));
-            (quick ? gelu_quick : gelu)(at(node) + i, at(source) + i, count);
+            (quick ? gelu_quick : gelu)(to + i, from + i, count);
         }
     }
 }
 
-size_t work_size(const ggml_tensor&, int) {
-    return 0;
-}
-
 }  // namespace
 
-const Kernel gelu_values = {takes, compute, work_size};
+const Kernel gelu_values = {takes, compute, no_work};
 
 }  // namespace sdcpp::cpu

@@ -41,10 +41,6 @@ double sum_of(const float* line, int64_t length, F&& value) {
     return sum;
 }
 
-bool is_f32(const ggml_tensor& tensor) {
-    return tensor.type == GGML_TYPE_F32 && tensor.nb[0] == sizeof(float);
-}
-
 bool takes(const ggml_tensor& node) {
     return node.op == GGML_OP_GROUP_NORM && is_f32(node) && is_f32(*node.src[0]);
 }
@@ -123,12 +119,8 @@ void compute(const ggml_compute_params& params, const ggml_tensor& node) {
     }
 }
 
-size_t work_size(const ggml_tensor&, int) {
-    return 0;
-}
-
 }  // namespace
 
-const Kernel group_norm = {takes, compute, work_size};
+const Kernel group_norm = {takes, compute, no_work};
 
 }  // namespace sdcpp::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "ggml-cpu/ggml-cpu-impl.h"
 
@@ -15,6 +16,25 @@ struct Kernel {
     // Returns the bytes of the work buffer that it takes with so many threads.
     size_t (*work_size)(const ggml_tensor& node, int threads);
 };
+
+// Tells whether a tensor's rows are of floats that lie side by side.
+inline bool is_f32(const ggml_tensor& tensor) {
+    return tensor.type == GGML_TYPE_F32 && tensor.nb[0] == sizeof(float);
+}
+
+// Returns the row of a tensor that belongs to one of a node's: it has as many, or is repeated.
+inline float* row_at(const ggml_tensor& tensor, const ggml_tensor& node, int64_t row) {
+    const int64_t i1 = row % node.ne[1];
+    const int64_t i2 = row / node.ne[1] % node.ne[2];
+    const int64_t i3 = row / (node.ne[1] * node.ne[2]);
+    return reinterpret_cast<float*>(static_cast<char*>(tensor.data) + i1 % tensor.ne[1] * tensor.nb[1] +
+                                    i2 % tensor.ne[2] * tensor.nb[2] + i3 % tensor.ne[3] * tensor.nb[3]);
+}
+
+// The work size of what needs no memory.
+inline size_t no_work(const ggml_tensor&, int) {
+    return 0;
+}
 
 // GGML_OP_MUL_MAT: each row of the weights times each column of the input.
 extern const Kernel matrix_product;

@@ -25,10 +25,6 @@ constexpr int64_t least_columns = 4 * block_columns;
 // Of the sums of chains so many are added to one another, and of what they give again.
 constexpr int fan = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 struct Jobs {
     // With one thread the blocks are largest.
     Jobs(const Shape& shape, int threads) {
@@ -115,20 +111,6 @@ template <typename Multiply, int vectors, int columns>
             for (int v = 0; v < vectors; ++v) {
                 sums[c][v] = Multiply::add(sums[c][v], left[v], right);
             }
-        }
-    }
-}
-
-// Stores sums, or adds them to what is there.
-template <int vectors, int columns>
-[[gnu::always_inline]] inline void block_store(const Vector (&sums)[columns][vectors], float* result, int64_t stride,
-                                               bool add) {
-#pragma GCC unroll 16
-    for (int c = 0; c < columns; ++c) {
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) {
-            float* const to = result + c * stride + v * lanes;
-            store(to, add ? load(to) + sums[c][v] : sums[c][v]);
         }
     }
 }

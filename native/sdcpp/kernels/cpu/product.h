@@ -17,6 +17,10 @@ constexpr int part_depth = 256;
 // The floats between two columns of the packed right operand, which are not to fall on the same lines of the cache.
 constexpr int column_stride = part_depth + 16;
 
+inline int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
 // What operands are packed as.
 enum class Numbers {
     floats,

@@ -137,4 +137,18 @@ inline void transpose(Vector (&square)[lanes]) {
 
 #endif
 
+// Stores the sums of a block, a column each `stride` floats, or adds them to what is there.
+template <int vectors, int columns>
+[[gnu::always_inline]] inline void block_store(const Vector (&sums)[columns][vectors], float* result, int64_t stride,
+                                               bool add) {
+#pragma GCC unroll 16
+    for (int c = 0; c < columns; ++c) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+            float* const to = result + c * stride + v * lanes;
+            store(to, add ? load(to) + sums[c][v] : sums[c][v]);
+        }
+    }
+}
+
 }  // namespace sdcpp::cpu

@@ -41,10 +41,6 @@ constexpr double gain = 1.2;  // that is worth it
 
 using Quad = float __attribute__((vector_size(tile * sizeof(float)), aligned(sizeof(float)), may_alias));
 
-int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 // B^T d, the points of a row or a column of a patch.
 [[gnu::always_inline]] inline void patch_points(const Vector (&d)[patch], Vector (&r)[patch]) {
     const Vector a = d[4] - 4.0f * d[2];
@@ -102,14 +98,7 @@ void block_compute(const float* left, const float* right, int64_t stride, float*
             }
         }
     }
-#pragma GCC unroll 16
-    for (int c = 0; c < columns; ++c) {
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) {
-            float* const to = result + c * block_rows + v * lanes;
-            store(to, add ? load(to) + sums[c][v] : sums[c][v]);
-        }
-    }
+    block_store(sums, result, block_rows, add);
 }
 
 using Block = void (*)(const float*, const float*, int64_t, float*, int, bool);
@@ -280,7 +269,7 @@ private:
         const int64_t step = whole ? lane_tiles : 1;
         Span spans[most_tiles + lanes];
         for (int64_t t = 0; t < ceil_div(count, lanes) * lanes; t += step) {
-            spans[t / step] = span_of(first + t < first + count ? first + t : tiles);
+            spans[t / step] = span_of(t < count ? first + t : tiles);
         }
         for (int64_t channel = 0; channel < channels; ++channel) {
             const char* const plane = static_cast<const char*>(picture.data) + channel * picture.nb[2];
