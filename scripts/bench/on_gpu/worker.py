@@ -225,7 +225,7 @@ def kernels(events: Sequence[Row]) -> list[Row]:
     found: dict[str, Row] = {}
     for event in events:
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            name = re.sub(r"^void |[<(].*", "", event["name"])
+            name = re.sub(r"^void |[<(].*", "", event["name"].replace("(anonymous namespace)::", ""))
             row = found.setdefault(name, {"name": name, "seconds": 0.0, "count": 0})
             row["seconds"] += event["dur"] / 1e6
             row["count"] += 1
