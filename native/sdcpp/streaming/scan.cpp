@@ -137,7 +137,9 @@ private:
             in_use += uses_begun[i];
             const uint64_t bytes = found_.segments.back().bytes;
             const auto begin = static_cast<size_t>(found_.begin.back());
-            if (starts[i] && in_use == 0 && bytes > 0 && (bytes >= enough || layer_[i] != layer_[begin])) {
+            // A kernel may add a bias itself, which has to be so wherever the weights lie.
+            const bool sums = graph_->nodes[i]->op == GGML_OP_ADD;
+            if (starts[i] && !sums && in_use == 0 && bytes > 0 && (bytes >= enough || layer_[i] != layer_[begin])) {
                 add_segment(i);
             }
             segment_at[i] = static_cast<int>(found_.segments.size()) - 1;
