@@ -5,6 +5,7 @@
 namespace {
 
 thread_local bool fast = false;
+thread_local bool same = false;
 
 }  // namespace
 
@@ -14,4 +15,12 @@ bool sdcpp_kernels_fast(void) {
 
 bool sdcpp_kernels_fast_set(bool value) {
     return std::exchange(fast, value);
+}
+
+bool sdcpp_graphs_same(void) {
+    return same;
+}
+
+bool sdcpp_graphs_same_set(bool value) {
+    return std::exchange(same, value);
 }

@@ -1,5 +1,6 @@
-/* The kernel policy of what a thread computes: `engine`, ggml's own kernels only, or `fast`, ours where they exist. Part
-   of ggml-base: each variant of the CPU backend asks it, and the threads of a team have their caller's. */
+/* What a backend is told of what a thread computes, besides its graph. The kernel policy: `engine`, ggml's own kernels
+   only, or `fast`, ours where they exist. Part of ggml-base: each variant of the CPU backend asks it, and the threads of a
+   team have their caller's. */
 #pragma once
 
 #include <stdbool.h>
@@ -15,22 +16,32 @@ GGML_API bool sdcpp_kernels_fast(void);
 /* Sets it for this thread; returns what it was. */
 GGML_API bool sdcpp_kernels_fast_set(bool fast);
 
+/* Tells whether the graphs that this thread gives a backend are those that it gave it last, with all that they read and
+   write where it was, so that the backend need not compare them; false until it is set. */
+GGML_API bool sdcpp_graphs_same(void);
+/* Sets it for this thread; returns what it was. */
+GGML_API bool sdcpp_graphs_same_set(bool same);
+
 #ifdef __cplusplus
 }
 
 namespace sdcpp {
 
-// Lets this thread compute with a kernel policy until the end of the scope.
-class KernelScope {
+// Tells backends something of what this thread computes until the end of the scope.
+template <bool (*set)(bool)>
+class TellScope {
 public:
-    explicit KernelScope(bool fast) : outer(sdcpp_kernels_fast_set(fast)) {}
-    ~KernelScope() { sdcpp_kernels_fast_set(outer); }
-    KernelScope(const KernelScope&) = delete;
-    KernelScope& operator=(const KernelScope&) = delete;
+    explicit TellScope(bool value) : outer_(set(value)) {}
+    ~TellScope() { set(outer_); }
+    TellScope(const TellScope&) = delete;
+    TellScope& operator=(const TellScope&) = delete;
 
 private:
-    const bool outer;
+    const bool outer_;
 };
+
+using KernelScope = TellScope<sdcpp_kernels_fast_set>;
+using SameGraphsScope = TellScope<sdcpp_graphs_same_set>;
 
 }  // namespace sdcpp
 #endif

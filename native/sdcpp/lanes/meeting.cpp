@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 #include "ggml-impl.h"
@@ -34,6 +35,13 @@ bool takes_lanes(const Placement& placement) {
 Sampling sampling_now() {
     const Run* run = run_current();
     return run != nullptr ? run->sampling : Sampling{};
+}
+
+// Returns a number that tells where a graph's values lie.
+uint64_t places_of(ggml_cgraph* graph) {
+    const auto place = [](const ggml_tensor* tensor) { return reinterpret_cast<uintptr_t>(tensor->data); };
+    return std::accumulate(graph->leafs, graph->leafs + graph->n_leafs, mix(hash_begin, place(ggml_graph_node(graph, -1))),
+                           [&](uint64_t hash, const ggml_tensor* leaf) { return mix(hash, place(leaf)); });
 }
 
 // Makes this thread's run say that it is at another pass, until the end of the scope.
@@ -315,27 +323,34 @@ void LaneGroup::add_side() {
 }
 
 ggml_status LaneGroup::compute_both(ggml_backend_t backend) {
+    bool ready = false;
+    uint64_t places = 0;
+    if (again_) {
+        inputs_.front().give(*side_->inputs, maker_.inputs);
+        ready = placement_.side->prepare(side_graph_, maker_.inputs);
+        places = mix(places_of(graph_), places_of(side_graph_));
+    }
+    const SameGraphsScope same(again_ && std::exchange(places_, places) == places);
     const OnExit wait([&] { ggml_backend_synchronize(backend); });
     const ggml_status status = ggml_backend_graph_compute_async(backend, graph_);
     if (status == GGML_STATUS_SUCCESS) {
-        // The device computes the leader's pass meanwhile.
-        if (again_) {
-            inputs_.front().give(*side_->inputs, maker_.inputs);
-        } else {
+        if (!again_) {
+            // The device computes the leader's pass meanwhile.
             side_graph_ = built(side_->build, side_->known_inputs()).graph;
             std::rotate(inputs_.begin(), inputs_.begin() + 1, inputs_.end());
             results_.insert(results_.begin(), ggml_graph_node(side_graph_, -1));
             compare();
             inputs_.front().give(maker_.inputs);
+            ready = placement_.side->prepare(side_graph_, maker_.inputs);
         }
-        if (placement_.side->compute(side_graph_, maker_.inputs)) {
+        if (ready && placement_.side->compute(side_graph_)) {
             followers_.push_back(side_);
         } else {
             results_.erase(results_.begin());
             refused_ = true;
         }
-        maker_.inputs.clear();
     }
+    maker_.inputs.clear();
     return status;
 }
 

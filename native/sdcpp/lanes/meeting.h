@@ -105,6 +105,7 @@ private:
     size_t waited_ = 0;                // how many passes did besides the leader
     uint64_t shape_ = 0;               // of the leader's graph
     uint64_t fingerprint_ = 0;         // of the graph
+    uint64_t places_ = 0;              // where the values of both graphs lay when they were computed last
     bool whole_ = false;               // it was computed as one
     bool refused_ = false;             // there was no memory for the one beside it
     bool confirmed_ = false;           // the graph before was the same

@@ -71,7 +71,7 @@ bool SidePass::alloc(ggml_cgraph* graph) {
     return true;
 }
 
-bool SidePass::compute(ggml_cgraph* graph, const std::map<ggml_tensor*, const void*>& inputs) {
+bool SidePass::prepare(ggml_cgraph* graph, const std::map<ggml_tensor*, const void*>& inputs) {
     if (shares_values(graph) || !alloc(graph)) {
         return false;
     }
@@ -80,6 +80,10 @@ bool SidePass::compute(ggml_cgraph* graph, const std::map<ggml_tensor*, const vo
             ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
         }
     }
+    return true;
+}
+
+bool SidePass::compute(ggml_cgraph* graph) {
     ggml_backend_t const backend = owner_.runtime->side_backend();
     const ggml_status status = ggml_backend_graph_compute_async(backend, graph);
     ggml_backend_synchronize(backend);

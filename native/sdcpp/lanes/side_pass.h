@@ -28,9 +28,11 @@ public:
     static bool is_possible(const Placement& placement);
     // Tells whether there is memory for that, and whether it gains time, for passes like the one with this graph.
     bool pays(ggml_cgraph* graph);
-    // Computes a graph, with what its inputs hold; false where it was not: there is no memory for it, or it shares values
-    // with the first pass.
-    bool compute(ggml_cgraph* graph, const std::map<ggml_tensor*, const void*>& inputs);
+    // Gives a graph its memory, and its inputs what they hold; false where it cannot be computed: there is no memory for
+    // it, or it shares values with the first pass.
+    bool prepare(ggml_cgraph* graph, const std::map<ggml_tensor*, const void*>& inputs);
+    // Computes it.
+    bool compute(ggml_cgraph* graph);
     // Frees its memory.
     void release();
 
