@@ -19,7 +19,7 @@ namespace {
 
 using namespace sdcpp;
 
-enum class Kind : int64_t { convolution, block, attention_in, feed_forward, rotation, attention };
+enum class Kind : int64_t { convolution, block, attention_in, feed_forward, rotation, attention, attending };
 
 struct Case {
     Kind kind;
@@ -127,6 +127,21 @@ public:
                 ggml_tensor* const k = input(channels * wanted.filters, height, wanted.batch);
                 ggml_tensor* const v = input(channels * wanted.filters, height, wanted.batch);
                 return ggml_ext_attention_ext(c, backend, q, k, v, wanted.filters, nullptr, false, false, wanted.scale);
+            }
+            case Kind::attending: {
+                // With the products around it: depth = channels, heads = filters, tokens = width, those of the context =
+                // height.
+                const int64_t all = channels * wanted.filters;
+                ggml_tensor* const x = input(all, width, wanted.batch);
+                ggml_tensor* const context = height != 0 ? input(96, height, wanted.batch) : nullptr;
+                ggml_tensor* const h = ggml_ext_layer_norm(c, x, input(all), input(all));
+                ggml_tensor* const from = context != nullptr ? context : h;
+                ggml_tensor* const q = linear(h, all, false);
+                ggml_tensor* const k = linear(from, all, false);
+                ggml_tensor* const v = linear(from, all, false);
+                ggml_tensor* const out = ggml_ext_attention_ext(c, backend, q, k, v, wanted.filters, nullptr, false, false,
+                                                                wanted.scale);
+                return ggml_add(c, linear(out, all, true), x);
             }
         }
         return nullptr;

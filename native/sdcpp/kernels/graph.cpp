@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "ggml-impl.h"
+#include "sdcpp/kernels/attention_depths.h"
 #include "sdcpp/kernels/conv_2d_params.h"
 #include "sdcpp/kernels/group_norm_params.h"
 
@@ -210,26 +211,33 @@ ggml_tensor* residual(ggml_context* ctx, ggml_tensor* sum, ggml_tensor* input) {
 
 namespace {
 
-// Returns keys or values as halves, scaled, and with zeros up to a depth.
+// Returns keys or values as halves, scaled, and with zeros up to a depth. Heads stay where a product left them, which
+// rounds for them itself.
 ggml_tensor* halves(ggml_context* ctx, ggml_tensor* values, int64_t depth, float scale) {
+    constexpr int32_t heads_apart[] = {0, 2, 1, 3};
+    const bool permuted = values->op == GGML_OP_PERMUTE &&
+                          std::equal(std::begin(heads_apart), std::end(heads_apart), values->op_params);
+    values = permuted ? values->src[0] : values;
     if (scale != 1.0f || depth != values->ne[0]) {
         values = ggml_is_contiguous(values) ? values : ggml_cont(ctx, values);
     }
     if (depth != values->ne[0]) {
         values = ggml_pad(ctx, values, static_cast<int>(depth - values->ne[0]), 0, 0, 0);
     }
-    return ggml_cast(ctx, scale != 1.0f ? ggml_scale(ctx, values, scale) : values, GGML_TYPE_F16);
+    values = ggml_cast(ctx, scale != 1.0f ? ggml_scale(ctx, values, scale) : values, GGML_TYPE_F16);
+    return permuted ? ggml_permute(ctx, values, 0, 2, 1, 3) : values;
 }
 
 // The same with halves. There is no mask for keys that there are not, as there are none.
 ggml_tensor* attention_in_halves(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q, ggml_tensor* k,
                                  ggml_tensor* v, float scale, float kv_scale) {
-    // The depths that there are kernels for; zeros add nothing.
     const int64_t depth = q->ne[0];
-    const int64_t wide = depth <= 64 ? 64 : 128;
-    if (depth > wide) {
+    const auto* const found = std::find_if(std::begin(attention_depths), std::end(attention_depths),
+                                           [&](int there_is) { return there_is >= depth; });
+    if (found == std::end(attention_depths)) {
         return nullptr;
     }
+    const int64_t wide = *found;  // zeros add nothing
     k = halves(ctx, k, wide, kv_scale);
     v = halves(ctx, v, wide, kv_scale);
     if (wide != depth) {
@@ -241,7 +249,9 @@ ggml_tensor* attention_in_halves(ggml_context* ctx, ggml_backend_t backend, ggml
         return nullptr;
     }
     out = kv_scale != 1.0f ? ggml_scale(ctx, out, 1.0f / kv_scale) : out;
-    return ggml_view_4d(ctx, out, depth, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2], out->nb[3], 0);
+    return wide == depth ? out
+                         : ggml_view_4d(ctx, out, depth, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2],
+                                        out->nb[3], 0);
 }
 
 // Returns queries or keys as they were before their heads were laid one behind the other, as [d, rows, heads, n]; or as
@@ -278,14 +288,9 @@ ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q
         return nullptr;
     }
     v = ggml_permute(ctx, v, 0, 2, 1, 3);
-    const bool cuda = is_cuda(backend);
-    if (!cuda) {
-        q = strided(q, n);
-        k = strided(k, n);
-    }
-    q = batched(ctx, q, n);
-    k = batched(ctx, k, n);
-    if (cuda) {
+    q = batched(ctx, strided(q, n), n);
+    k = batched(ctx, strided(k, n), n);
+    if (is_cuda(backend)) {
         return attention_in_halves(ctx, backend, q, k, v, scale, kv_scale);
     }
     ggml_tensor* const out = ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);

@@ -34,18 +34,24 @@ public:
         const ggml_op op = run_.first()->op;
         return (op == GGML_OP_NORM || op == GGML_OP_RMS_NORM) && add(*run_.first());
     }
+    // Tells whether what was collected reads the halves of a sum, and nothing else does.
+    bool has_halves() const { return halves_ == 2; }
 
+    // Says where the values go; false: what was collected cannot be computed.
+    bool arrange();
+    // Computes what was arranged; returns how many nodes.
     int launch();
 
 private:
     bool take_halves();
     bool add(const ggml_tensor& node);
-    bool push(const ggml_tensor& node, const ggml_tensor* from, const char* data, bool linear, Source& source);
+    bool push(const ggml_tensor& node, const ggml_tensor* from, int64_t offset, bool linear, Source& source);
     bool half_of(const ggml_tensor& node, const ggml_tensor* half, Source& source);
     bool reads_one_of_them(const ggml_tensor& node) const;
     int step_of(const ggml_tensor* tensor) const;
     bool source(const ggml_tensor& node, const ggml_tensor* from, int64_t offset, Source& source);
     bool is_read_elsewhere(int step) const;
+    bool has_rows() const { return program_.steps[0].op == Op::norm || program_.steps[0].op == Op::rms_norm; }
     bool write(int step);
     void keep(int step, bool wanted) {
         if (wanted && program_.steps[step].kept < 0) {
@@ -56,6 +62,9 @@ private:
     ggml_backend_cuda_context& context_;
     Run run_;
     Program program_ = {};
+    bool fours_ = false;  // four values a thread
+    int block_ = 0;
+    size_t shared_ = 0;
     int halves_ = 0;
     // A sum whose halves are what is read, as those of a gated layer; it is not written.
     const ggml_tensor* halved_ = nullptr;
@@ -94,22 +103,21 @@ bool Chain::source(const ggml_tensor& node, const ggml_tensor* from, int64_t off
             return false;
         }
     }
-    const char* const data =
-        static_cast<const char*>(from->data) + offset * static_cast<int64_t>(ggml_type_size(from->type));
-    return push(node, from, data, offset == 0 && ggml_are_same_shape(from, &node) && ggml_is_contiguous(from), source);
+    return push(node, from, offset, offset == 0 && ggml_are_same_shape(from, &node) && ggml_is_contiguous(from), source);
 }
 
-// Adds an operand with a tensor's type and strides.
-bool Chain::push(const ggml_tensor& node, const ggml_tensor* from, const char* data, bool linear, Source& source) {
+// Adds an operand with a tensor's strides, from a value of it on.
+bool Chain::push(const ggml_tensor& node, const ggml_tensor* from, int64_t offset, bool linear, Source& source) {
     if (!one_of(from->type) || program_.operand_count == most_operands) {
         return false;
     }
     const auto bytes = static_cast<int64_t>(ggml_type_size(from->type));
     Operand operand = {};
-    operand.data = data;
-    operand.type = from->type;
+    operand.type = kept_of(context_).in_halves == from ? GGML_TYPE_F16 : from->type;
+    operand.data = static_cast<const char*>(from->data) + offset * static_cast<int64_t>(ggml_type_size(operand.type));
     operand.linear = linear;
-    bool in_fours = from->type == GGML_TYPE_F32 && reinterpret_cast<uintptr_t>(operand.data) % 16 == 0;
+    bool in_fours = operand.type != GGML_TYPE_BF16 &&
+                    reinterpret_cast<uintptr_t>(operand.data) % (4 * ggml_type_size(operand.type)) == 0;
     for (int i = 0; i < 4; ++i) {
         const bool same = from->ne[i] == 1 && node.ne[i] != 1;
         // Halves of rows are read with the strides of the whole.
@@ -168,16 +176,15 @@ bool Chain::take_halves() {
 bool Chain::half_of(const ggml_tensor& node, const ggml_tensor* half, Source& source) {
     const ggml_tensor* const whole = halved_->src[0];
     const ggml_tensor* const row = halved_->src[1];
-    const size_t offset = half->view_offs - halved_->view_offs;
+    const int64_t offset = static_cast<int64_t>((half->view_offs - halved_->view_offs) / sizeof(float));
     if (program_.step_count + 1 >= most_steps || half->nb[0] != sizeof(float) || half->nb[1] != whole->nb[1] ||
         half->nb[2] != whole->nb[2] || half->nb[3] != whole->nb[3] || !ggml_are_same_shape(half, &node) ||
-        (offset != 0 && offset != static_cast<size_t>(half->ne[0]) * sizeof(float)) ||
+        (offset != 0 && offset != half->ne[0]) ||
         uses_of(run_.graph(), half) != 1) {
         return false;
     }
     Step step = {Op::add, -1, none, none, 0.0f, 0.0f};
-    if (!push(node, whole, static_cast<const char*>(whole->data) + offset, false, step.a) ||
-        !push(node, row, static_cast<const char*>(row->data) + offset, false, step.b)) {
+    if (!push(node, whole, offset, false, step.a) || !push(node, row, offset, false, step.b)) {
         return false;
     }
     source = static_cast<Source>(program_.step_count);
@@ -348,7 +355,7 @@ bool Chain::write(int step) {
     return true;
 }
 
-int Chain::launch() {
+bool Chain::arrange() {
     // A later operand may lie where the values of an earlier step would go: those that are written are few.
     for (int i = 0; i < program_.step_count; ++i) {
         const bool last = i == program_.step_count - 1;
@@ -356,30 +363,28 @@ int Chain::launch() {
             continue;
         }
         if (program_.result_count == most_results || !write(i)) {
-            return 0;
+            return false;
         }
         keep(i, !last);
         program_.results[program_.result_count++] = {nodes_[i]->data, nodes_[i]->type, i};
     }
-    const Op head = program_.steps[0].op;
-    const bool rows = head == Op::norm || head == Op::rms_norm;
-    bool fours = true;
+    fours_ = true;
     for (int i = 0; i < program_.step_count; ++i) {
-        fours = fours && (nodes_[i] == nullptr || nodes_[i]->ne[0] % 4 == 0);
+        fours_ = fours_ && (nodes_[i] == nullptr || nodes_[i]->ne[0] % 4 == 0);
     }
     for (int i = 0; i < program_.result_count; ++i) {
-        fours = fours && reinterpret_cast<uintptr_t>(program_.results[i].data) % 16 == 0;
+        fours_ = fours_ && reinterpret_cast<uintptr_t>(program_.results[i].data) % 16 == 0;
     }
-    const auto width = fours ? 4 : 1;
-    int block = threads;
-    while (rows && block > WARP_SIZE && program_.row <= block * width * 2) {
-        block /= 2;
+    const int width = fours_ ? 4 : 1;
+    block_ = threads;
+    while (has_rows() && block_ > WARP_SIZE && program_.row <= block_ * width * 2) {
+        block_ /= 2;
     }
-    const size_t shared = static_cast<size_t>(program_.kept_count * block * width) * sizeof(float);
-    if (shared > 32 << 10) {
-        return 0;
-    }
+    shared_ = static_cast<size_t>(program_.kept_count * block_ * width) * sizeof(float);
+    return shared_ <= 32 << 10;
+}
 
+int Chain::launch() {
     // A product that comes next reads the values in the type of its weights.
     const ggml_tensor* const last = nodes_[program_.step_count - 1];
     const ggml_tensor* const next = run_.next();
@@ -394,15 +399,16 @@ int Chain::launch() {
     }
 
     const auto go = [&](auto kernel, int64_t blocks) {
-        kernel<<<static_cast<unsigned>(blocks), block, shared, context_.stream()>>>(program_);
+        kernel<<<static_cast<unsigned>(blocks), block_, shared_, context_.stream()>>>(program_);
     };
-    const int64_t row_count = rows ? program_.count / program_.row : 0;
-    if (!rows) {
-        go(fours ? compute_values<4> : compute_values<1>, (program_.count + threads * width - 1) / (threads * width));
-    } else if (head == Op::rms_norm) {
-        go(fours ? compute_rows<4, true> : compute_rows<1, true>, row_count);
+    const int64_t row_count = has_rows() ? program_.count / program_.row : 0;
+    if (!has_rows()) {
+        const int at_once = threads * (fours_ ? 4 : 1);
+        go(fours_ ? compute_values<4> : compute_values<1>, (program_.count + at_once - 1) / at_once);
+    } else if (program_.steps[0].op == Op::rms_norm) {
+        go(fours_ ? compute_rows<4, true> : compute_rows<1, true>, row_count);
     } else {
-        go(fours ? compute_rows<4, false> : compute_rows<1, false>, row_count);
+        go(fours_ ? compute_rows<4, false> : compute_rows<1, false>, row_count);
     }
     CUDA_CHECK(cudaGetLastError());
     return run_.count();
@@ -412,13 +418,17 @@ int Chain::launch() {
 
 int element_wise(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first) {
     Chain chain(context, graph, first);
-    const int count = chain.collect() ? chain.launch() : 0;
-    if (count > 0) {
-        return count;
+    if (chain.collect() && chain.arrange()) {
+        return chain.launch();
     }
     // Where memory lies is no reason for norms to be summed up otherwise.
     Chain norm(context, graph, first);
-    return norm.collect_norm() ? norm.launch() : 0;
+    return norm.collect_norm() && norm.arrange() ? norm.launch() : 0;
+}
+
+bool reads_halves(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first) {
+    Chain chain(context, graph, first);
+    return chain.collect() && chain.has_halves() && chain.arrange();
 }
 
 }  // namespace sdcpp::cuda

@@ -14,6 +14,7 @@ constexpr int most_operands = 8;
 constexpr int most_results = 4;
 constexpr int early_operands = 4;
 constexpr int threads = 256;
+constexpr int held_values = 4;
 
 enum class Op : uint8_t {
     load,
@@ -98,6 +99,12 @@ __device__ Values<width> load(const Operand& operand, int64_t i) {
     const int64_t at = operand.linear ? i : place(operand, static_cast<uint32_t>(i), x);
     Values<width> values;
     if constexpr (width == 4) {
+        if (operand.in_fours && operand.type == GGML_TYPE_F16) {
+            const uint2 four = *reinterpret_cast<const uint2*>(operand.data + at * sizeof(half));
+            const float2 a = __half22float2(*reinterpret_cast<const half2*>(&four.x));
+            const float2 b = __half22float2(*reinterpret_cast<const half2*>(&four.y));
+            return {{a.x, a.y, b.x, b.y}};
+        }
         if (operand.in_fours) {
             const float4 four = *reinterpret_cast<const float4*>(operand.data + at * sizeof(float));
             return {{four.x, four.y, four.z, four.w}};
@@ -247,15 +254,32 @@ __global__ void compute_rows(const __grid_constant__ Program program) {
     extern __shared__ float4 shared_values[];
     __shared__ float sums[32];
     const int64_t begin = static_cast<int64_t>(blockIdx.x) * program.row;
+    // The first values of each thread are read once.
+    Values<width> held[held_values];
+#pragma unroll
+    for (int j = 0; j < held_values; ++j) {
+        const int i = (threadIdx.x + j * blockDim.x) * width;
+        if (i < program.row) {
+            held[j] = load<width>(program.operands[0], begin + i);
+        }
+    }
     // Sums up a function of the row's values.
     const auto sum_of = [&](auto of) {
         float sum = 0.0f;
-        for (int i = threadIdx.x * width; i < program.row; i += blockDim.x * width) {
-            const Values<width> values = load<width>(program.operands[0], begin + i);
+        const auto add = [&](const Values<width>& values) {
 #pragma unroll
             for (int k = 0; k < width; ++k) {
                 sum += of(values.at[k]);
             }
+        };
+#pragma unroll
+        for (int j = 0; j < held_values; ++j) {
+            if ((threadIdx.x + j * blockDim.x) * width < program.row) {
+                add(held[j]);
+            }
+        }
+        for (int i = (threadIdx.x + held_values * blockDim.x) * width; i < program.row; i += blockDim.x * width) {
+            add(load<width>(program.operands[0], begin + i));
         }
         return block_reduce<block_reduce_method::SUM>(sum, sums);
     };

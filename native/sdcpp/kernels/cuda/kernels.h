@@ -8,6 +8,7 @@
 
 struct ggml_backend_cuda_context;
 struct ggml_cgraph;
+struct ggml_tensor;
 
 namespace sdcpp::cuda {
 
@@ -19,6 +20,9 @@ using KeptPtr = std::shared_ptr<Kept>;
 
 // Computes nodes of a graph from one on, under the policy `fast` alone. Returns how many: 0, ggml computes this one.
 int compute(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first);
+
+// Tells whether our attention computes a node on a device, under the policy `fast` alone.
+bool computes_attention(int device, const ggml_tensor& node);
 
 // Returns a function of ours that the backend's registry offers under a name, or NULL.
 void* function(const char* name);

@@ -19,6 +19,9 @@ void Kept::forget() {
 }
 
 void Kept::reach(const ggml_cgraph* graph, int index) {
+    if (in_halves != nullptr && graph->nodes[index]->src[0] != in_halves) {
+        in_halves = nullptr;
+    }
     if (graph->nodes != nodes || index < next) {
         forget();
         nodes = graph->nodes;

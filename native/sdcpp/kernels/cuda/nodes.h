@@ -15,7 +15,7 @@ public:
     Run(ggml_cgraph* graph, int first) : graph_(graph), first_(first), last_(first) {}
 
     ggml_tensor* first() const { return graph_->nodes[first_]; }
-    const ggml_cgraph* graph() const { return graph_; }
+    ggml_cgraph* graph() const { return graph_; }
     // The last node that was taken.
     ggml_tensor* last() const { return graph_->nodes[last_]; }
     // The node of the graph after the last one.
@@ -48,6 +48,9 @@ const ggml_tensor* unshaped(const ggml_tensor* tensor);
 // Tells whether two tensors share bytes.
 bool share_bytes(const ggml_tensor* a, const ggml_tensor* b);
 
+// Kernels of cuBLASLt, by the shapes that they are for.
+struct Products;
+
 // A product's input in the type of its weights, which other products of the same graph read, too.
 struct Kept {
     // Of the graph that is computed.
@@ -56,6 +59,10 @@ struct Kept {
     const ggml_tensor* input = nullptr;
     ggml_type type = GGML_TYPE_COUNT;
     std::unique_ptr<ggml_cuda_pool_alloc<char>> values;
+    // A product whose values its one reader, which comes next, takes as halves; NULL: there is none.
+    const ggml_tensor* in_halves = nullptr;
+    // Of all graphs.
+    std::shared_ptr<Products> products;
 
     // Forgets what does not hold any more before a node is computed.
     void reach(const ggml_cgraph* graph, int index);
@@ -75,15 +82,17 @@ using Kernel = int(ggml_backend_cuda_context& context, ggml_cgraph* graph, int f
 Kernel convolution;
 // GGML_OP_GROUP_NORM, a factor and a summand a channel, and SiLU.
 Kernel group_norm;
-// GGML_OP_MUL_MAT of f16 and bf16 weights with an input of many rows.
+// GGML_OP_MUL_MAT of f16 and bf16 weights with an input of many rows, and sums or a rounding after it.
 Kernel matrix_product;
 // Tells whether a node is one that reads its input in another type, and returns that; GGML_TYPE_COUNT: it is not.
 ggml_type product_type(const ggml_backend_cuda_context& context, const ggml_tensor& node);
-// GGML_OP_FLASH_ATTN_EXT without a mask, of halves 64 and 128 deep.
+// GGML_OP_FLASH_ATTN_EXT without a mask, of halves; rounds for a product after it.
 Kernel attention;
 // The rotation of queries and keys, as the engine writes it.
 Kernel rotation;
 // Sums, products and functions of single values, that follow one another.
 Kernel element_wise;
+// Tells whether that begins with a sum of a tensor and a row of which halves of rows alone are read, as in a gated layer.
+bool reads_halves(ggml_backend_cuda_context& context, ggml_cgraph* graph, int first);
 
 }  // namespace sdcpp::cuda
