@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "sdcpp/kernels/conv_2d_params.h"
+#include "sdcpp/kernels/cuda/conv_2d_hopper.h"
 #include "sdcpp/kernels/cuda/conv_2d_product.cuh"
 #include "sdcpp/kernels/cuda/group_norm.h"
 
@@ -78,8 +79,7 @@ void launch_product(const dim3& grid, cudaStream_t stream, const half* filters, 
 
 // Returns in how many splits of its depth a product is done soonest: more keep all multiprocessors busy, but their sums
 // are written and read. The same for one shape on one device. The times are those of an H100.
-int splits_of(int tiles, int blocks, int64_t sums, int room) {
-    constexpr double block_seconds = 0.8e-6;
+int splits_of(int tiles, int blocks, double block_seconds, int64_t sums, int room) {
     constexpr double sum_seconds = 8 / 2.5e12;
     constexpr double launch_seconds = 3e-6;
     int best = 1;
@@ -102,12 +102,13 @@ void launch(ggml_backend_cuda_context& context, const half* filters, const half*
             const Epilogue& epilogue) {
     const auto& device = ggml_cuda_info().devices[context.device];
     const bool deep = part.channels % 64 == 0 && device.smpbo >= deep_bytes;
-    const int block_filters = part.filters > 64 ? 128 : part.filters > 32 ? 64 : 32;
+    const int hopper = hopper_filters(context.device, part);
+    const int block_filters = hopper != 0 ? hopper : part.filters > 64 ? 128 : part.filters > 32 ? 64 : 32;
     const int across = (part.filters + block_filters - 1) / block_filters;
     const int along = (part.pixels + block_pixels - 1) / block_pixels;
     const int blocks = part.depth / (deep ? 64 : 32);
     const int64_t count = static_cast<int64_t>(part.filters) * part.pixels;
-    int splits = splits_of(across * along, blocks, count, 2 * device.nsm);
+    int splits = splits_of(across * along, blocks, hopper != 0 ? 0.5e-6 : 0.8e-6, count, 2 * device.nsm);
     part.split_blocks = (blocks + splits - 1) / splits;
     splits = (blocks + part.split_blocks - 1) / part.split_blocks;
     const cudaStream_t stream = context.stream();
@@ -116,13 +117,17 @@ void launch(ggml_backend_cuda_context& context, const half* filters, const half*
         parts.alloc(static_cast<size_t>(splits * count));
     }
     const dim3 grid(across, along, splits);
-    const auto product = deep ? (block_filters == 128  ? launch_product<64, 2, 4, 4>
-                                 : block_filters == 64 ? launch_product<64, 1, 4, 2>
-                                                       : launch_product<64, 1, 2, 2>)
-                              : (block_filters == 128  ? launch_product<32, 2, 4, 4>
-                                 : block_filters == 64 ? launch_product<32, 1, 4, 2>
-                                                       : launch_product<32, 1, 2, 2>);
-    product(grid, stream, filters, picture, result, parts.get(), part, epilogue);
+    if (hopper != 0) {
+        hopper_product(hopper, grid, stream, filters, picture, result, parts.get(), part, epilogue);
+    } else {
+        const auto product = deep ? (block_filters == 128  ? launch_product<64, 2, 4, 4>
+                                     : block_filters == 64 ? launch_product<64, 1, 4, 2>
+                                                           : launch_product<64, 1, 2, 2>)
+                                  : (block_filters == 128  ? launch_product<32, 2, 4, 4>
+                                     : block_filters == 64 ? launch_product<32, 1, 4, 2>
+                                                           : launch_product<32, 1, 2, 2>);
+        product(grid, stream, filters, picture, result, parts.get(), part, epilogue);
+    }
     CUDA_CHECK(cudaGetLastError());
     if (splits > 1) {
         const auto threads = 256;
