@@ -484,7 +484,7 @@ class Scheduler:
 
     def _end(self, job: Job, state: State, error: dict[str, Any] | None = None) -> None:
         """End a job."""
-        if error is not None:
+        if error is not None and state == "failed":
             log.warning("job %s: %s", job.id, "; ".join((error["message"], *error.get("engine_log", ()))))
         job.error, job.ended = error and self._told(error), time.time()
         if (timer := self._timers.pop(job.id, None)) is not None:
