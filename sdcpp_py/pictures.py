@@ -124,6 +124,15 @@ def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
+def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the largest part of a picture that has the proportions of a size, from the middle, in that size."""
+    # In the picture's own pixels; by a factor between the sizes it could be a bit larger than the picture.
+    wide = min(image.width, image.height * size[0] / size[1])
+    high = min(image.height, image.width * size[1] / size[0])
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
+
+
 def fit(image: Image.Image, size: tuple[int, int], how: str, what: str) -> Image.Image:
     """Return a picture in another size.
 
@@ -147,15 +156,12 @@ def fit(image: Image.Image, size: tuple[int, int], how: str, what: str) -> Image
         )
     if how == "resize":
         return image.resize(size, Image.Resampling.LANCZOS)
-    scales = size[0] / image.width, size[1] / image.height
     if how == "crop":
-        # The part of the picture, in its own pixels.
-        wide, high = size[0] / max(scales), size[1] / max(scales)
-        left, top = (image.width - wide) / 2, (image.height - high) / 2
-        return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
+        return crop_to(image, size)
     import numpy as np
 
-    inner = max(1, round(image.width * min(scales))), max(1, round(image.height * min(scales)))
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     before = [(size[axis] - inner[axis]) // 2 for axis in (1, 0)]
     borders = [(start, size[axis] - inner[axis] - start) for start, axis in zip(before, (1, 0), strict=True)]
     pixels = np.asarray(image.resize(inner, Image.Resampling.LANCZOS))

@@ -281,6 +281,20 @@ def test_fit() -> None:
         assert pictures.fit(Image.new("RGB", (16_384, 2)), (8, 64), how, "image").size == (8, 64)
 
 
+def test_crop_of_any_size_is_within_the_picture() -> None:
+    """Whatever fractions the sizes make: of 7x7 to 17x17, divided and multiplied again, more than 7 were left."""
+    sides = (1, 7, 17, 34, 3400, 9999)
+    for width, height in [(7, 7), (49, 17), (1, 9999), (9999, 1), (3400, 3400)]:
+        image = Image.new("L", (width, height), 255)
+        for size in [(side, other) for side in sides for other in sides if side * other < 10**6]:
+            made = pictures.crop_to(image, size)
+            assert (made.size, made.getextrema()) == (size, (255, 255))
+    whole = Image.effect_noise((51, 51), 50)
+    assert (
+        np.asarray(pictures.crop_to(whole, (17, 17))) == np.asarray(whole.resize((17, 17), Image.Resampling.LANCZOS))
+    ).all()
+
+
 @pytest.mark.parametrize("source", [b"", b"<svg/>", io.BytesIO(b"no picture")], ids=["empty", "svg", "file object"])
 def test_bytes_of_no_picture_are_refused_without_the_address_of_an_object(source: Any) -> None:
     said = r"^image: not a picture, or a damaged one \(of no format that Pillow knows\)$"

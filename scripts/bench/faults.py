@@ -4,7 +4,7 @@
 model, and has clients ask for pictures until so many faults were made, each kind as often as the others:
 
 - ``worker``, ``front``: SIGKILL;
-- ``hang``: SIGSTOP of a worker, though not of one whose Python begins: what nothing has run in yet outlives the front;
+- ``hang``: SIGSTOP of a worker;
 - ``pause``: SIGSTOP of the front for a while;
 - ``disk``: the front can write nothing for a while, as on a full disk;
 - ``memory``: a worker gets no memory for a while;
@@ -211,7 +211,7 @@ class Run:
         self.over.set()
 
     def _signal_worker(self, number: int) -> None:
-        if pids := [pid for pid in self.front.worker_pids() if number != signal.SIGSTOP or has_begun(pid)]:
+        if pids := self.front.worker_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.chance.choice(pids), number)
 
@@ -372,15 +372,6 @@ def raised(log: str) -> list[str]:
             found.append(line)
             within = False
     return found
-
-
-def has_begun(pid: int) -> bool:
-    """Tell whether a worker's own code has run: it ignores SIGHUP from there on."""
-    try:
-        ignored = Path(f"/proc/{pid}/status").read_text().partition("SigIgn:")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return bool(int(ignored, 16) >> (signal.SIGHUP - 1) & 1)
 
 
 def is_worker(pid: int) -> bool:

@@ -18,7 +18,7 @@ from .._version import __version__
 from ..errors import SdcppError
 from .api import a1111, native, openai, own
 from .api.page import add_page
-from .front import Front, Problem, problem
+from .front import Front, Problem
 from .schemas import errors
 from .security import Guard
 
@@ -76,7 +76,7 @@ def make_app(front: Front) -> ASGIApp:
 
     @app.exception_handler(SdcppError)
     async def failed(request: Request, error: Exception) -> Response:
-        return _answer(request, problem(error))
+        return _answer(request, front.problem(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Exception) -> Response:

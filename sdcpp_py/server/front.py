@@ -7,13 +7,15 @@ import base64
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
 from ..errors import ArgumentError, ModelError, SdcppError
+from .folders import Folders
 from .intake import Intake
 from .jobs import (
     ConflictError,
@@ -30,6 +32,8 @@ from .metrics import Metrics
 from .scheduler import Scheduler
 from .security import Security
 from .store import Store
+
+log = logging.getLogger("sdcpp_py.server")
 
 _STATUS: dict[type[Exception], int] = {
     QueueFullError: 429,
@@ -88,8 +92,8 @@ class Problem:
     headers: Mapping[str, str] | None = None
 
 
-def problem(error: Exception) -> Problem:
-    """Return what to say of an error."""
+def _problem(error: Exception) -> Problem:
+    """Return an error as it is."""
     if isinstance(error, JobFailedError):
         return Problem(_STATUS_OF_JOBS.get(error.kind, 500), error.kind, str(error), error.engine_log)
     status = next((each for kind, each in _STATUS.items() if isinstance(error, kind)), 500)
@@ -112,6 +116,7 @@ class Front:
         intake: makes requests of what clients send.
         security: who may speak to the server.
         metrics: numbers for Prometheus.
+        folders: of this machine, which clients are not told of.
         cancel_on_disconnect: whether a job is cancelled when the client that waits for it goes away.
     """
 
@@ -120,6 +125,7 @@ class Front:
     intake: Intake
     security: Security
     metrics: Metrics
+    folders: Folders
     cancel_on_disconnect: bool = False
 
     async def submit(
@@ -147,6 +153,14 @@ class Front:
         # A thread costs more than most requests, but not those whose pictures or files are looked at.
         request = await asyncio.to_thread(make) if self.intake.reads(mode, name, options) else make()
         return self.scheduler.submit(request)
+
+    def problem(self, error: Exception) -> Problem:
+        """Return what to say of an error; the log has the rest of it."""
+        whole = _problem(error)
+        said = replace(whole, message=self.folders.hide(whole.message), engine_log=self.folders.hide(whole.engine_log))
+        if said != whole:
+            log.warning("%s: %s", whole.kind, "; ".join((whole.message, *whole.engine_log)))
+        return said
 
     def default_model(self, mode: str) -> str:
         """Return the model, or for ``upscale`` the upscaler, that is taken where a request names none.

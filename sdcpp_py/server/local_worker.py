@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,33 @@ log = logging.getLogger("sdcpp_py.server")
 START_SECONDS = 120.0
 _PIPE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-_BEGIN = f"""
-import contextlib, runpy, sys
-if sys.platform == "linux":
+
+
+def _command() -> list[str]:
+    """Return what a worker is started with: it imports from where the front does, not from the current directory."""
+    begin = f"import sys; sys.path[:] = {sys.path!r}; from sdcpp_py.server.work.__main__ import main; main()"
+    return [sys.executable, "-c", begin]
+
+
+def _tying() -> Callable[[], None] | None:
+    """Return what a new process does before anything else, so that the system ends it when this one, the front, ends.
+
+    Through its pipe one that is stopped does not hear of that, not even while its Python begins. None where the system
+    does no such thing.
+    """
+    if sys.platform != "linux":
+        return None
     import ctypes
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(getattr(signal, "SIGKILL", 9))})
-runpy.run_module("sdcpp_py.server.work", run_name="__main__", alter_sys=True)
-"""
-"""What a worker begins with, before anything else is imported: the system ends it with the front. One that is stopped
-by then would not hear of it through its pipe."""
+
+    set_signal = functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    front = os.getpid()
+
+    def tie() -> None:
+        set_signal()
+        if os.getppid() != front:  # it has ended by now
+            os._exit(1)
+
+    return tie
 
 
 @dataclass
@@ -54,9 +72,9 @@ class LocalWorker(FramedWorker):
         self._reason = ""
         self._ready = asyncio.get_running_loop().create_future()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _BEGIN,
+            *_command(),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_PIPE_BYTES,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"}, preexec_fn=_tying(),
         )  # fmt: skip
         self._heard = time.monotonic()
         self._reader = asyncio.create_task(self._listen(self._process))

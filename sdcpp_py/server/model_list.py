@@ -61,6 +61,12 @@ class ServedModel:
         mode = LOADING if self.kind == "model" else UPSCALER
         return {k: v for k, v in self.loading.items() if v and isinstance(mode.declared[k].kind, (File, Folder))}
 
+    @property
+    def paths(self) -> list[str]:
+        """All that it names on this machine."""
+        named = [*self.files.values(), *(self.loading.get("embeddings") or {}).values()]
+        return [os.fsdecode(each) for each in named if not hub.is_name(each)]
+
     def file_bytes(self) -> int:
         """Return the size of its files, roughly what its weights take; 0 where that cannot be told."""
         return sum(os.path.getsize(each) for each in self.files.values() if os.path.isfile(each))

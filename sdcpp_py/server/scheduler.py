@@ -48,6 +48,7 @@ class Scheduler:
         workers: not started yet.
         store: where jobs and pictures are kept.
         limits: what it takes.
+        told: returns what clients are told of an error, or of a result; by default all.
 
     Attributes:
         facts: what the first worker told of its engine.
@@ -62,6 +63,7 @@ class Scheduler:
         workers: Sequence[Worker],
         store: Keeper,
         limits: Limits | None = None,
+        told: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         self.models = dict(models)
         self.store = store
@@ -78,6 +80,7 @@ class Scheduler:
         self._took: deque[float] = deque([5.0], maxlen=32)  # seconds that jobs took
         self._drained = 0.0
         self._settling: dict[str, Job] = {}  # jobs that are drawn, and whose pictures are being written
+        self._told = told
         self._saving = Saving(store, self._pool, self._dispatch)
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -202,15 +205,10 @@ class Scheduler:
             return before
         if self.draining:
             raise DrainingError("the server is ending; ask again when it is back")
-        if len(self._queue) >= self.limits.queue:
-            raise QueueFullError(
-                "as many jobs wait as may; ask again later", self.retry_after(1 + len(self._queue) // 4)
-            )
-        if self._queue.count(request.client) >= self.limits.client_queue:
-            ahead = self._queue.count(request.client)
-            raise QueueFullError(
-                f"{ahead} jobs of this client wait, as many as may; ask again later", self.retry_after(1)
-            )
+        if (waiting := len(self._queue)) >= self.limits.queue:
+            raise QueueFullError("as many jobs wait as may; ask again later", self.retry_after(1 + waiting // 4))
+        if (own := self._queue.count(request.client)) >= self.limits.client_queue:
+            raise QueueFullError(f"{own} jobs of this client wait, as many as may; ask later", self.retry_after(1))
         seconds = min(request.seconds or self.limits.job_seconds, self.limits.job_seconds)
         job = Job(
             client=request.client,
@@ -426,7 +424,7 @@ class Scheduler:
             except StoreError as error:
                 self._end(job, "failed", {"type": "StoreError", "message": str(error)})
                 return
-            job.result = outcome.result
+            job.result = None if outcome.result is None else self._told(outcome.result)
         if outcome.error is None:
             self._end(job, "done")
         elif cancelling is not None and outcome.error["type"] == "CancelledError":
@@ -455,7 +453,7 @@ class Scheduler:
             job.state = "queued"
             self._saving.save(job)
             self._queue.add(job)
-            self._tell(job, "retried", reason=str(error), attempts=job.attempts)
+            self._tell(job, "retried", **self._told({"reason": str(error)}), attempts=job.attempts)
         else:
             message = f"{error}, as in the attempt before; ask for less, or look at the server's log"
             self._end(job, "failed", error.said or {"type": "WorkerLostError", "message": message})
@@ -486,7 +484,9 @@ class Scheduler:
 
     def _end(self, job: Job, state: State, error: dict[str, Any] | None = None) -> None:
         """End a job."""
-        job.error, job.ended = error, time.time()
+        if error is not None and state == "failed":
+            log.warning("job %s: %s", job.id, "; ".join((error["message"], *error.get("engine_log", ()))))
+        job.error, job.ended = error and self._told(error), time.time()
         if (timer := self._timers.pop(job.id, None)) is not None:
             timer.cancel()
         self._active.pop(job.id, None)

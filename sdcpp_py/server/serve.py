@@ -21,6 +21,7 @@ from ..options.declare import declared
 from ..options.serving import ServingOptions
 from ..reports import GIB
 from .app import make_app
+from .folders import Folders
 from .front import Front
 from .intake import Bounds, Intake
 from .jobs import Limits
@@ -155,12 +156,14 @@ async def fronted(
     store = Store(Path(values["store"] or state_folder()), values["store_limit"] * GIB)
     try:
         limits = Limits(values["queue_size"], values["client_queue"] or values["queue_size"], values["job_seconds"])
-        scheduler = Scheduler(models, workers(values, models), store, limits)
+        folders = Folders([str(store.folder), *(path for model in models.values() for path in model.paths)])
+        scheduler = Scheduler(models, workers(values, models), store, limits, folders.told)
         try:
             await scheduler.start()
             intake = Intake(models, Bounds(security.upload, int(values["max_pixels"] * 1e6)))
-            cancel = values["cancel_on_disconnect"]
-            yield make_app(Front(scheduler, store, intake, security, Metrics(scheduler, store), cancel)), scheduler
+            metrics = Metrics(scheduler, store)
+            front = Front(scheduler, store, intake, security, metrics, folders, values["cancel_on_disconnect"])
+            yield make_app(front), scheduler
         finally:
             await scheduler.stop()
     finally:

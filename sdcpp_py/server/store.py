@@ -104,18 +104,22 @@ class Store:
         folder: where; it is made.
         limit: bytes of pictures that are kept.
 
+    Attributes:
+        folder: where.
+        bytes: of the pictures that are kept.
+
     Raises:
         StoreError: the folder cannot be written.
         ArgumentError: another server has it open, or a newer version of this package made it.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
-        self._folder = folder
+        self.folder = folder
         self._limit = limit
         self._waiting: dict[str, int] = {}  # bytes of the pictures that go into each job that has not ended
         self._room = threading.RLock()  # pictures are written in threads, one job at a time
         self._ended = 0
-        with contextlib.ExitStack() as opened, _stored(self._folder):
+        with contextlib.ExitStack() as opened, _stored(self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are its owner's
             self._pictures.mkdir(exist_ok=True)
             self._inputs.mkdir(exist_ok=True)
@@ -141,11 +145,11 @@ class Store:
 
     @property
     def _pictures(self) -> Path:
-        return self._folder / "pictures"
+        return self.folder / "pictures"
 
     @property
     def _inputs(self) -> Path:
-        return self._folder / "inputs"
+        return self.folder / "inputs"
 
     def close(self) -> None:
         """Close the files."""
@@ -163,9 +167,9 @@ class Store:
         if size and sum(self._waiting.values()) + size > self._limit:
             raise StoreError("the pictures that go into waiting jobs fill the store; ask later, or raise --store-limit")
         try:
-            with _stored(self._folder):
-                if not (self._folder / _BASE).exists():  # what is written to it now is lost with this process
-                    raise StoreError(f"store {self._folder} was removed; start the server anew")
+            with _stored(self.folder):
+                if not (self.folder / _BASE).exists():  # what is written to it now is lost with this process
+                    raise StoreError(f"store {self.folder} was removed; start the server anew")
                 if pictures:
                     folder = self._inputs / job.id
                     folder.mkdir(parents=True)
@@ -183,7 +187,7 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        with _stored(self._folder):
+        with _stored(self.folder):
             if job.is_over:
                 self._put(job)
                 self._ended += 1
@@ -218,14 +222,14 @@ class Store:
                 job = Job(**values)
                 job.to_dict(), job.request["output"]
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                log.error("job %s of %s is damaged (%s)", row["id"], self._folder / _BASE, failure_reason(error))
+                log.error("job %s of %s is damaged (%s)", row["id"], self.folder / _BASE, failure_reason(error))
                 continue
             found.append(job)
         return found
 
     def _selected(self, query: str, values: Sequence[Any]) -> list[Job]:
         """Return jobs, by what follows FROM in a query."""
-        with _stored(self._folder):
+        with _stored(self.folder):
             rows = self._base.execute(f"SELECT {', '.join(_FIELDS)} FROM jobs {query}", values).fetchall()
         return self._jobs(rows)
 
@@ -268,7 +272,7 @@ class Store:
 
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, and its pictures."""
-        with _stored(self._folder):
+        with _stored(self.folder):
             row = self._base.execute("SELECT bytes FROM jobs WHERE id = ?", (job.id,)).fetchone()
             # Files first, here and below: on a full disk they make the room that the data base needs.
             self._discard(job.id, job.files)
@@ -306,7 +310,7 @@ class Store:
         Raises:
             StoreError: they are gone.
         """
-        with _stored(self._folder):
+        with _stored(self.folder):
             return [(self._inputs / job.id / str(index)).read_bytes() for index in range(job.inputs)]
 
     def write_pictures(self, job: Job, files: Sequence[bytes], suffix: str) -> list[str]:
@@ -319,7 +323,7 @@ class Store:
         with self._room:
             self._make_room(sum(map(len, files)), job.id)
             try:
-                with _stored(self._folder):
+                with _stored(self.folder):
                     self._pictures.mkdir(exist_ok=True)  # people empty it by removing it
                     for name, data in zip(names, files, strict=True):
                         self._write(self._pictures / name, data)
@@ -348,7 +352,7 @@ class Store:
     def _make_room(self, size: int, keep: str) -> None:
         """Remove the oldest pictures until so many bytes more fit."""
         while self.bytes + size > self._limit:
-            with _stored(self._folder):
+            with _stored(self.folder):
                 row = self._base.execute(
                     "SELECT * FROM jobs WHERE bytes > 0 AND id != ? ORDER BY ended LIMIT 1", (keep,)
                 ).fetchone()
@@ -380,7 +384,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what an end in the middle of writing left; never what has no name of ours."""
-        with _stored(self._folder):
+        with _stored(self.folder):
             rows = self._base.execute("SELECT files FROM jobs WHERE files != '[]'").fetchall()
             known = {name for row in rows for name in _names(row)}
             for file in self._pictures.iterdir():

@@ -275,6 +275,50 @@ def test_what_a_worker_needs_is_there_before_memory_is_short(monkeypatch: pytest
         encoded(Image.new("RGB", (8, 8)), "png")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends a process with another")
+def test_a_worker_that_is_stopped_while_it_begins_ends_with_its_front(tmp_path: Path) -> None:
+    """Nothing of it has run by then that could hear of that."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\nif os.environ['FRONT'] == str(os.getppid()):\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    code = """
+import asyncio, os
+from sdcpp_py.server.local_worker import LocalWorker
+os.environ["FRONT"] = str(os.getpid())
+asyncio.run(LocalWorker("worker", []).start())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FRONT": ""}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as front:
+        children = Path(f"/proc/{front.pid}/task/{front.pid}/children")
+        try:
+            while not (pids := children.read_text().split()) or not is_stopped(pids[0]):
+                assert front.poll() is None
+                time.sleep(0.02)
+        finally:
+            front.kill()
+    end = time.monotonic() + 10
+    while (left := Path(f"/proc/{pids[0]}/exe").exists()) and time.monotonic() < end:
+        time.sleep(0.02)
+    if left:
+        os.kill(int(pids[0]), signal.SIGKILL)
+    assert not left
+
+
+def is_stopped(pid: str) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_worker_imports_nothing_of_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """People start servers where their models lie, beside files of any name."""
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not the standard one')")
+    monkeypatch.chdir(tmp_path)
+
+    async def work(worker: LocalWorker) -> None:
+        assert (await draw(worker)).error is None
+
+    with_worker(work)
+
+
 def test_a_worker_without_its_device_or_an_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     broken = tmp_path / "sitecustomize.py"
     broken.write_text(

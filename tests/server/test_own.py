@@ -184,7 +184,7 @@ def test_the_example_of_the_page_runs(server: Server) -> None:
         ({"prompt": "x", "width": 16384, "height": 16384}, "txt2img: 268.4 megapixels in all"),
         ({"prompt": "x", "loras": ["../../etc/passwd"]}, "lora_model_dir; name a file in the model's folder"),
         ({"prompt": "<lora:/etc/passwd:1>"}, "leads out of lora_model_dir"),
-        ({"prompt": "x", "hires": {"model": "/etc/passwd"}}, "hires.model '/etc/passwd' is no upscaler here"),
+        ({"prompt": "x", "hires": {"model": "/etc/passwd"}}, "hires.model '...' is no upscaler here"),
         ({"prompt": "x", "sigmas": [1] * 20_000}, "sigmas must have at most 10001 members"),
         ({"prompt": "x", "loras": ["x"] * 20_000}, "loras must have at most 10001 members"),
         ({"prompt": "x", "hires": {"skale": 2}}, "hires has no 'skale'"),

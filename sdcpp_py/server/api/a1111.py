@@ -23,7 +23,7 @@ from ...metadata import split_text
 from ...options.checks import check_text
 from ...options.generation import SAMPLER_TITLES
 from ...parameters import read_parameters
-from ...pictures import open_layers
+from ...pictures import crop_to, open_layers
 from ..front import Front, JobFailedError, Problem
 from ..intake import check_picture, decoded
 from ..jobs import Job
@@ -442,10 +442,7 @@ def _sized(original: bytes, data: bytes, body: Extras, most: int) -> str:
     made = open_layers(data, "image")
     text = made.info.get("parameters")
     if body.resize_mode == 1 and body.upscaling_crop:
-        scale = max(size[0] / made.width, size[1] / made.height)
-        wide, high = size[0] / scale, size[1] / scale
-        left, top = (made.width - wide) / 2, (made.height - high) / 2
-        made = made.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
+        made = crop_to(made, size)
     elif made.size != size:
         made = made.resize(size, _RESIZED.get(body.upscaler_1, Image.Resampling.LANCZOS))
     from ...images import with_parameters

@@ -24,7 +24,7 @@ from sse_starlette import EventSourceResponse
 from ...errors import ArgumentError
 from ...modes import EDIT, IMG2IMG, INPAINT, TXT2IMG
 from ...options.checks import check_text, show
-from ..front import Front, JobFailedError, Problem, problem
+from ..front import Front, JobFailedError, Problem
 from ..intake import FORMATS, check_picture, decoded
 from ..jobs import Job, UnknownModelError
 from ..model_list import MODES
@@ -279,7 +279,7 @@ async def _told(front: Front, http: Request, job: Job, call: Call, kind: str) ->
             told = {"b64_json": text, "created_at": int(time.time()), "usage": _usage(0)}
             yield _event(f"{kind}.completed", {**told, **_described(job, call)})
     except JobFailedError as error:
-        yield {"event": "error", "data": json.dumps(error_form(problem(error)))}
+        yield {"event": "error", "data": json.dumps(error_form(front.problem(error)))}
 
 
 def _converted(preview: bytes, call: Call) -> str:

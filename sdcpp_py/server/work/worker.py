@@ -18,7 +18,7 @@ import numpy  # noqa: F401
 import PIL.Image
 
 from ... import engine
-from ...devices import devices, doctor
+from ...devices import devices
 from ...errors import DeviceMemoryError, SdcppError
 from ...host_memory import host_memory
 from ...modes import LOADING, UPSCALER, Mode
@@ -62,7 +62,6 @@ def facts() -> dict[str, Any]:
         "names": {name: list(engine.enum_names(name)) for name in sorted(names)},
         "defaults": {mode.name: _defaults(mode) for mode in MODES.values()},
         "devices": [device.to_dict() for device in devices()],
-        "doctor": doctor(),
     }
 
 
