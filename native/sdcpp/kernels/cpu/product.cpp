@@ -73,7 +73,7 @@ struct Jobs {
 // Multiplies and adds a row's and a column's operand, one of each depth.
 struct Floats {
     static constexpr int chain = part_depth;
-    static Vector add(Vector sum, Vector left, float right) { return sum + left * right; }
+    static Vector add(Vector sum, Vector left, float right) { return add_product(sum, left, all_of(right)); }
 };
 
 template <int length>
