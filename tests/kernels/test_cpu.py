@@ -278,6 +278,10 @@ def test_convolutions_of_any_shape() -> None:
     check(kernel, Values("f32", (64, 64, 96, 1)), Window(pad=(1, 1)))
     check(replace(kernel, type="f32"), Values("f32", (16, 16, 96, 1)), Window(pad=(1, 1)))
     check(replace(kernel, shape=(1, 1, 96, 64)), Values("f32", (33, 33, 96, 2)), Window())
+    check(replace(kernel, shape=(1, 1, 96, 64)), Values("f32", (8, 8, 96, 1), padding=3), Window())
+    # Planes that a vector holds, and those of half the size.
+    check(kernel, Values("f32", (4, 4, 96, 2)), Window(pad=(1, 1)))
+    check(kernel, Values("f32", (16, 16, 96, 1)), Window(stride=(2, 2), pad=(1, 1)))
 
 
 @st.composite
