@@ -74,7 +74,9 @@ bool go_to(int processor) {
 
 bool go_beside(const std::vector<int>& taken) {
     const cpu_set_t all = processors_of(0);
-    for (int processor = 0; processor < CPU_SETSIZE; ++processor) {
+    const int here = std::max(sched_getcpu(), 0);
+    for (int i = 1; i < CPU_SETSIZE; ++i) {
+        const int processor = (here + i) % CPU_SETSIZE;
         if (CPU_ISSET(processor, &all) != 0 && std::find(taken.begin(), taken.end(), processor) == taken.end()) {
             return move(0, processor);
         }

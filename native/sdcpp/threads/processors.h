@@ -32,7 +32,7 @@ private:
 
 // Moves the calling thread to a processor.
 bool go_to(int processor);
-// Moves the calling thread to a processor that is none of some.
+// Moves the calling thread to the next processor that is none of some.
 bool go_beside(const std::vector<int>& taken);
 
 }  // namespace sdcpp
