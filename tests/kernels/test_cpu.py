@@ -14,8 +14,10 @@ from sdcpp_py import engine
 from sdcpp_py.engine import Run
 from support.children import in_child
 
-TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "q4_K": 12, "q6_K": 14, "bf16": 30}  # ggml's numbers
-BLOCKS = {"q4_0": 32, "q8_0": 32, "q4_K": 256, "q6_K": 256}
+# ggml's numbers, and how many values a block has.
+TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
+TYPES |= {"q2_K": 10, "q3_K": 11, "q4_K": 12, "q5_K": 13, "q6_K": 14, "iq4_nl": 20}
+BLOCKS = {kind: 256 if kind.endswith("_K") else 32 for kind in TYPES if "q" in kind}
 ENOUGH = 4096  # values of a result for a root of a mean square
 LENGTHS = st.one_of(st.sampled_from([1, 2, 7, 16, 31, 33, 97, 129, 257]), st.integers(1, 80))
 
@@ -243,6 +245,8 @@ def test_products_of_any_shape_and_layout() -> None:
     # As many parts as ggml's sums of f32 have, and fewer; what is deeper and wider than a block; an input of halves.
     for depth in (64, 320, 1280, 2048):
         check(Values("f32", (depth, 128, 1, 1)), Values("f32", (depth, 96, 1, 1)))
+    for kind, block in BLOCKS.items():
+        check(Values(kind, (2 * block, 40, 1, 1)), Values("f32", (2 * block, 24, 1, 1)))
     check(Values("f16", (700, 300, 1, 1)), Values("f32", (700, 401, 1, 1)))
     check(Values("f16", (64, 50, 1, 1)), Values("f16", (64, 40, 1, 1)))
 
@@ -274,6 +278,10 @@ def test_convolutions_of_any_shape() -> None:
     check(kernel, Values("f32", (64, 64, 96, 1)), Window(pad=(1, 1)))
     check(replace(kernel, type="f32"), Values("f32", (16, 16, 96, 1)), Window(pad=(1, 1)))
     check(replace(kernel, shape=(1, 1, 96, 64)), Values("f32", (33, 33, 96, 2)), Window())
+    check(replace(kernel, shape=(1, 1, 96, 64)), Values("f32", (8, 8, 96, 1), padding=3), Window())
+    # Planes that a vector holds, and those of half the size.
+    check(kernel, Values("f32", (4, 4, 96, 2)), Window(pad=(1, 1)))
+    check(kernel, Values("f32", (16, 16, 96, 1)), Window(stride=(2, 2), pad=(1, 1)))
 
 
 @st.composite

@@ -41,6 +41,7 @@ struct Maker {
                                    mask ? make(GGML_TYPE_F16, 16 * n, queries) : nullptr, 0.125f, 0.0f, 0.0f);
     }
     ggml_tensor* product(ggml_type type) const { return ggml_mul_mat(ctx, make(type, 1024, 1024), f32(1024, 2 * n)); }
+    ggml_tensor* few(ggml_type type) const { return ggml_mul_mat(ctx, make(type, 256, 256 * n), f32(256, 3)); }
     ggml_tensor* kernel(ggml_type type) const { return make(type, 3, 3, 32, 32); }
     ggml_tensor* picture() const { return f32(64, n, 32); }
 };
@@ -94,6 +95,9 @@ const std::map<std::string, Make>& operations() {
         {"product bf16", [](const Maker& m) { return m.product(GGML_TYPE_BF16); }},
         {"product f16", [](const Maker& m) { return m.product(GGML_TYPE_F16); }},
         {"product f32", [](const Maker& m) { return m.product(GGML_TYPE_F32); }},
+        {"product of few columns", [](const Maker& m) { return m.few(GGML_TYPE_F16); }},
+        {"product of few columns f32", [](const Maker& m) { return m.few(GGML_TYPE_F32); }},
+        {"product of few columns q4_K", [](const Maker& m) { return m.few(GGML_TYPE_Q4_K); }},
         {"product q4_0", [](const Maker& m) { return m.product(GGML_TYPE_Q4_0); }},
         {"product q8_0", [](const Maker& m) { return m.product(GGML_TYPE_Q8_0); }},
         {"rms norm", [](const Maker& m) { return ggml_rms_norm(m.ctx, m.rows(), 1e-6f); }},

@@ -11,9 +11,11 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "sdcpp/kernels/policy.h"
 #include "sdcpp/threads/pieces.h"
+#include "sdcpp/threads/processors.h"
 #include "sdcpp/threads/profile.h"
 
 namespace {
@@ -27,6 +29,10 @@ constexpr int most_spin = 50;  // microseconds
 constexpr int least_spin = 1;
 constexpr int spin_gain = 4;
 constexpr int looks_per_clock = 32;
+// When a thread that sleeps first looks whether one that it waits for runs; then after twice the time, and so on.
+constexpr auto first_look = std::chrono::microseconds(100);
+// One that has run for less than this part of the time is kept from its processor.
+constexpr int running_part = 4;
 // How often the thread that called asks whether the graph is still wanted, while it waits for the others.
 constexpr auto ask_interval = std::chrono::milliseconds(50);
 // How many looks there are to a question: some operations look every microsecond.
@@ -56,10 +62,19 @@ thread_local std::string failure;
 
 std::atomic<sdcpp_team_unwanted_t> unwanted{nullptr};
 
+// A thread of a team.
+struct Member {
+    std::atomic<bool> works{false};  // in a graph, and does not wait
+    bool slept = false;              // since it looked where it runs
+    sdcpp::Runner runner;
+};
+
+thread_local Member* me = nullptr;
+
 }  // namespace
 
 struct sdcpp_team {
-    // Looks for a while whether a condition holds, then sleeps until it does, and asks now and then.
+    // Looks for a while whether a condition holds, then sleeps until it does.
     template <typename F>
     void wait(F&& holds) {
         const int spin_now = spin.load(std::memory_order_relaxed);
@@ -76,17 +91,67 @@ struct sdcpp_team {
             }
         } while (Clock::now() < end);
         spin.store(std::max(spin_now / 2, least_spin), std::memory_order_relaxed);
+        me->works.store(false);
+        sleep(holds);
+        me->works.store(true);
+        me->slept = true;
+    }
+
+    // Sleeps until a condition holds. Meanwhile a thread that is kept from its processor gets this one's.
+    template <typename F>
+    void sleep(F&& holds) {
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1);
-        if (std::this_thread::get_id() != caller) {
-            woken.wait(lock, holds);
-        }
-        while (!woken.wait_for(lock, ask_interval, holds)) {
+        const Member* other = worker_after(nullptr);
+        int64_t time = other != nullptr ? other->runner.time() : -1;
+        std::chrono::microseconds interval = first_look;
+        while (!woken.wait_for(lock, interval, holds)) {
+            const std::chrono::nanoseconds least = interval / running_part;
+            const bool stands = time >= 0 && other->works.load() && other->runner.time() - time < least.count();
+            // It does not leave the graph, and end, while the mutex is held.
+            const bool moved = stands && other->runner.pull();
+            const int left = moved ? other->runner.place() : -1;
+            other = worker_after(other);
+            time = other != nullptr ? other->runner.time() : -1;
+            interval = std::min<std::chrono::microseconds>(2 * interval, ask_interval);
             lock.unlock();
+            if (moved) {
+                sdcpp::go_to(left);
+            }
             ask();
             lock.lock();
         }
         sleepers.fetch_sub(1);
+    }
+
+    // Returns the next thread after one that works, or NULL.
+    const Member* worker_after(const Member* one) const {
+        const size_t count = members.size();
+        const size_t begin = one != nullptr ? static_cast<size_t>(one - members.data()) + 1 : 0;
+        for (size_t i = begin; i < begin + count; ++i) {
+            const Member& member = members[i % count];
+            if (&member != me && member.works.load()) {
+                return &member;
+            }
+        }
+        return nullptr;
+    }
+
+    // Lets this thread go elsewhere when it was woken or moved to a processor that another of the team works on: the
+    // scheduler leaves both there, beside others' on processors of their own.
+    void spread() const {
+        if (!me->runner.note() && !std::exchange(me->slept, false)) {
+            return;
+        }
+        std::vector<int> taken;
+        for (const Member& member : members) {
+            if (&member != me && member.works.load()) {
+                taken.push_back(member.runner.place());
+            }
+        }
+        if (std::find(taken.begin(), taken.end(), me->runner.place()) != taken.end() && sdcpp::go_beside(taken)) {
+            me->runner.note();
+        }
     }
 
     // Wakes who sleeps, after what they wait for was changed.
@@ -155,6 +220,8 @@ struct sdcpp_team {
     }
 
     int threads = 1;
+    std::vector<Member> members;  // as many
+    std::atomic<size_t> entered{0};
     void* work = nullptr;
     bool fast = false;  // its kernel policy
     std::thread::id caller;
@@ -184,6 +251,8 @@ void sdcpp_team_free(sdcpp_team* team) {
 
 void sdcpp_team_begin(sdcpp_team* team, int threads) {
     team->threads = threads;
+    team->members = std::vector<Member>(static_cast<size_t>(threads));
+    team->entered.store(0);
     team->work = work;
     team->fast = sdcpp_kernels_fast();
     team->caller = std::this_thread::get_id();
@@ -199,12 +268,19 @@ void sdcpp_team_begin(sdcpp_team* team, int threads) {
 void sdcpp_team_enter(sdcpp_team* team) {
     work = team->work;
     node_number = 0;
+    me = &team->members[team->entered.fetch_add(1)];
+    me->runner.enter();
+    me->works.store(true);
     sdcpp_kernels_fast_set(team->fast);
 }
 
 void sdcpp_team_leave(sdcpp_team* team, bool caller) {
     if (!caller) {
         work = nullptr;
+        {
+            const std::lock_guard<std::mutex> lock(team->mutex);
+            me->works.store(false);
+        }
         team->left.fetch_add(1);
         team->wake();
         return;
@@ -253,6 +329,7 @@ int64_t sdcpp_team_take(int64_t count) {
         return -1;
     }
     takes_pieces = true;
+    in_node->spread();
     uint64_t given = in_node->given.load();
     do {
         if (given >> piece_bits != node_number || static_cast<int64_t>(given & most_pieces) >= count) {

@@ -8,13 +8,7 @@ namespace {
 
 // Products that are smaller than this in any direction cost more to pack than to compute.
 constexpr int64_t worthy_rows = 4;
-constexpr int64_t worthy_columns = 6;
 constexpr int64_t worthy_depth = 16;
-
-bool is_readable(const ggml_tensor& tensor) {
-    return tensor.nb[0] == ggml_type_size(tensor.type) &&
-           (tensor.type == GGML_TYPE_F32 || ggml_get_type_traits(tensor.type)->to_float != nullptr);
-}
 
 // Tells whether the columns of all batches lie at one distance, and there is only one left operand for them.
 bool is_one_batch(const ggml_tensor& left, const ggml_tensor& right, const ggml_tensor& result) {

@@ -22,6 +22,15 @@ inline bool is_f32(const ggml_tensor& tensor) {
     return tensor.type == GGML_TYPE_F32 && tensor.nb[0] == sizeof(float);
 }
 
+// Tells whether floats can be made of a tensor's rows.
+inline bool is_readable(const ggml_tensor& tensor) {
+    return tensor.nb[0] == ggml_type_size(tensor.type) &&
+           (tensor.type == GGML_TYPE_F32 || ggml_get_type_traits(tensor.type)->to_float != nullptr);
+}
+
+// Products with fewer columns cost more to pack than to compute.
+constexpr int64_t worthy_columns = 6;
+
 // Returns the row of a tensor that belongs to one of a node's: it has as many, or is repeated.
 inline float* row_at(const ggml_tensor& tensor, const ggml_tensor& node, int64_t row) {
     const int64_t i1 = row % node.ne[1];
@@ -38,6 +47,8 @@ inline size_t no_work(const ggml_tensor&, int) {
 
 // GGML_OP_MUL_MAT: each row of the weights times each column of the input.
 extern const Kernel matrix_product;
+// GGML_OP_MUL_MAT with fewer columns.
+extern const Kernel few_columns;
 // GGML_OP_FLASH_ATTN_EXT without a mask, or with one of f32, as graph.cpp makes them.
 extern const Kernel attention;
 // GGML_OP_CONV_2D of 3x3 filters, where the picture is large enough.

@@ -5,8 +5,7 @@
 #include <utility>
 
 #include "ggml-cpu.h"
-#include "ggml-cpu/quants.h"
-#include "ggml-cpu/simd-mappings.h"
+#include "sdcpp/kernels/cpu/quantised.h"
 
 namespace sdcpp::cpu {
 
@@ -74,7 +73,7 @@ struct Jobs {
 // Multiplies and adds a row's and a column's operand, one of each depth.
 struct Floats {
     static constexpr int chain = part_depth;
-    static Vector add(Vector sum, Vector left, float right) { return sum + left * right; }
+    static Vector add(Vector sum, Vector left, float right) { return add_product(sum, left, all_of(right)); }
 };
 
 template <int length>
@@ -250,63 +249,6 @@ void job_compute(const Operands& operands, const Shape& shape, const Jobs& jobs,
     }
 }
 
-// Makes floats of blocks of 32 numbers that have a factor in common: of a byte each, or of half a byte, first the lower
-// halves. Bytes may be anything's, so that compilers make vectors only of what lies apart.
-void block_to_floats(float* to, const block_q8_0& block) {
-    const float factor = GGML_CPU_FP16_TO_FP32(block.d);
-    int8_t numbers[QK8_0];
-    std::memcpy(numbers, block.qs, sizeof(numbers));
-    for (int i = 0; i < QK8_0; ++i) {
-        to[i] = static_cast<float>(numbers[i]) * factor;
-    }
-}
-
-void block_to_floats(float* to, const block_q4_0& block) {
-    const float factor = GGML_CPU_FP16_TO_FP32(block.d);
-    constexpr int half = QK4_0 / 2;
-    uint8_t numbers[half];
-    std::memcpy(numbers, block.qs, sizeof(numbers));
-    for (int i = 0; i < half; ++i) {
-        to[i] = static_cast<float>((numbers[i] & 15) - 8) * factor;
-    }
-    for (int i = 0; i < half; ++i) {
-        to[half + i] = static_cast<float>((numbers[i] >> 4) - 8) * factor;
-    }
-}
-
-template <typename Block>
-void blocks_to_floats(float* to, const char* from, int deep) {
-    static_assert(QK8_0 == QK4_0);
-    const auto* block = reinterpret_cast<const Block*>(from);
-    for (int k = 0; k < deep; k += QK8_0, ++block) {
-        block_to_floats(to + k, *block);
-    }
-}
-
-// Makes floats of values that lie one after another.
-void to_floats(float* to, ggml_type type, const char* from, int deep) {
-    switch (type) {
-        case GGML_TYPE_F32:
-            std::memcpy(to, from, static_cast<size_t>(deep) * sizeof(float));
-            break;
-        case GGML_TYPE_F16:
-            ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(from), to, deep);
-            break;
-        case GGML_TYPE_BF16:
-            ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(from), to, deep);
-            break;
-        // ggml's own are compiled for any processor.
-        case GGML_TYPE_Q8_0:
-            blocks_to_floats<block_q8_0>(to, from, deep);
-            break;
-        case GGML_TYPE_Q4_0:
-            blocks_to_floats<block_q4_0>(to, from, deep);
-            break;
-        default:
-            ggml_get_type_traits(type)->to_float(from, to, deep);
-    }
-}
-
 // Makes pairs of bf16, rounded to the nearest, of an even number of floats.
 void to_pairs([[maybe_unused]] float* to, [[maybe_unused]] const float* from, [[maybe_unused]] int deep) {
 #ifdef SDCPP_KERNELS_BF16
@@ -333,6 +275,24 @@ void prefetch(const char* from, size_t bytes) {
 }
 
 }  // namespace
+
+void to_floats(float* to, ggml_type type, const char* from, int deep) {
+    switch (type) {
+        case GGML_TYPE_F32:
+            std::memcpy(to, from, static_cast<size_t>(deep) * sizeof(float));
+            break;
+        case GGML_TYPE_F16:
+            ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(from), to, deep);
+            break;
+        case GGML_TYPE_BF16:
+            ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(from), to, deep);
+            break;
+        default:
+            if (!quantised_to_floats(to, type, from, deep)) {
+                ggml_get_type_traits(type)->to_float(from, to, deep);
+            }
+    }
+}
 
 void part_compute(Numbers numbers, const float* panels, int64_t rows, const float* packed, int64_t columns,
                   float* result, int64_t stride, int deep, bool add) {

@@ -85,6 +85,8 @@ size_t product_work_size(const Shape& shape, int threads);
 // Computes this thread's part of a product; called by all threads of the team.
 void product_compute(const ggml_compute_params& params, const Shape& shape, const Operands& operands);
 
+// Makes floats of values that lie in memory one after another.
+void to_floats(float* to, ggml_type type, const char* from, int deep);
 // Packs rows that lie in memory one value after another, a stride apart; pairs are of rows of bf16.
 void pack_memory_rows(Numbers numbers, float* panel, ggml_type type, const char* from, size_t stride, int count,
                       int64_t depth, int deep);

@@ -9,6 +9,8 @@
 #ifdef __AVX512BF16__
 #define SDCPP_KERNELS_BF16
 #endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace sdcpp::cpu {
@@ -41,6 +43,30 @@ inline Vector load(const float* from) {
 
 inline void store(float* to, Vector vector) {
     *reinterpret_cast<UnalignedVector*>(to) = vector;
+}
+
+// Returns sum + left * right, rounded once where the processor does so, with any of the compiler's options.
+inline Vector add_product(Vector sum, Vector left, Vector right) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
+#elif defined(__AVX__) && defined(__FMA__)
+    return (Vector)_mm256_fmadd_ps((__m256)left, (__m256)right, (__m256)sum);
+#elif defined(__aarch64__)
+    return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)left, (float32x4_t)right);
+#else
+    return sum + left * right;
+#endif
+}
+
+// Returns a number in each lane.
+inline Vector all_of(float number) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_set1_ps(number);
+#elif defined(__AVX__)
+    return (Vector)_mm256_set1_ps(number);
+#else
+    return Vector{} + number;
+#endif
 }
 
 // Returns every other lane of two vectors in a row, from the first or from the second on.

@@ -91,10 +91,10 @@ void block_compute(const float* left, const float* right, int64_t stride, float*
         }
 #pragma GCC unroll 16
         for (int c = 0; c < columns; ++c) {
-            const float number = right[c];
+            const Vector number = all_of(right[c]);
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; ++v) {
-                sums[c][v] += row[v] * number;
+                sums[c][v] = add_product(sums[c][v], row[v], number);
             }
         }
     }
