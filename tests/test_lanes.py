@@ -98,16 +98,13 @@ def test_each_picture_is_the_one_drawn_alone(case: str, checkpoint: Path) -> Non
 
 @in_child
 def test_a_transformer_and_what_takes_turns(tmp_path: Path) -> None:
-    """Prompts of different lengths are lanes; skipped layers and compared passes are not, and the report says so."""
+    """Prompts of different lengths are lanes; compared passes are not, and the report says so."""
     loopback = Loopback()
     checkpoint = write_checkpoint("zimage", tmp_path / "model.safetensors", tiny=True)["model"]
     cache = {"mode": sdcpp_py.engine.library()[1].SD_CACHE_EASYCACHE, "reuse_threshold": 0.2, "end_percent": 1.0}
-    layers = sdcpp_py.engine.library()[0].new("int[1]", [0])
-    skipping = {"txt_cfg": 5.0, "slg": {"layers": layers, "layer_count": 1, "layer_end": 1.0, "scale": 1.0}}
     cases: dict[str, tuple[dict[str, Any], int, str]] = {
         "both prompts": (steps(2, batch_count=2), 4, ""),
         "cache": (steps(3, cache=cache), 1, "cache mode"),
-        "skipped layers": ({"sample_params": {"sample_steps": 3, "guidance": skipping}}, 2, "leaves layers out"),
     }
     expected = {}
     with Model(checkpoint, place("CPU")) as model:

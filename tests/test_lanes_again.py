@@ -80,6 +80,41 @@ def test_lanes_that_come_again(checkpoint: Path, lora: Path) -> None:
 
 
 @in_child
+def test_passes_that_differ_keep_a_graph_each(tmp_path: Path) -> None:
+    """What leaves layers out takes turns with what does not: each has its graph, and both the weights that stay."""
+    loopback = Loopback()
+    model = write_checkpoint("flux", tmp_path / "model.safetensors", tiny=True)["model"]
+    skipping = sdcpp_py.SkipLayerGuidance(layers=[1], scale=2.0, layer_start=0.0, layer_end=1.0)
+    given = {**SMALL, "cfg_scale": 5.0, "skip_layer_guidance": skipping}
+    away = {"runtime_backend": "te=cpu,vae=cpu,all=loopback0", "params_backend": "cpu", "stream_layers": True}
+    with StableDiffusion(model, threads=1, runtime_backend="cpu") as sd:
+        expected = hashlib.sha256(sd.txt2img("a cat", **given)[0].tobytes()).hexdigest()
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("sdcpp_py.engine").addHandler(handler)
+    logging.getLogger("sdcpp_py.engine").setLevel("DEBUG")
+    for lanes, graphs in ((1, 2), (2, 2), (3, 1)):
+        os.environ["SDCPP_LANES"] = str(lanes)
+        with StableDiffusion(model, threads=1, max_vram=0.0155, **away) as sd:
+            copied = {}
+            for steps_ in (1, 4, 8):
+                loopback.reset()
+                said.clear()
+                picture = sd.txt2img("a cat", **{**given, "steps": steps_})[0]
+                copied[steps_] = loopback.books()["upload_pinned_bytes"]  # inputs are pageable
+                assert loopback.books()["violations"] == 0
+                assert steps_ != 4 or hashlib.sha256(picture.tobytes()).hexdigest() == expected
+            assert sum(SAID in line for line in said) == graphs
+            (row,) = (row for row in sd.transfer_report().streams if row.module == "diffusion")
+            assert (row.lanes, row.graphs) == (lanes, -(-3 // lanes) * 8)
+            # Steps copy what is streamed and nothing else; how much is copied ahead of the last one is the host's pace.
+            assert abs(copied[8] - copied[4] - row.copied_bytes // 2) <= row.streamed_bytes
+            assert row.streamed_bytes > 0
+            assert loopback.books()["device_bytes_peak"] <= row.budget_bytes
+
+
+@in_child
 def test_two_passes_at_the_same_time_come_again(checkpoint: Path) -> None:
     """Of a resident model's guided steps: each pass of a step finds its graph, beside the other one."""
     Loopback()

@@ -31,7 +31,7 @@ GUIDANCES: dict[str, tuple[int, dict[str, Any]]] = {
     "none": (1, {"cfg_scale": 1.0}),
     "cfg": (2, {"cfg_scale": 5.0}),
     "image": (3, {"cfg_scale": 5.0, "image_cfg_scale": 2.0}),
-    "skipped layers": (2, {"cfg_scale": 5.0, "skip_layer_guidance": SKIPPING}),
+    "skipped layers": (3, {"cfg_scale": 5.0, "skip_layer_guidance": SKIPPING}),
 }
 """What a picture is guided by: passes that are lanes, and options."""
 PICTURE = {**PROMPTS, "width": 64, "height": 64, "sampler": "euler_a", "eta": 1.0}
@@ -185,12 +185,10 @@ class Drawing:
         found, books = denoiser(sd), self.loopback.books()
         assert books["device_bytes_peak"] <= budget * GIB + 1, cell
         assert books["violations"] == 0
-        assert ("leaves layers out" in found.lanes_reason) == (cell["guidance"] == "skipped layers"), cell
         if found.lanes < lanes_of(cell, pictures):
             return False
         assert found.lanes == lanes_of(cell, pictures), cell
-        if cell["guidance"] != "skipped layers":  # whose pass comes last, and streams by itself
-            assert (found.saved_bytes > 0) == (found.lanes > 1 and found.streamed_bytes > 0), cell
+        assert (found.saved_bytes > 0) == (found.lanes > 1 and found.streamed_bytes > 0), cell
         if cell["cancel"]:
             self.cancelled += 1
             cancel(self.files, sd, cell, 1 + self.cancelled % 5)

@@ -42,8 +42,11 @@ bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
 // then.
 bool computes_again(const Placement& placement);
 bool computes_again(const Placement& placement, ggml_cgraph** graph);
-// Gives the passes that followed the one whose graph was just computed their results, and keeps the graph.
-void lanes_take(Placement& placement);
+// Gives the passes that followed the one whose graph was just computed their results, and keeps the graph. Returns that
+// one's own result; `named` has its name in what the runner built last.
+ggml_tensor* lanes_take(Placement& placement, ggml_tensor* named);
+// Forgets the graphs that were kept, as their compute buffer or the weights are elsewhere now.
+void forget_graphs(Placement& placement);
 
 // Passes that may be computed with the one that comes next on this thread, which belongs to the same step.
 class Beside {
@@ -61,14 +64,8 @@ public:
     bool run_next();
     bool independent() const { return independent_; }
 
-    // For the meeting: notes that a pass comes which is not within that of another one.
-    void begin_pass() { ++begun_; }
-    // Tells whether the pass that came last waited for the others to end.
-    bool is_late() const { return begun_ > 1; }
-
 private:
     const bool independent_;
-    int begun_ = 0;
     std::vector<std::function<void()>> bodies_;  // empty ones have run
     Beside* const outer_;
 };

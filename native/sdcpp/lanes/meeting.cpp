@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <numeric>
 #include <utility>
 
 #include "ggml-impl.h"
@@ -19,6 +18,8 @@
 namespace sdcpp {
 
 namespace {
+
+constexpr size_t most_graphs = 4;  // that are kept: of a step that has one for each of its passes
 
 thread_local Lane own_lane;
 thread_local Lane* current_lane = &own_lane;
@@ -39,9 +40,9 @@ Sampling sampling_now() {
 
 // Returns a number that tells where a graph's values lie.
 uint64_t places_of(ggml_cgraph* graph) {
-    const auto place = [](const ggml_tensor* tensor) { return reinterpret_cast<uintptr_t>(tensor->data); };
-    return std::accumulate(graph->leafs, graph->leafs + graph->n_leafs, mix(hash_begin, place(ggml_graph_node(graph, -1))),
-                           [&](uint64_t hash, const ggml_tensor* leaf) { return mix(hash, place(leaf)); });
+    uint64_t hash = hash_begin;
+    each_tensor(graph, [&](const ggml_tensor* tensor) { hash = mix(hash, reinterpret_cast<uintptr_t>(tensor->data)); });
+    return hash;
 }
 
 // Makes this thread's run say that it is at another pass, until the end of the scope.
@@ -109,9 +110,6 @@ bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
     }
     if (takes_lanes(placement)) {
         Lane& lane = *this_lane();
-        if (lane.passes.empty() && lane.beside != nullptr) {
-            lane.beside->begin_pass();
-        }
         lane.passes.push_back(&pass);
         const OnExit leave([&] { lane.passes.erase(std::find(lane.passes.begin(), lane.passes.end(), &pass)); });
         while (!pass.done && lane.beside != nullptr && lane.beside->independent() && lane.beside->run_next()) {
@@ -123,12 +121,14 @@ bool lane_meet(Placement& placement, const GraphMaker& maker, BuildGraph& build,
     if (pass.done) {
         return true;
     }
-    const auto last = std::exchange(placement.kept, nullptr);
-    if (last != nullptr && last->serve(pass)) {
-        placement.lanes = last;
+    const auto serves =
+        std::find_if(placement.kept.begin(), placement.kept.end(), [&](const auto& group) { return group->serve(pass); });
+    if (serves != placement.kept.end()) {
+        placement.lanes = std::move(*serves);
+        placement.kept.erase(serves);
     } else {
         placement.lanes = std::make_shared<LaneGroup>(placement, maker);
-        placement.lanes->lead(pass, last);
+        placement.lanes->lead(pass);
         build = [group = placement.lanes] { return group->build(); };
     }
     return false;
@@ -146,13 +146,25 @@ bool computes_again(const Placement& placement, ggml_cgraph** graph) {
     return true;
 }
 
-void lanes_take(Placement& placement) {
-    if (const auto group = std::exchange(placement.lanes, nullptr)) {
-        group->take();
-        if (group->is_kept()) {
-            placement.kept = group;
-        }
+ggml_tensor* lanes_take(Placement& placement, ggml_tensor* named) {
+    const auto group = std::exchange(placement.lanes, nullptr);
+    if (group == nullptr) {
+        return named;
     }
+    ggml_tensor* const result = group->again() ? ggml_graph_node(group->graph(), -1) : named;
+    group->take();
+    if (group->is_kept()) {
+        auto& kept = placement.kept;
+        kept.erase(std::remove_if(kept.begin(), kept.end(), [&](const auto& other) { return other->is_like(*group); }),
+                   kept.end());
+        kept.insert(kept.begin(), group);
+        kept.resize(std::min(kept.size(), most_graphs));
+    }
+    return result;
+}
+
+void forget_graphs(Placement& placement) {
+    placement.kept.clear();
 }
 
 // --- the same graph again --------------------------------------------------------------------------------------------
@@ -193,10 +205,9 @@ bool LaneGroup::serve(const Pass& leader) {
     return true;
 }
 
-void LaneGroup::lead(const Pass& leader, std::shared_ptr<LaneGroup> last) {
+void LaneGroup::lead(const Pass& leader) {
     leader_ = leader.build;
     leader_inputs_ = leader.inputs;
-    last_ = std::move(last);
 }
 
 // Returns a number that graphs share which compute the same of tensors that lie likewise in the runner's memory.
@@ -229,14 +240,19 @@ uint64_t LaneGroup::fingerprint() const {
     return hash;
 }
 
-// Notes whether the last graph was the same, which tells that it does not depend on values.
+bool LaneGroup::is_like(const LaneGroup& other) const {
+    return fingerprint_ == other.fingerprint_ &&
+           std::equal(inputs_.begin(), inputs_.end(), other.inputs_.begin(), other.inputs_.end(),
+                      [](const GraphInputs& a, const GraphInputs& b) { return a.same_made(b); });
+}
+
+// Notes whether one of the last graphs was the same, which tells that it does not depend on values.
 void LaneGroup::compare() {
-    const auto last = std::exchange(last_, nullptr);
     if (leader_inputs_) {
         fingerprint_ = fingerprint();
-        confirmed_ = last != nullptr && last->fingerprint_ == fingerprint_ &&
-                     std::equal(inputs_.begin(), inputs_.end(), last->inputs_.begin(), last->inputs_.end(),
-                                [](const GraphInputs& a, const GraphInputs& b) { return a.same_made(b); });
+        confirmed_ = std::any_of(placement_.kept.begin(), placement_.kept.end(),
+                                 [&](const auto& other) { return is_like(*other); });
+        memory_ = confirmed_ ? placement_.graph_memory : nullptr;
     }
 }
 
@@ -285,6 +301,26 @@ std::vector<Pass*> LaneGroup::waiting() const {
     return found;
 }
 
+// Lets a graph and those before it have the same segments, where one of them leaves out weights that the others read.
+// False where they read different ones.
+bool LaneGroup::align(std::vector<Built>& all, Built& next) const {
+    const Scan& first = all.front().scan;
+    if (next.scan.same_weights(first)) {
+        return true;
+    }
+    const Streamer& streamer = *placement_.streamer;
+    if (auto part = streamer.scan_part(first, next.graph)) {
+        next.scan = std::move(*part);
+        return true;
+    }
+    for (size_t i = all.size(); i-- > 0;) {
+        if (auto part = streamer.scan_part(next.scan, all[i].graph)) {
+            all[i].scan = std::move(*part);
+        }
+    }
+    return next.scan.same_weights(first);
+}
+
 // Asks the planner how many passes are lanes of one graph, when it does not know yet with graphs of all of them: those
 // of pictures that have not begun are like the leader's own.
 LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures) {
@@ -296,17 +332,20 @@ LaneChoice LaneGroup::affordable(std::vector<Built>& all, const std::vector<Pass
     if (known.lanes > 0) {
         return known;
     }
-    std::vector<ggml_cgraph*> graphs{all.front().graph};
-    std::vector<Scan> scans{all.front().scan};
     for (size_t i = 1; i < std::min(wanted, most_lanes) && can_build(); ++i) {
         const Pass* const other = i % own == 0 ? nullptr : wait[i % own - 1];
         Built next =
             other == nullptr ? built_lane(leader_, leader_inputs()) : built_lane(other->build, other->known_inputs());
-        if (next.scan.same_weights(scans.front())) {
-            graphs.push_back(next.graph);
-            scans.push_back(next.scan);
-        }
+        align(all, next);
         all.push_back(std::move(next));
+    }
+    std::vector<ggml_cgraph*> graphs;
+    std::vector<Scan> scans;
+    for (const Built& one : all) {
+        if (one.scan.same_weights(all.front().scan)) {
+            graphs.push_back(one.graph);
+            scans.push_back(one.scan);
+        }
     }
     return streamer.choose_lanes(graphs, scans, wanted, lane_counts(own, pictures), maker_.tensors);
 }
@@ -373,18 +412,23 @@ void LaneGroup::add_lanes(const Lane& lane, Built leader) {
         lane.pictures->start(lanes / own - 1);
         wait = waiting();
     }
-    scans_ = {all.front().scan};
-    std::vector<ggml_cgraph*> graphs{graph_};
-    std::vector<size_t> inputs{all.front().inputs};
-    for (size_t i = 0; i < wait.size() && graphs.size() < lanes && can_build(); ++i) {
-        Built next = i + 1 < std::min(all.size(), own) ? std::move(all[i + 1])
-                                                       : built_lane(wait[i]->build, wait[i]->known_inputs());
-        if (next.scan.same_weights(scans_.front())) {
-            followers_.push_back(wait[i]);
-            graphs.push_back(next.graph);
-            scans_.push_back(std::move(next.scan));
-            inputs.push_back(next.inputs);
+    all.resize(std::min(all.size(), own));
+    std::vector<size_t> chosen{0};  // of all: the leader, and those that follow
+    for (size_t i = 0; i < wait.size() && chosen.size() < lanes && can_build(); ++i) {
+        if (all.size() == i + 1) {
+            all.push_back(built_lane(wait[i]->build, wait[i]->known_inputs()));
         }
+        if (align(all, all[i + 1])) {
+            followers_.push_back(wait[i]);
+            chosen.push_back(i + 1);
+        }
+    }
+    std::vector<ggml_cgraph*> graphs;
+    std::vector<size_t> inputs;
+    for (size_t index : chosen) {
+        graphs.push_back(all[index].graph);
+        scans_.push_back(std::move(all[index].scan));
+        inputs.push_back(all[index].inputs);
     }
     // The last node of all is the runner's result: the leader's.
     std::rotate(graphs.begin(), graphs.begin() + 1, graphs.end());
@@ -436,8 +480,6 @@ ggml_cgraph* LaneGroup::build() {
 void LaneGroup::say_why(const Lane& lane, bool differ, const std::string& reason) const {
     if (lane.beside != nullptr && !lane.beside->independent()) {
         placement_.streamer->say_of_lanes("the cache mode compares the passes of a step, which take turns");
-    } else if (lane.beside != nullptr && lane.beside->is_late()) {
-        placement_.streamer->say_of_lanes("the pass that leaves layers out takes its turn after the others");
     } else if (differ) {
         placement_.streamer->say_of_lanes("passes that read different weights take turns");
     } else if (!reason.empty()) {

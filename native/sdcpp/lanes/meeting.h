@@ -39,7 +39,7 @@ struct Lane {
 Lane*& this_lane();
 
 // Passes that are computed as one graph, of which the last one leads. The graph of a step's passes is that of the next
-// step's as well, but for what its inputs hold: once two in a row were the same, the group stays for those that follow.
+// step's as well, but for what its inputs hold: once two were the same, the group stays for those that follow.
 class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
 public:
     LaneGroup(Placement& placement, const GraphMaker& maker) : placement_(placement), maker_(maker) {}
@@ -48,8 +48,8 @@ public:
     bool serve(const Pass& leader);
     // Tells whether that is so.
     bool again() const { return again_; }
-    // Lets a pass lead whose graph is to be built. The group of the last graph, if there is one, is compared with that.
-    void lead(const Pass& leader, std::shared_ptr<LaneGroup> last);
+    // Lets a pass lead whose graph is to be built.
+    void lead(const Pass& leader);
     // Builds the graph of the leader and of as many of those that wait as the planner affords, which follow from then
     // on.
     ggml_cgraph* build();
@@ -61,14 +61,18 @@ public:
     ggml_status compute_both(ggml_backend_t backend);
     // Notes that a graph is computed.
     void note_computed(const ggml_cgraph* graph) { whole_ = graph == graph_; }
+    // How the streamer reads the weights for the graph, with its plan.
+    std::optional<Scan>& streamed() { return streamed_; }
 
     ggml_cgraph* graph() const { return graph_; }
     // How each of its passes reads the weights.
     const std::vector<Scan>& scans() const { return scans_; }
     // The results of all its passes.
     const std::vector<ggml_tensor*>& results() const { return results_; }
-    // Tells whether it can serve those that follow, after them at least.
+    // Tells whether it can serve those that follow, after the next one at least.
     bool is_kept() const { return whole_ && !refused_ && leader_inputs_; }
+    // Tells whether another group is of the same graph.
+    bool is_like(const LaneGroup& other) const;
 
 private:
     struct Built {
@@ -84,6 +88,7 @@ private:
     LaneChoice affordable(std::vector<Built>& all, const std::vector<Pass*>& wait, size_t pictures);
     void add_side();
     void add_lanes(const Lane& lane, Built leader);
+    bool align(std::vector<Built>& all, Built& next) const;
     void compare();
     uint64_t fingerprint() const;
     void say_why(const Lane& lane, bool differ, const std::string& reason) const;
@@ -101,14 +106,15 @@ private:
     ggml_cgraph* graph_ = nullptr;
     size_t largest_ = 0;  // bytes that building one of the graphs took
 
-    std::shared_ptr<LaneGroup> last_;  // of the graph before
-    size_t waited_ = 0;                // how many passes did besides the leader
-    uint64_t shape_ = 0;               // of the leader's graph
-    uint64_t fingerprint_ = 0;         // of the graph
-    uint64_t places_ = 0;              // where the values of both graphs lay when they were computed last
-    bool whole_ = false;               // it was computed as one
-    bool refused_ = false;             // there was no memory for the one beside it
-    bool confirmed_ = false;           // the graph before was the same
+    std::shared_ptr<char[]> memory_;  // where the graph is, once it is confirmed
+    std::optional<Scan> streamed_;
+    size_t waited_ = 0;         // how many passes did besides the leader
+    uint64_t shape_ = 0;        // of the leader's graph
+    uint64_t fingerprint_ = 0;  // of the graph
+    uint64_t places_ = 0;       // where the values of both graphs lay when they were computed last
+    bool whole_ = false;        // it was computed as one
+    bool refused_ = false;      // there was no memory for the one beside it
+    bool confirmed_ = false;    // one before was the same
     bool again_ = false;
     bool said_ = false;  // to the log
 };

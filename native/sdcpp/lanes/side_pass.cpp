@@ -4,6 +4,7 @@
 
 #include "ggml-impl.h"
 #include "sdcpp/kernels/graph.h"
+#include "sdcpp/lanes/lanes.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/long_graphs.h"
@@ -64,9 +65,13 @@ bool SidePass::alloc(ggml_cgraph* graph) {
     if (allocator_ == nullptr) {
         allocator_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(owner_.runtime_backend)));
     }
+    const size_t bytes = ggml_gallocr_get_buffer_size(allocator_.get(), 0);
     if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
         release();
         return false;
+    }
+    if (ggml_gallocr_get_buffer_size(allocator_.get(), 0) != bytes) {
+        forget_graphs(owner_);  // they lie in the buffer that it had
     }
     return true;
 }
@@ -91,6 +96,7 @@ bool SidePass::compute(ggml_cgraph* graph) {
 }
 
 void SidePass::release() {
+    forget_graphs(owner_);
     allocator_.reset();
     if (bytes_ > 0) {
         owner_.placements->memory_budget.discount(owner_.runtime->dev, bytes_);

@@ -308,7 +308,8 @@ void params_free(Placement& placement, ggml_backend_buffer_t buffer) {
 }
 
 void* graph_memory(Placement& placement, size_t bytes) {
-    if (placement.graph_memory_bytes < bytes) {
+    // A graph that is kept has its memory.
+    if (placement.graph_memory_bytes < bytes || placement.graph_memory.use_count() > 1) {
         placement.graph_memory.reset(new char[bytes]);  // not touched yet
         placement.graph_memory_bytes = bytes;
     }

@@ -82,8 +82,8 @@ ggml_backend_buffer_t params_alloc(Placement& placement, ggml_context* ctx);
 // Frees a runner's weights.
 void params_free(Placement& placement, ggml_backend_buffer_t buffer);
 
-// Returns memory for the tensors of a runner's graphs, the same each time: a graph's is mostly empty, and finding fresh
-// pages for the rest takes the host as long as building the graph does.
+// Returns memory for the tensors of a runner's next graph, that of the last one unless this is kept: a graph's is mostly
+// empty, and finding fresh pages for the rest takes the host as long as building the graph does.
 void* graph_memory(Placement& placement, size_t bytes);
 
 // Notes how many layers a CLIP text encoder of the context that is being made has.

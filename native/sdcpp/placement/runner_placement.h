@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ggml-backend.h"
 #include "sdcpp/disk/disk_weights.h"
@@ -35,12 +36,12 @@ struct Placement {
     std::unique_ptr<DiskWeights> disk;  // NULL: none of them is
     bool on_disk = false;               // as wanted
     ggml_context* unsettled = nullptr;  // the weights, while that is being locked
+    std::vector<std::shared_ptr<LaneGroup>> kept;  // of the last graphs, the last one first, while their buffer is there
     std::unique_ptr<Streamer> streamer;  // NULL when nothing is streamed
-    std::unique_ptr<char[]> graph_memory;
+    std::shared_ptr<char[]> graph_memory;  // of the graph that was built last
     size_t graph_memory_bytes = 0;
     ComputeUses compute_uses;
     std::shared_ptr<LaneGroup> lanes;  // whose graph is built or computed; NULL between two graphs
-    std::shared_ptr<LaneGroup> kept;   // of the last graph, while its compute buffer is there; NULL: there is none
     std::shared_ptr<SidePass> side;     // NULL: there was none yet
     bool weights_checked = false;  // for values that are not finite
     uint64_t compute_bytes = 0;    // its compute buffer, when it is not streamed but others are

@@ -292,7 +292,9 @@ bool Arena::is_free_as_planned(ggml_cgraph* graph, ggml_backend_buffer_t buffer,
     ComputeUse real;
     note_use(graph, type_, buffer, real);
     for (size_t segment = 0, i = 0; i < nodes; ++i) {
-        segment += segment + 1 < scan.begin.size() && scan.begin[segment + 1] <= static_cast<int>(i) ? 1 : 0;
+        while (segment + 1 < scan.begin.size() && scan.begin[segment + 1] <= static_cast<int>(i)) {
+            ++segment;
+        }
         if (real.heights[i] > scan.segments[segment].height) {
             return false;
         }

@@ -85,7 +85,8 @@ ggml_status Executor::give(ggml_cgraph* graph, const Launch& launch, size_t lane
         nodes = ggml_graph_view(graph, first, launch.end);
         return ggml_backend_graph_compute_async(compute_, &nodes);
     }
-    const ggml_status status = ggml_backend_graph_compute_async(compute_, &nodes);
+    const ggml_status status =
+        launch.empty() ? GGML_STATUS_SUCCESS : ggml_backend_graph_compute_async(compute_, &nodes);
     if (status == GGML_STATUS_SUCCESS && launch.streamed) {
         queue_.mark_behind(filling);
     }
@@ -191,7 +192,8 @@ ggml_status Executor::compute_in_turn(ggml_cgraph* graph, const std::vector<Laun
             copying += now() - begin;
         }
         ggml_cgraph nodes = nodes_of(graph, launch);
-        const ggml_status status = ggml_backend_graph_compute(compute_, &nodes);
+        const ggml_status status =
+            launch.empty() ? GGML_STATUS_SUCCESS : ggml_backend_graph_compute(compute_, &nodes);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
         }

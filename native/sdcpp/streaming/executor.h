@@ -18,6 +18,9 @@ struct Launch {
     int end = 0;
     bool streamed = false;       // they are the segments of the next slot, which must have been filled
     std::vector<Weight*> loads;  // residents that are copied for them
+
+    // Tells whether it has no nodes: the graph leaves their layers out, whose slots are filled for those that do not.
+    bool empty() const { return begin == end; }
 };
 
 // Divides the scanned graph at its slots, and between them where many residents have to be loaded, and for a long graph

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <unordered_map>
 
 #include "ggml-impl.h"
@@ -32,7 +33,9 @@ void note_heights(Scan& scan, const ggml_cgraph* graph) {
     const std::vector<uint64_t>& heights = scan.use->heights;
     for (size_t i = 0; i < scan.segments.size() && !heights.empty(); ++i) {
         const int end = i + 1 < scan.begin.size() ? scan.begin[i + 1] : graph->n_nodes;
-        scan.segments[i].height = *std::max_element(heights.begin() + scan.begin[i], heights.begin() + end);
+        uint64_t& height = scan.segments[i].height = 0;
+        std::for_each(heights.begin() + scan.begin[i], heights.begin() + end,
+                      [&](uint64_t its) { height = std::max(height, its); });
     }
 }
 
@@ -58,6 +61,43 @@ public:
         return std::move(found_);
     }
 
+    // By the segments of a scan of more weights.
+    std::optional<Scan> scan_part(const Scan& whole) {
+        find_uses();
+        std::vector<std::optional<Use>> read(whole.segments.size());
+        size_t known = 0;
+        for (size_t i = 0; i < whole.weights.size(); ++i) {
+            const auto use = uses_.find(whole.weights[i]);
+            known += use != uses_.end() ? 1 : 0;
+            if (use != uses_.end() && whole.segment_of[i] >= 0) {
+                std::optional<Use>& all = read[static_cast<size_t>(whole.segment_of[i])];
+                all = Use{std::min(all ? all->first : use->second.first, use->second.first),
+                          std::max(all ? all->last : 0, use->second.last), 0};
+            }
+        }
+        if (known < uses_.size() || !follows(read)) {
+            return std::nullopt;
+        }
+        found_.weights = whole.weights;
+        found_.segment_of = whole.segment_of;
+        found_.segments = whole.segments;
+        found_.fixed_bytes = whole.fixed_bytes;
+        found_.begin.assign(read.size(), 0);
+        auto end = static_cast<int>(node_count());
+        for (size_t i = read.size(); i-- > 1;) {
+            end = found_.begin[i] = read[i] ? static_cast<int>(read[i]->first) : end;
+        }
+        for (size_t segment = 0, i = 0; segment < read.size(); ++segment) {
+            found_.segments[segment].cost = 0.0;
+            const size_t stop = segment + 1 < read.size() ? static_cast<size_t>(found_.begin[segment + 1]) : node_count();
+            for (; i < stop; ++i) {
+                found_.segments[segment].cost += computes(graph_->nodes[i]) ? cost_of(graph_->nodes[i]) : 0.0;
+            }
+        }
+        note_heights(found_, graph_);
+        return std::move(found_);
+    }
+
 private:
     // A weight's nodes and bytes.
     struct Use {
@@ -67,6 +107,19 @@ private:
     };
 
     size_t node_count() const { return static_cast<size_t>(graph_->n_nodes); }
+
+    // Tells whether what is read of each segment is read before what is read of the next one.
+    template <typename Uses>
+    static bool follows(const Uses& read) {
+        std::optional<size_t> last;
+        for (const auto& use : read) {
+            if (use && last && use->first <= *last) {
+                return false;
+            }
+            last = use ? use->last : last;
+        }
+        return true;
+    }
 
     // Finds the layers, and which nodes read each weight.
     void find_uses() {
@@ -220,6 +273,9 @@ std::pair<uint64_t, uint64_t> Scan::values(size_t segment) const {
     }
     const auto first = use->values.begin() + begin[segment];
     const auto end = segment + 1 < begin.size() ? use->values.begin() + begin[segment + 1] : use->values.end();
+    if (first == end) {
+        return {0, 0};
+    }
     const auto [least, most] = std::minmax_element(first, end);
     return {*least, *most};
 }
@@ -244,6 +300,11 @@ Scan scan_lanes(const std::vector<Scan>& lanes, const ggml_cgraph* merged, std::
 Scan scan_graph(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,
                 std::shared_ptr<const ComputeUse> use) {
     return Scanner(runner, params, graph, type, use).scan();
+}
+
+std::optional<Scan> scan_part(const Scan& whole, const WeightSet& params, ggml_cgraph* graph,
+                              ggml_backend_buffer_type_t type, std::shared_ptr<const ComputeUse> use) {
+    return Scanner("", params, graph, type, std::move(use)).scan_part(whole);
 }
 
 Scan Scans::of(const std::string& runner, const WeightSet& params, ggml_cgraph* graph, ggml_backend_buffer_type_t type,

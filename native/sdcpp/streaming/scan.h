@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -44,6 +45,12 @@ uint64_t padded_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor)
 
 // Returns the scan of a graph that was merged of others with these scans, of which each segment is read by all of them.
 Scan scan_lanes(const std::vector<Scan>& lanes, const ggml_cgraph* merged, std::shared_ptr<const ComputeUse> use);
+
+// Returns how a graph that reads no more than another one's weights does it by the segments of that one, so that what
+// was planned for that serves it as well: a segment of which it reads nothing has no nodes. Nothing where it reads other
+// weights, or in another order.
+std::optional<Scan> scan_part(const Scan& whole, const WeightSet& params, ggml_cgraph* graph,
+                              ggml_backend_buffer_type_t type, std::shared_ptr<const ComputeUse> use);
 
 // Scans a graph of the network `runner`, whose weights are `params` and would lie in buffers of a type, and which uses
 // its compute buffer as `use` says.

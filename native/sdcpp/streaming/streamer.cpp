@@ -93,7 +93,10 @@ void Streamer::check(const std::string& runner, ggml_context* params, ggml_cgrap
 }
 
 bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
+    LaneGroup* const group = owner_.lanes.get();
+    lanes_ = group != nullptr ? group->scans().size() : 1;
     if (computes_again(owner_)) {
+        scan_ = *group->streamed();
         reload_changed_weights();
         return true;
     }
@@ -109,7 +112,6 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
         next.lend_no_more_than(scan_);
     }
     scan_ = std::move(next);
-    lanes_ = owner_.lanes != nullptr ? owner_.lanes->scans().size() : 1;
     reload_changed_weights();
     if (!active_) {
         budget_ = budget().bytes(dev());
@@ -120,14 +122,21 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     }
     largest_compute_ = std::max(largest_compute_, bytes);
     largest_lanes_ = std::max(largest_lanes_, lanes_);
+    if (group != nullptr) {
+        group->streamed() = scan_;
+    }
     return holds;
 }
 
 Scan Streamer::scan_of(ggml_cgraph* graph, std::shared_ptr<const ComputeUse> use) {
     const LaneGroup* const lanes = owner_.lanes.get();
-    return lanes != nullptr && lanes->graph() == graph && lanes->scans().size() > 1
-               ? scan_lanes(lanes->scans(), graph, use)
-               : scans_.of(runner_, params_, graph, arena_.type(), use);
+    const bool scanned = lanes != nullptr && lanes->graph() == graph && !lanes->scans().front().segments.empty();
+    Scan scan = scanned ? scan_lanes(lanes->scans(), graph, use) : scans_.of(runner_, params_, graph, arena_.type(), use);
+    // What leaves layers out is computed with the plan and the weights of what does not.
+    auto part = planned_ && !scan.same_weights(scan_)
+                    ? sdcpp::scan_part(scan_, params_, graph, arena_.type(), std::move(use))
+                    : std::nullopt;
+    return part ? std::move(*part) : std::move(scan);
 }
 
 void Streamer::reload_changed_weights() {
@@ -148,19 +157,24 @@ uint64_t Streamer::room_beside(uint64_t others) const {
     return std::min(ceiling_, saturating_sub(budget_, others));
 }
 
-// Tells whether the plan still fits, for the same weights and no more of a compute buffer, and is still worth it.
+// Tells whether the plan still fits, for the same weights, and is still worth it. A compute buffer that is larger than was
+// planned with is so from then on.
 bool Streamer::plan_holds(uint64_t compute_bytes) {
-    if (compute_bytes > compute_bytes_) {
-        return false;
-    }
-    budget().make_room(dev(), std::min(plan_.peak_bytes, wanted_bytes()), this);
+    const uint64_t larger = saturating_sub(compute_bytes, compute_bytes_);
+    budget().make_room(dev(), std::min(plan_.peak_bytes, wanted_bytes()) + larger, this);
     const uint64_t room = room_beside(budget().held(dev(), this));
     // Weights have more room than was planned with, since others have less or pictures are smaller now. What is
     // computed seldom gains nothing by it.
     const bool more = !active_ && !is_computed_seldom() && !plan_.slots.empty() &&
                       static_cast<double>(saturating_sub(room, expected_compute(compute_bytes))) >
                           budget_worth_a_plan * static_cast<double>(saturating_sub(room_, compute_bytes_));
-    return plan_.peak_bytes <= room && !more;
+    if (plan_.peak_bytes + larger > room || more) {
+        return false;
+    }
+    compute_bytes_ += larger;
+    plan_.peak_bytes += larger;
+    plan_.minimum_budget += larger;
+    return true;
 }
 
 // Plans anew, `same`: for the same weights as before.
@@ -245,6 +259,10 @@ Scan Streamer::scan_pass(const std::string& runner, ggml_context* params, ggml_c
     return scans_.of(runner_, params_, graph, arena_.type(), std::make_shared<ComputeUse>());
 }
 
+std::optional<Scan> Streamer::scan_part(const Scan& whole, ggml_cgraph* graph) const {
+    return sdcpp::scan_part(whole, params_, graph, arena_.type(), std::make_shared<ComputeUse>());
+}
+
 // Returns what the network may hold once others that are idle are evicted.
 uint64_t Streamer::room_for_lanes() const {
     const uint64_t allowed = active_ ? budget_ : budget().bytes(dev());
@@ -321,6 +339,7 @@ uint64_t Streamer::shrink(uint64_t bytes) {
 
 void Streamer::release() {
     if (!arena_.empty()) {
+        forget_graphs(owner_);  // their views of weights
         queue_.stop();
         arena_.clear();
     }

@@ -27,6 +27,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "ggml-backend.h"
@@ -66,6 +67,8 @@ public:
 
     // Returns how a graph of one pass reads the weights.
     Scan scan_pass(const std::string& runner, ggml_context* params, ggml_cgraph* graph);
+    // Returns how a graph reads no more than another one's weights, by the segments of that one; nothing where it does.
+    std::optional<Scan> scan_part(const Scan& whole, ggml_cgraph* graph) const;
     // Returns how many of some passes, one of which has a graph of this shape, are computed as lanes of one; if that is
     // known.
     LaneChoice known_lanes(uint64_t shape, size_t passes);

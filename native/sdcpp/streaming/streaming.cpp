@@ -8,6 +8,7 @@
 #include "sdcpp/lanes/lanes.h"
 #include "sdcpp/lanes/side_pass.h"
 #include "sdcpp/placement/runner_placement.h"
+#include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
 #include "sdcpp/streaming/compute_use.h"
 #include "sdcpp/streaming/memory_budget.h"
@@ -69,7 +70,11 @@ bool streams(const Placement& placement) {
 }
 
 bool stream_prepare(Placement& placement, const std::string& runner, ggml_context* params, ggml_cgraph* graph) {
-    return placement.streamer->prepare(runner, params, graph);
+    const bool holds = placement.streamer->prepare(runner, params, graph);
+    if (!holds) {
+        forget_graphs(placement);  // the compute buffer is freed
+    }
+    return holds;
 }
 
 void stream_bind(Placement& placement, size_t compute_bytes) {
@@ -85,7 +90,7 @@ ggml_status stream_compute(Placement& placement, ggml_cgraph* graph, bool (*canc
 }
 
 void stream_unbind(Placement& placement) {
-    placement.kept = nullptr;
+    forget_graphs(placement);
     if (placement.side != nullptr) {
         placement.side->release();
     }
@@ -125,6 +130,12 @@ bool compute_alloc(Placement& placement, bool (*allocate)(ggml_gallocr_t, ggml_c
     if (computes_again(placement)) {
         return true;  // each value has its place already
     }
+    const size_t bytes = ggml_gallocr_get_buffer_size(allocator, 0);
+    const OnExit forget([&] {
+        if (ggml_gallocr_get_buffer_size(allocator, 0) != bytes) {
+            forget_graphs(placement);  // they lie in the buffer that it had
+        }
+    });
     if (allocate(allocator, graph)) {
         take_large_pages(graph);
         return true;
