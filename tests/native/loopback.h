@@ -94,6 +94,7 @@ typedef struct loopback_books {
     uint64_t peer_copies;                    // number of those
     uint64_t blocking_copies;                // copies of any kind that the host waited for
     uint64_t graphs;                         // graphs computed
+    uint64_t same_graphs;                    // of those, graphs that were said to be the last ones
     uint64_t ops;                            // operations computed, views not counted
     double flops;                            // floating point operations computed
     uint64_t device_bytes;                   // current device memory
@@ -147,7 +148,8 @@ enum {
     LOOPBACK_WRONG_MEMORY = 5,         // operand that is not in live memory of the device
     LOOPBACK_SOURCE_CHANGED = 6,       // pinned source changed before its copy completed
     LOOPBACK_WRONG_EVENT = 7,          // event recorded on a stream of another device
-    LOOPBACK_VIOLATION_KINDS = 8
+    LOOPBACK_WRONG_GRAPH = 8,          // graph that is said to be the stream's last one of that first node, and is not
+    LOOPBACK_VIOLATION_KINDS = 9
 };
 
 enum {

@@ -138,6 +138,7 @@ int loopback_books_get(int device, loopback_books* books) {
                  &loopback_books::peer_copies,
                  &loopback_books::blocking_copies,
                  &loopback_books::graphs,
+                 &loopback_books::same_graphs,
                  &loopback_books::ops,
                  &loopback_books::device_bytes,
                  &loopback_books::device_bytes_peak,

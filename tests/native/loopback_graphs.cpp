@@ -9,6 +9,7 @@
 #include "loopback_config.h"
 #include "loopback_internal.h"
 #include "loopback_state.h"
+#include "sdcpp/kernels/policy.h"
 
 namespace loopback {
 
@@ -31,8 +32,43 @@ loopback_cost State::graph_cost(const Device& device, const ggml_cgraph* graph) 
     return cost;
 }
 
+// Returns a number that graphs share which compute the same of the same places: FNV-1a, of words.
+static uint64_t fingerprint(const ggml_cgraph* graph) {
+    uint64_t hash = 14695981039346656037u;
+    const auto add = [&](uint64_t word) { hash = (hash ^ word) * 1099511628211u; };
+    const auto place = [](const ggml_tensor* tensor) {
+        return tensor != nullptr ? reinterpret_cast<uintptr_t>(tensor->data) : 0;
+    };
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        const ggml_tensor& node = *graph->nodes[i];
+        add(static_cast<uint64_t>(node.op) << 32 | static_cast<uint64_t>(node.type));
+        add(place(&node));
+        for (int dim = 0; dim < GGML_MAX_DIMS; ++dim) {
+            add(static_cast<uint64_t>(node.ne[dim]) << 32 ^ node.nb[dim]);
+        }
+        for (const int32_t param : node.op_params) {
+            add(static_cast<uint32_t>(param));
+        }
+        for (const ggml_tensor* source : node.src) {
+            add(place(source));
+        }
+    }
+    return hash;
+}
+
 ggml_status State::compute(Stream& stream, const ggml_cgraph* graph) {
     Device& device = *stream.device;
+    if (graph->n_nodes > 0) {
+        uint64_t& last = stream.graphs[graph->nodes[0]];
+        const uint64_t now = fingerprint(graph);
+        if (sdcpp_graphs_same()) {
+            ++device.books.same_graphs;
+            if (now != last) {
+                report(device, LOOPBACK_WRONG_GRAPH, "a graph is said to be the last one, and is another");
+            }
+        }
+        last = now;
+    }
     const loopback_cost cost = graph_cost(device, graph);
     if (cost.ops == 0) {
         return GGML_STATUS_SUCCESS;

@@ -26,6 +26,7 @@ struct Stream {
     VectorClock clock;  // what has completed when the next operation of the stream runs
     Time time = 0;      // at which the last operation ends
     ggml_backend_t backend = nullptr;
+    std::map<const ggml_tensor*, uint64_t> graphs;  // what the last graph with this first node was
 };
 
 struct Event {

@@ -41,6 +41,7 @@ void test_graph_equals_cpu();
 void test_graph_copied_by_ggml();
 void test_supported_operations();
 void test_rebound_tensors();
+void test_same_graphs();
 void test_dry();
 // test_loopback_schedules.cpp
 void test_schedules();
@@ -78,6 +79,7 @@ static const std::pair<const char*, void (*)()> TESTS[] = {
     {"graph_copied_by_ggml", test_graph_copied_by_ggml},
     {"supported_operations", test_supported_operations},
     {"rebound_tensors", test_rebound_tensors},
+    {"same_graphs", test_same_graphs},
     {"dry", test_dry},
     {"schedules", test_schedules},
     {"threads", test_threads},

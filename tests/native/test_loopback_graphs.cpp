@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ggml-alloc.h"
+#include "sdcpp/kernels/policy.h"
 #include "test_loopback.h"
 
 // --- graphs ----------------------------------------------------------------------------------------------------------
@@ -239,6 +240,29 @@ void test_rebound_tensors() {
         CHECK(values[i] == 0.25f * host.floats()[256 + i]);
     }
     EXPECT_CLEAN();
+}
+
+void test_same_graphs() {
+    Vector a(device_type(), 64);
+    Vector b(device_type(), 64);
+    Vector result(device_type(), 64);
+    for (const Vector* vector : {&a, &b}) {
+        const std::vector<float> values = random_floats(64, 3);
+        ggml_backend_tensor_set(vector->tensor, values.data(), 0, 256);
+    }
+    Sum sum(a.tensor, b.tensor, result.tensor);
+    BackendPtr stream = new_stream();
+    ggml_backend_graph_compute(stream.get(), sum.graph);
+    const sdcpp::SameGraphsScope same(true);
+    ggml_backend_graph_compute(stream.get(), sum.graph);
+    CHECK_EQUAL(books().same_graphs, 1);
+    EXPECT_CLEAN();
+    ggml_graph_node(sum.graph, 0)->src[1] = a.tensor;
+    ggml_backend_graph_compute(stream.get(), sum.graph);
+    EXPECT_VIOLATIONS(LOOPBACK_WRONG_GRAPH, 1);
+    BackendPtr other = new_stream();
+    ggml_backend_graph_compute(other.get(), sum.graph);
+    EXPECT_VIOLATIONS(LOOPBACK_WRONG_GRAPH, 2);
 }
 
 // --- dry mode --------------------------------------------------------------------------------------------------------
