@@ -1,8 +1,10 @@
 #include "sdcpp/kernels/cpu/kernels.h"
 
+#include "ggml-cpu/simd-mappings.h"
 #include "sdcpp/kernels/policy.h"
 
-#if defined(__GNUC__)
+// Where ggml has no vectors it sums as doubles, and errs less than ours.
+#if defined(__GNUC__) && defined(GGML_SIMD)
 
 #include "sdcpp/kernels/cpu/nodes.h"
 
@@ -42,7 +44,7 @@ bool sdcpp_kernels_work_size(int threads, const ggml_tensor* node, size_t* bytes
     return kernel != nullptr;
 }
 
-#else  // a compiler without vectors
+#else  // a compiler or a processor without vectors
 
 bool sdcpp_kernels_compute(const ggml_compute_params*, ggml_tensor*) {
     return false;
