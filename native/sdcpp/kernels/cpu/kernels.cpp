@@ -15,9 +15,8 @@ using namespace sdcpp::cpu;
 // Returns what computes a node; NULL: ggml does.
 const Kernel* kernel_of(const ggml_tensor& node) {
     if (sdcpp_kernels_fast()) {
-        for (const Kernel* kernel :
-             {&matrix_product, &few_columns, &winograd, &convolution, &attention, &group_norm, &row_arithmetic,
-              &gelu_values}) {
+        for (const Kernel* kernel : {&matrix_product, &few_columns, &winograd, &convolution, &attention, &group_norm,
+                                     &row_arithmetic, &gelu_values}) {
             if (kernel->takes(node)) {
                 return kernel;
             }
