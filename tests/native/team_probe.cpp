@@ -1,4 +1,4 @@
-// Lets a thread of a team come late to what the others compute, and tells what each computed. Part of the engine library
+// Lets a thread of a team come late to what the others compute, and tells what it computed. Part of the engine library
 // in test builds only.
 #ifdef __linux__
 #include <sched.h>

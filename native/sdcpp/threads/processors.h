@@ -1,7 +1,7 @@
-// Which processors the threads of a team run on. Where another program keeps one from its processor in the middle of what
-// the others wait for, it would hold them up for a slice of the scheduler's time, some milliseconds; and where two of them
-// share a processor, the other program has one to itself. Both are mended by moving a thread; none is bound to where it
-// goes, but may go on to use all processors that it might before.
+// Which processors the threads of a team run on. Where another program keeps one from its processor in the middle of
+// what the others wait for, it would hold them up for a slice of the scheduler's time, some milliseconds; and where two
+// of them share a processor, the other program has one to itself. Both are mended by moving a thread; none is bound to
+// where it goes, but may go on to use all processors that it might before.
 #pragma once
 
 #include <atomic>

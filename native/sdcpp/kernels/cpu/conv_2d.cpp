@@ -93,7 +93,8 @@ public:
           plane(picture.nb[1] == static_cast<size_t>(picture.ne[0]) * sizeof(float)) {
         const auto* const ne = filters.ne;
         // A filter of one pixel has no use for lines.
-        const bool one = plane && ne[0] == 1 && ne[1] == 1 && stride_x == 1 && stride_y == 1 && pad_x == 0 && pad_y == 0;
+        const bool one =
+            plane && ne[0] == 1 && ne[1] == 1 && stride_x == 1 && stride_y == 1 && pad_x == 0 && pad_y == 0;
         width = one ? picture.ne[0] * picture.ne[1] : picture.ne[0];
         height = one ? 1 : picture.ne[1];
         line = one ? width : result.ne[0];

@@ -1,8 +1,10 @@
 #include "sdcpp/kernels/cpu/kernels.h"
 
+#include "ggml-cpu/simd-mappings.h"
 #include "sdcpp/kernels/policy.h"
 
-#if defined(__GNUC__)
+// Where ggml has no vectors it sums as doubles, and errs less than ours.
+#if defined(__GNUC__) && defined(GGML_SIMD)
 
 #include "sdcpp/kernels/cpu/nodes.h"
 
@@ -13,9 +15,8 @@ using namespace sdcpp::cpu;
 // Returns what computes a node; NULL: ggml does.
 const Kernel* kernel_of(const ggml_tensor& node) {
     if (sdcpp_kernels_fast()) {
-        for (const Kernel* kernel :
-             {&matrix_product, &few_columns, &winograd, &convolution, &attention, &group_norm, &row_arithmetic,
-              &gelu_values}) {
+        for (const Kernel* kernel : {&matrix_product, &few_columns, &winograd, &convolution, &attention, &group_norm,
+                                     &row_arithmetic, &gelu_values}) {
             if (kernel->takes(node)) {
                 return kernel;
             }
@@ -42,7 +43,7 @@ bool sdcpp_kernels_work_size(int threads, const ggml_tensor* node, size_t* bytes
     return kernel != nullptr;
 }
 
-#else  // a compiler without vectors
+#else  // a compiler or a processor without vectors
 
 bool sdcpp_kernels_compute(const ggml_compute_params*, ggml_tensor*) {
     return false;
