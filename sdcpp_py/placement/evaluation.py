@@ -21,7 +21,7 @@ from ..reports import show_bytes
 from .alternative import Alternative, Place
 from .demand import GROUPS, PHASES, Demand, NetworkDemand
 from .machine import CONVERTED_RATE, OPERATION_SECONDS, PAGEABLE_SHARE, Accelerator, Machine
-from .on_disk import BLOCK_BYTES, DISK, kept_of, needed_of
+from .on_disk import BLOCK_BYTES, DISK, RING_BYTES, kept_of, needed_of
 from .specs import MODULES
 
 STREAMED_OVERHEAD = 1.03
@@ -29,9 +29,9 @@ STREAMED_OVERHEAD = 1.03
 TIGHT_WAIT = 0.6
 """What of the shorter one of copying and computing is waited for where there is room for one segment, on the virtual
 clock; with so many segments' room it is less by that number to the power of 1.5."""
-DISK_WAIT = 0.1
-"""What of the shorter one of reading from disk and computing is waited for, on the virtual clock: little is read ahead
-from one step to the next."""
+DISK_WAIT = 0.5
+"""What of the shorter one of reading from disk and computing is waited for, on the virtual clock, where host memory
+keeps nothing and segments are far larger than the ring, beyond which nothing is read ahead."""
 
 
 def evaluate(machine: Machine, demand: Demand, places: Mapping[str, Place], tile: int = 0) -> Alternative:
@@ -219,7 +219,8 @@ class _GpuUse:
         reading = graphs * max(0.0, copied - kept) * self.from_disk.get(network.module, 0.0)
         segments = max(1.0, (room - network.fixed_bytes) / max(1, _slots(network)))
         waiting = 0.0 if self._blocks(network) else TIGHT_WAIT / segments**1.5 * min(computing, copying)
-        waiting += DISK_WAIT * min(computing, reading)
+        beyond = max(0.0, 1.0 - RING_BYTES / max(1, _slots(network))) * max(0.0, 1.0 - kept / max(1, copied))
+        waiting += DISK_WAIT * beyond * min(computing, reading)
         # What stays is copied before the first step, little of which hides that.
         first = once if network.module == "diffusion" else 0.0
         return self._both(network, computing, copying) * STREAMED_OVERHEAD + waiting + first
