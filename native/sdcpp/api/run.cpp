@@ -7,7 +7,7 @@
 
 #include "ggml_extend_backend.hpp"
 #include "sdcpp/kernels/policy.h"
-#include "sdcpp/lanes/meeting.h"
+#include "sdcpp/lanes/lane_group.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/streaming/long_graphs.h"
 #include "sdcpp/streaming/no_room.h"

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "sdcpp/lanes/meeting.h"
+#include "sdcpp/lanes/lane_group.h"
 #include "sdcpp/placement/runner_placement.h"
 #include "sdcpp/seams/seams.h"
 #include "sdcpp/streaming/common.h"
