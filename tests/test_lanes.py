@@ -174,6 +174,28 @@ def test_callbacks_and_cancelling(checkpoint: Path) -> None:
 
 
 @in_child
+def test_lanes_are_planned_as_if_no_other_passes_had_been() -> None:
+    """What a picture before left free of a smaller compute buffer does not say how much of a larger one is lent."""
+    loopback = Loopback(dry=1, check_uninitialised=0, memory_total=1 << 42)
+    ffi, lib = probe_library()
+
+    def planned(path: Path, *pictures: tuple[int, int]) -> dict[str, Any]:
+        probe = Probe(loopback, lib, ffi, path, MODELS["SDXL"], "overlapped", True)
+        for budget, passes in pictures:
+            probe.begin(budget)
+            probe.step(1, passes)
+        row = probe.stream()
+        probe.close()
+        return {name: row[name] for name in ("lanes", "slots", "slot_bytes", "streamed_bytes", "compute_bytes")}
+
+    with header_only(MODELS["SDXL"]) as path:
+        lanes = (int(4.6 * GIB), 4)
+        row = planned(path, lanes)
+        assert row["lanes"] == 4
+        assert planned(path, (1 << 42, 1), lanes) == row
+
+
+@in_child
 def test_a_guided_step_takes_what_one_pass_does() -> None:
     """On the virtual clock, where copying takes four times as long as computing one pass."""
     loopback = Loopback(dry=1, check_uninitialised=0, memory_total=1 << 42)

@@ -104,18 +104,19 @@ bool Streamer::prepare(const std::string& runner, ggml_context* params, ggml_cgr
     const uint64_t bytes = compute_bytes(owner_, *use);
     Scan next = scan_of(graph, use);
     const bool same = planned_ && next.same_weights(scan_);
-    // Slots in the compute buffer must be free in all graphs of a generation, of which the first one makes the buffer.
+    // Slots in the compute buffer must be free in all graphs for which a plan serves, of a generation those that were
+    // before as well, of which the first one makes the buffer.
     const bool outdated =
         (!active_ && plan_.borrowed_end() > use->buffer) || (same && plan_.borrows() && next.needs_more_buffer(scan_));
-    if (same && (active_ || !outdated)) {
-        next.lend_no_more_than(scan_);
-    }
-    scan_ = std::move(next);
     reload_changed_weights();
     if (!active_) {
         budget_ = budget().bytes(dev());
     }
     const bool holds = same && !outdated && plan_holds(bytes);
+    if (same && (active_ || holds)) {
+        next.lend_no_more_than(scan_);
+    }
+    scan_ = std::move(next);
     if (!holds) {
         replan(bytes, same);
     }
