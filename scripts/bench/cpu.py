@@ -204,7 +204,7 @@ def compare(options: argparse.Namespace, name: str, checkpoint: Path, python: Pa
         for size in options.sizes:
             for weights in options.types:
                 task = {"size": size, "threads": threads, "model": str(checkpoint), "profile": False, "type": weights}
-                task |= {"parts": model.parts}
+                task |= {"parts": model.parts, "warm": True}  # as the peer is
                 peer = "bf16" if weights == "bf16" else "f32"
                 jobs: dict[str, tuple[Any, ...]] = {
                     "fast": ({**task, "what": "fast"},),
@@ -319,7 +319,7 @@ def main() -> None:
             write_model(name, checkpoint)
         rows += compare(options, name, checkpoint, python)
         task = {"size": options.sizes[0], "threads": options.threads[-1], "model": str(checkpoint), "profile": True}
-        task |= {"parts": MODELS[name].parts, "what": "fast", "type": options.types[0]}
+        task |= {"parts": MODELS[name].parts, "what": "fast", "type": options.types[0], "warm": True}
         profiles[name] = finish(start(task))
         show_profile(profiles[name], peak["f32"], task["threads"])
     if options.beside:

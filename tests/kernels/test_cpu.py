@@ -94,10 +94,17 @@ class Gelu:
     quick: bool
 
 
+class Rotation:
+    """The input are matrices for pairs of values."""
+
+
+More = Window | Attention | Norm | Gelu | Rotation
+
+
 def compute(
     left: Values,
     right: Values | None,
-    more: Window | Attention | Norm | Gelu | None = None,
+    more: More | None = None,
     *,
     fast: bool,
     threads: int = 2,
@@ -105,7 +112,7 @@ def compute(
     """Return a result under a policy, and what it should be.
 
     Args:
-        left: the weights; of attention the keys, of a norm the picture.
+        left: the weights; of attention the keys, of a norm the picture, of a rotation the values.
         right: the input; of attention the queries, of a norm whether there is a factor and a summand.
         more: a window for a convolution, values for attention, groups for a norm, which GELU, nothing for a product.
         fast: whether our kernels may compute it.
@@ -139,6 +146,8 @@ def compute(
     elif isinstance(more, Gelu):
         kind, shape = 4, a.shape
         a *= 5.0
+    elif isinstance(more, Rotation):
+        kind, shape = 5, (a.shape[0], a.shape[2], a.shape[1], a.shape[3])
     else:
         kind, shape = 0, (*b.shape[:3], a.shape[2])
     result = np.full(shape, np.nan, np.float32)
@@ -162,7 +171,7 @@ def exact(
     b: NDArray[np.float64],
     c: NDArray[np.float64],
     d: NDArray[np.float64],
-    more: Window | Attention | Norm | Gelu | None,
+    more: More | None,
     shape: tuple[int, ...],
     scale: float,
 ) -> NDArray[np.float64]:
@@ -177,6 +186,9 @@ def exact(
     if isinstance(more, Gelu):
         slope = 1.702 if more.quick else np.sqrt(8.0 / np.pi) * (1.0 + 0.044715 * a**2)
         return np.asarray(a / (1.0 + np.exp(-slope * a)))
+    if isinstance(more, Rotation):
+        pairs = a.reshape(*a.shape[:3], -1, 2)
+        return np.asarray(np.einsum("tjrc,nthjc->nhtjr", b, pairs).reshape(shape))
     for axis in (0, 1):
         a = np.repeat(a, b.shape[axis] // a.shape[axis], axis)
     scores = b @ a.swapaxes(-1, -2)
@@ -210,7 +222,7 @@ def error(result: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(result - exact) / max(np.linalg.norm(exact), 1e-30))
 
 
-def check(left: Values, right: Values | None, more: Window | Attention | Norm | Gelu | None = None) -> None:
+def check(left: Values, right: Values | None, more: More | None = None) -> None:
     """Compare both policies with float64: ours errs no more than the engine's, and is the same with any threads."""
     ours, exact = compute(left, right, more, fast=True)
     ggml, _ = compute(left, right, more, fast=False)
@@ -360,3 +372,9 @@ def test_gelu_of_any_shape() -> None:
     for quick in (False, True):
         check(Values("f32", (64, 65, 2, 1)), None, Gelu(quick))
         check(Values("f32", (1100, 5, 3, 2), padding=3), None, Gelu(quick))
+
+
+@in_child
+def test_rotations_of_any_shape() -> None:
+    for depth, heads, tokens, n, padding in ((128, 3, 70, 1, 0), (64, 2, 9, 2, 6), (6, 1, 50, 1, 0), (600, 2, 5, 1, 2)):
+        check(Values("f32", (depth, heads, tokens, n), padding), Values("f32", (2, 2, depth // 2, tokens)), Rotation())

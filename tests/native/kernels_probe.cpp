@@ -1,5 +1,5 @@
-// Computes a product, a convolution, attention, a group norm or GELU of given values on the CPU backend under either
-// kernel policy, each as the engine builds it. Part of the engine library in test builds only.
+// Computes a product, a convolution, attention, a group norm, GELU or a rotation of given values on the CPU backend
+// under either kernel policy, each as the engine builds it. Part of the engine library in test builds only.
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -7,6 +7,7 @@
 
 #include "ggml-cpp.h"
 #include "ggml_extend_backend.hpp"
+#include "rope.hpp"
 #include "sdcpp/api/run.h"
 #include "sdcpp/kernels/graph.h"
 #include "sdcpp/kernels/policy.h"
@@ -25,12 +26,12 @@ struct Operand {
     int64_t permuted;  // the second and the third dimension lie the other way round
 };
 
-enum class Kind : int64_t { product, convolution, attention, norm, gelu };
+enum class Kind : int64_t { product, convolution, attention, norm, gelu, rotation };
 
 struct Case {
     Kind kind;
-    // Of attention keys, queries, values and a mask; of a norm a picture, and factors and summands of its channels. A
-    // type below zero: there is none.
+    // Of attention keys, queries, values and a mask; of a norm a picture, and factors and summands of its channels; of
+    // a rotation values and matrices. A type below zero: there is none.
     Operand operands[4];
     int64_t stride[2], pad[2], dilation[2];
     int64_t threads;
@@ -42,6 +43,7 @@ struct Case {
 
 struct Operands {
     ggml_context* ctx;
+    ggml_backend_t backend;
     ggml_tensor *a, *b, *c, *d;
 };
 
@@ -89,6 +91,17 @@ ggml_tensor* make_norm(const Operands& of, const Case& wanted) {
     return sdcpp::convolution(ggml_conv_2d_direct(of.ctx, filters, out, 1, 1, 0, 0, 1, 1))->src[1];
 }
 
+// Before attention, which is not computed.
+ggml_tensor* make_rotation(const Operands& of, const Case& wanted) {
+    ggml_tensor* const turned = Rope::apply_rope(of.ctx, of.a, of.b);
+    if (wanted.fast == 0) {
+        return turned;
+    }
+    ggml_tensor* const node = attention(of.ctx, of.backend, turned, turned, of.a, nullptr, 1.0f, 1.0f)->src[0];
+    GGML_ASSERT(node->op == GGML_OP_ROPE);
+    return node;
+}
+
 ggml_tensor* make_node(const Operands& of, const Case& wanted) {
     switch (wanted.kind) {
         case Kind::product:
@@ -99,6 +112,8 @@ ggml_tensor* make_node(const Operands& of, const Case& wanted) {
             return make_attention(of, wanted);
         case Kind::gelu:
             return wanted.quick != 0 ? ggml_gelu_quick(of.ctx, of.a) : ggml_gelu(of.ctx, of.a);
+        case Kind::rotation:
+            return make_rotation(of, wanted);
         default:
             return make_norm(of, wanted);
     }
@@ -138,7 +153,7 @@ SD_API sdcpp_status_t sdcpp_probe_kernel(sdcpp_run_t* run, const Case* wanted, f
         for (int i = 0; i < 4; ++i) {
             made[i] = wanted->operands[i].type >= 0 ? make(ctx.get(), wanted->operands[i]) : nullptr;
         }
-        ggml_tensor* const out = make_node({ctx.get(), made[0], made[1], made[2], made[3]}, *wanted);
+        ggml_tensor* const out = make_node({ctx.get(), backend.get(), made[0], made[1], made[2], made[3]}, *wanted);
         ggml_cgraph* const graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, out);
         ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));

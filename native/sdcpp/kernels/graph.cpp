@@ -31,6 +31,12 @@ ggml_tensor* source_of(const ggml_tensor* node, ggml_op op, int which = 0) {
     return node != nullptr && node->op == op ? node->src[which] : nullptr;
 }
 
+bool permutes(const ggml_tensor* tensor, int a, int b, int c, int d) {
+    const int32_t axes[] = {a, b, c, d};
+    return tensor != nullptr && tensor->op == GGML_OP_PERMUTE &&
+           std::equal(std::begin(axes), std::end(axes), tensor->op_params);
+}
+
 // Tells whether our kernels convolve with filters.
 bool are_filters(const ggml_tensor* filters) {
     return !ggml_is_quantized(filters->type) && ggml_is_contiguous(filters) &&
@@ -214,9 +220,7 @@ namespace {
 // Returns keys or values as halves, scaled, and with zeros up to a depth. Heads stay where a product left them, which
 // rounds for them itself.
 ggml_tensor* halves(ggml_context* ctx, ggml_tensor* values, int64_t depth, float scale) {
-    constexpr int32_t heads_apart[] = {0, 2, 1, 3};
-    const bool permuted = values->op == GGML_OP_PERMUTE &&
-                          std::equal(std::begin(heads_apart), std::end(heads_apart), values->op_params);
+    const bool permuted = permutes(values, 0, 2, 1, 3);
     values = permuted ? values->src[0] : values;
     if (scale != 1.0f || depth != values->ne[0]) {
         values = ggml_is_contiguous(values) ? values : ggml_cont(ctx, values);
@@ -252,6 +256,61 @@ ggml_tensor* attention_in_halves(ggml_context* ctx, ggml_backend_t backend, ggml
     return wide == depth ? out
                          : ggml_view_4d(ctx, out, depth, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2],
                                         out->nb[3], 0);
+}
+
+// Returns the tensor whose values a tensor has in another shape.
+ggml_tensor* unshaped(ggml_tensor* tensor) {
+    while (tensor != nullptr && tensor->op == GGML_OP_RESHAPE) {
+        tensor = tensor->src[0];
+    }
+    return tensor;
+}
+
+// Returns the tensor that a tensor is the first or the second half of; NULL: of none.
+ggml_tensor* half_of(ggml_tensor* tensor, int which) {
+    ggml_tensor* const whole = source_of(unshaped(tensor), GGML_OP_VIEW);
+    return whole != nullptr && ggml_is_contiguous(tensor) && 2 * ggml_nelements(tensor) == ggml_nelements(whole) &&
+                   unshaped(tensor)->view_offs == ggml_nbytes(whole) / 2 * static_cast<size_t>(which)
+               ? whole
+               : nullptr;
+}
+
+// Makes one node of the copies, repetitions, products and the sum that turn queries or keys by angles. Whoever else
+// reads what was between has it as before.
+void rotate_at_once(ggml_tensor* values) {
+    ggml_tensor* const sum = unshaped(values);
+    ggml_tensor* pairs[2] = {};
+    ggml_tensor* angles[2] = {};
+    for (int i = 0; i < 2; ++i) {
+        ggml_tensor* const product = source_of(sum, GGML_OP_ADD, i);
+        pairs[i] = half_of(source_of(source_of(product, GGML_OP_MUL), GGML_OP_REPEAT), i);
+        angles[i] = half_of(source_of(product, GGML_OP_MUL, 1), i);
+    }
+    ggml_tensor* const split = source_of(pairs[0], GGML_OP_CONT);
+    ggml_tensor* const turned = source_of(angles[0], GGML_OP_CONT);
+    if (pairs[0] != pairs[1] || angles[0] != angles[1] || !permutes(split, 3, 0, 1, 2) ||
+        !permutes(turned, 3, 0, 1, 2)) {
+        return;
+    }
+    ggml_tensor* const apart = source_of(unshaped(split->src[0]), GGML_OP_CONT);
+    ggml_tensor* const matrices = turned->src[0];
+    if (!permutes(apart, 0, 2, 1, 3)) {
+        return;
+    }
+    ggml_tensor* const before = apart->src[0];
+    const auto is_plain = [](const ggml_tensor* tensor) {
+        return tensor->type == GGML_TYPE_F32 && tensor->nb[0] == sizeof(float);
+    };
+    if (!is_plain(before) || !is_plain(matrices) || !ggml_is_contiguous(matrices) || split->src[0]->ne[0] != 2 ||
+        values->ne[0] != before->ne[0] || values->ne[1] != before->ne[2] || matrices->ne[0] != 2 ||
+        matrices->ne[1] != 2 || 2 * matrices->ne[2] != before->ne[0] || matrices->ne[3] != before->ne[2]) {
+        return;
+    }
+    values->op = GGML_OP_ROPE;
+    values->src[0] = before;
+    values->src[1] = matrices;
+    values->view_src = nullptr;
+    values->view_offs = 0;
 }
 
 // Returns queries or keys as they were before their heads were laid one behind the other, as [d, rows, heads, n]; or as
@@ -293,6 +352,8 @@ ggml_tensor* attention(ggml_context* ctx, ggml_backend_t backend, ggml_tensor* q
     if (is_cuda(backend)) {
         return attention_in_halves(ctx, backend, q, k, v, scale, kv_scale);
     }
+    rotate_at_once(q);
+    rotate_at_once(k);
     ggml_tensor* const out = ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);
     out->src[3] = mask;  // ggml's own would be of halves
     return out;

@@ -16,7 +16,7 @@ using namespace sdcpp::cpu;
 const Kernel* kernel_of(const ggml_tensor& node) {
     if (sdcpp_kernels_fast()) {
         for (const Kernel* kernel : {&matrix_product, &few_columns, &winograd, &convolution, &attention, &group_norm,
-                                     &row_arithmetic, &gelu_values}) {
+                                     &row_arithmetic, &rotation, &gelu_values}) {
             if (kernel->takes(node)) {
                 return kernel;
             }

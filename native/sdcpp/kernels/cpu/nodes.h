@@ -59,6 +59,9 @@ extern const Kernel convolution;
 extern const Kernel group_norm;
 // GGML_OP_ADD and GGML_OP_MUL of numbers that are each for whole rows, such as a channel's.
 extern const Kernel row_arithmetic;
+// GGML_OP_ROPE by matrices of floats, [2, 2, d / 2, tokens], in place of positions, as graph.cpp makes them: of values
+// [d, heads, tokens, n] it makes [d, tokens, heads * n].
+extern const Kernel rotation;
 // GGML_OP_UNARY of GELU, by tanh and by a sigmoid.
 extern const Kernel gelu_values;
 
