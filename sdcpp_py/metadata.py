@@ -20,7 +20,7 @@ ALSO_GIVEN = "Also given"
 EXACT_PROMPT, EXACT_NEGATIVE_PROMPT = "Exact prompt", "Exact negative prompt"
 """Names of prompts that the form could not be read back from, such as one that holds a line of pairs itself."""
 _NEGATIVE = "Negative prompt:"
-_NAME = re.compile(r"\s*(\w[^,:\"\n]*?)\s*:\s*")
+_NAME = re.compile(r"\s*(\w[^,:\"\n]*):\s*")
 
 
 class Text(NamedTuple):
@@ -115,7 +115,7 @@ def _read_pairs(line: str) -> dict[str, str] | None:
             end = line.find(",", at)
             end = len(line) if end < 0 else end
             value = line[at:end].strip()
-        found[named[1]] = value
+        found[named[1].rstrip()] = value
         comma = line.find(",", end)
         at = len(line) if comma < 0 else comma + 1
     return found or None

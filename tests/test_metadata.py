@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcpp_py.metadata import parameters_text
+from sdcpp_py.metadata import parameters_text, split_text
 from sdcpp_py.modes import TXT2IMG
 
 PAIR = re.compile(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -85,3 +85,8 @@ def test_it_can_be_read_back(seed: int, model: str) -> None:
     found = read(parameters_text({"prompt": "p", "steps": 3, "seed": seed, "Model": model}, TXT2IMG.declared))
     assert found["Seed"] == str(seed)
     assert found["Model"] == model
+
+
+def test_a_line_of_spaces_takes_no_minutes() -> None:
+    line = "a" + " " * 400_000
+    assert split_text(line, {}).prompt.rstrip() == "a"

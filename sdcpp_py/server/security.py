@@ -28,6 +28,9 @@ BODY_SECONDS = 600.0
 """In which all of a request's body must come."""
 PAUSE_SECONDS = 30.0
 """Within that, without any of it."""
+MOST_VALUES = 20_000
+"""Of a request's JSON: each that is wrong is named in the answer, with what was given."""
+_UNCOUNTED = ("multipart/", "image/", "video/", "application/octet-stream")  # types of bodies that are no JSON
 _TOO_SLOW = "the rest of the body did not come in time; send it again"
 OPEN_PATHS = frozenset({"/", "/api/health"})
 """What may be asked without a token: the page, which asks for one, and whether the server lives."""
@@ -202,13 +205,14 @@ class Guard:
         is_head = scope["method"] == "HEAD" and not scope["path"].endswith("/events")  # which have no end
         if is_head:
             scope = {**scope, "method": "GET"}
-        taken = 0
+        taken = values = 0
         begun = ended = False
+        counted = not headers.get("content-type", "").lower().startswith(_UNCOUNTED)
         loop = asyncio.get_running_loop()
         end = loop.time() + BODY_SECONDS
 
         async def limited() -> Message:
-            nonlocal taken, ended
+            nonlocal taken, values, ended
             if ended:  # what follows is that the client goes away, for which there is time
                 return await receive()
             try:
@@ -218,7 +222,11 @@ class Guard:
             ended = not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._security.upload:
-                raise _TooLargeError
+                raise _TooLargeError(self._too_large())
+            if counted:
+                values += sum(message.get("body", b"").count(sign) for sign in (b",", b"[", b"{"))
+            if values > MOST_VALUES:
+                raise _TooLargeError(f"a request may have {MOST_VALUES} values; send less at once")
             return message
 
         async def told(message: Message) -> None:
@@ -237,9 +245,9 @@ class Guard:
 
         try:
             await self._app(scope, limited, told)
-        except _TooLargeError:
+        except _TooLargeError as error:
             if not begun:
-                await self._refuse(scope, receive, send, safe, 413, self._too_large())
+                await self._refuse(scope, receive, send, safe, 413, str(error))
         except HTTPException as error:
             if not begun:
                 await self._refuse(scope, receive, send, safe, error.status_code, error.detail)

@@ -21,6 +21,7 @@ from ..options.declare import declared
 from ..options.serving import ServingOptions
 from ..reports import GIB
 from .app import make_app
+from .connection import Connection
 from .folders import Folders
 from .front import Front
 from .intake import Bounds, Intake
@@ -189,6 +190,7 @@ async def serve(
             app,
             host=values["host"],
             port=values["port"],
+            http=Connection,
             lifespan="off",
             log_config=None,
             access_log=False,

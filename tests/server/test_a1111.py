@@ -169,6 +169,7 @@ def test_the_lists_are_there(client: webuiapi.WebUIApi, server: Server) -> None:
     for wrong, said in (
         ({"sampler_name": "none"}, "sampler_name 'none' is unknown"),
         ({"override_settings": {"sd_model_checkpoint": "none"}}, "sd_model_checkpoint 'none' is unknown"),
+        ({"override_settings": {"sd_model_checkpoint": " " * 400_000 + "x"}}, "is unknown"),  # and takes no minutes
         ({"override_settings": {"CLIP_stop_at_last_layers": "x"}}, "CLIP_stop_at_last_layers must be an integer"),
         ({"alwayson_scripts": {"controlnet": {"args": 5}}}, "controlnet.args must be a list, not 5"),
         ({"theirs": "\ud800"}, "is not valid Unicode text"),

@@ -108,5 +108,9 @@ def test_fields_are_those_of_the_declarations() -> None:
     with pytest.raises(ArgumentError, match="cache_option: 'x'"):
         from_fields(TXT2IMG, {"cache_mode": "ucache", "cache_option": "x"})
     assert take_extra('a <sd_cpp_extra_args>{"seed": 1}</sd_cpp_extra_args> b') == ("a  b", {"seed": 1})
+    twice = '<sd_cpp_extra_args>{"seed": 1}</sd_cpp_extra_args>x<sd_cpp_extra_args>{"steps": 2}</sd_cpp_extra_args>y'
+    assert take_extra(twice) == ("xy", {"seed": 1, "steps": 2})
+    open_ends = "<sd_cpp_extra_args>" * 400_000
+    assert take_extra(open_ends) == (open_ends, {})  # and does not take minutes
     with pytest.raises(ArgumentError, match="no JSON"):
         take_extra("<sd_cpp_extra_args>{</sd_cpp_extra_args>")

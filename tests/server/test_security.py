@@ -52,6 +52,17 @@ def test_a_body_that_comes_by_half_is_not_waited_for(monkeypatch: pytest.MonkeyP
     assert ask(Security(), method="POST", content=half(0.06)).status_code == 408
 
 
+def test_bodies_of_too_many_values_are_not_read() -> None:
+    many = "[" + "0," * guarding.MOST_VALUES + "0]"
+    refused = ask(Security(), method="POST", content=many, headers={"content-type": "application/json"})
+    assert refused.status_code == 413
+    assert "20000 values" in refused.json()["error"]["message"]
+    assert ask(Security(), method="POST", content=many).status_code == 413  # read as JSON where nothing is said
+    for kind in ("image/png", "multipart/form-data; boundary=x"):
+        assert ask(Security(), method="POST", content=many, headers={"content-type": kind}).status_code == 200
+    assert ask(Security(), method="POST", content="0," * 10_000).status_code == 200
+
+
 def test_other_machines_need_a_token() -> None:
     with pytest.raises(ArgumentError, match="needs a token"):
         make_security("0.0.0.0", {}, [], [], 1000)

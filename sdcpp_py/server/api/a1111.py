@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -78,7 +77,7 @@ class SingleExtras(Extras):
 class BatchExtras(Extras):
     """``extra-batch-images``."""
 
-    image_list: list[NamedPicture] = Field(alias="imageList", min_length=1, max_length=1024)
+    image_list: list[NamedPicture] = Field(alias="imageList", min_length=1, max_length=64)
 
 
 def router(front: Front) -> APIRouter:
@@ -96,7 +95,9 @@ def router(front: Front) -> APIRouter:
 
     def model_of(title: str) -> str:
         """Return the model that a title means: a name, perhaps with a hash behind it, or a file's name."""
-        name = re.sub(r"\s*\[\w+\]$", "", title)
+        name, bracket, behind = title.rpartition("[")
+        is_hash = bracket and behind.endswith("]") and behind[:-1].isalnum()
+        name = name.rstrip() if is_hash else title
         for each in models():
             if name in (each, os.path.basename(scheduler.models[each].file)):
                 return each
@@ -176,8 +177,14 @@ def router(front: Front) -> APIRouter:
     @api.post("/extra-batch-images")
     async def extra_batch_images(http: Request, body: BatchExtras) -> dict[str, Any]:
         """Make pictures larger."""
-        made = [await enlarge(http, each.data, body) for each in body.image_list]
-        return {"html_info": "; ".join(made[0][1]), "images": [image for image, _ in made]}
+        images: list[str] = []
+        notes: list[str] = []
+        for each in body.image_list:
+            if await http.is_disconnected():  # nobody is there to take them
+                break
+            image, notes = await enlarge(http, each.data, body)
+            images.append(image)
+        return {"html_info": "; ".join(notes), "images": images}
 
     @api.post("/png-info")
     async def png_info(body: Picture) -> dict[str, Any]:

@@ -6,7 +6,6 @@ The mapping is that of the declarations: each option names its field. Here is on
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from ...options.declare import Option, declared
 from ...options.group import Grouped
 from ...options.kinds import Integer, Number, Picture, Switch
 
-_EXTRA = re.compile(r"<sd_cpp_extra_args>(.*?)</sd_cpp_extra_args>", re.DOTALL)
+_EXTRA, _EXTRA_END = "<sd_cpp_extra_args>", "</sd_cpp_extra_args>"
 _OUTPUT = {"output_format": "format", "output_compression": "compression", "embed_image_metadata": "metadata"}
 _CACHE = {"cache_mode": "mode", "scm_mask": "scm_mask", "scm_policy_dynamic": "scm_policy_dynamic"}
 
@@ -47,7 +46,14 @@ def take_extra(prompt: str) -> tuple[str, dict[str, Any]]:
         ArgumentError: what is in it is no JSON object.
     """
     found: dict[str, Any] = {}
-    for text in _EXTRA.findall(prompt):
+    texts = []
+    rest, begin, behind = prompt.partition(_EXTRA)
+    while begin and _EXTRA_END in behind:
+        text, _, behind = behind.partition(_EXTRA_END)
+        texts.append(text)
+        kept, begin, behind = behind.partition(_EXTRA)
+        rest += kept
+    for text in texts:
         try:
             made = json.loads(text)
         except ValueError as error:
@@ -55,7 +61,7 @@ def take_extra(prompt: str) -> tuple[str, dict[str, Any]]:
         if not isinstance(made, dict):
             raise ArgumentError(f"sd_cpp_extra_args must be a JSON object, not {show(made)}")
         found |= made
-    return _EXTRA.sub("", prompt).strip(), found
+    return f"{rest}{begin}{behind}".strip(), found
 
 
 def mode_of_images(body: Mapping[str, Any]) -> Mode:
