@@ -28,7 +28,7 @@ BODY_SECONDS = 600.0
 """In which all of a request's body must come."""
 PAUSE_SECONDS = 30.0
 """Within that, without any of it."""
-MOST_VALUES = 20_000
+MOST_VALUES = 50_000
 """Of a request's JSON: each that is wrong is named in the answer, with what was given."""
 _UNCOUNTED = ("multipart/", "image/", "video/", "application/octet-stream")  # types of bodies that are no JSON
 _TOO_SLOW = "the rest of the body did not come in time; send it again"
@@ -222,11 +222,12 @@ class Guard:
             ended = not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._security.upload:
-                raise _TooLargeError(self._too_large())
+                raise HTTPException(413, self._too_large(), {"connection": "close"})
             if counted:
                 values += sum(message.get("body", b"").count(sign) for sign in (b",", b"[", b"{"))
             if values > MOST_VALUES:
-                raise _TooLargeError(f"a request may have {MOST_VALUES} values; send less at once")
+                said = f"a request may have {MOST_VALUES} values; send less at once"
+                raise HTTPException(413, said, {"connection": "close"})
             return message
 
         async def told(message: Message) -> None:
@@ -245,9 +246,6 @@ class Guard:
 
         try:
             await self._app(scope, limited, told)
-        except _TooLargeError as error:
-            if not begun:
-                await self._refuse(scope, receive, send, safe, 413, str(error))
         except HTTPException as error:
             if not begun:
                 await self._refuse(scope, receive, send, safe, error.status_code, error.detail)
@@ -291,10 +289,6 @@ class Guard:
         # What is left of the request is not read.
         response = JSONResponse(body, status, headers={"connection": "close", **plain, **more})
         await response(scope, receive, send)
-
-
-class _TooLargeError(Exception):
-    """More was sent than a request may have."""
 
 
 def _is_own(origin: str, headers: Headers) -> bool:

@@ -209,7 +209,7 @@ def test_what_is_wrong_is_said_in_a_line(server: Server, asked: dict, said: str)
     [
         (b'{"mode": ', "application/json", "the body is no JSON: Expecting value at character 9"),
         (b'{"mode": "txt2img"}', "text/plain", "sent with Content-Type: application/json"),
-        (b"[" * 100_000, "application/json", "the body cannot be read; send a JSON object"),
+        (b"[" * 40_000, "application/json", "the body cannot be read; send a JSON object"),
     ],
 )
 def test_what_is_wrong_with_a_body_is_said_in_a_line(server: Server, body: bytes, kind: str, said: str) -> None:
