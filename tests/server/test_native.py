@@ -112,5 +112,6 @@ def test_fields_are_those_of_the_declarations() -> None:
     assert take_extra(twice) == ("xy", {"seed": 1, "steps": 2})
     open_ends = "<sd_cpp_extra_args>" * 400_000
     assert take_extra(open_ends) == (open_ends, {})  # and does not take minutes
+    assert take_extra("<sd_cpp_extra_args>{}</sd_cpp_extra_args>" * 100_000) == ("", {})
     with pytest.raises(ArgumentError, match="no JSON"):
         take_extra("<sd_cpp_extra_args>{</sd_cpp_extra_args>")

@@ -46,22 +46,18 @@ def take_extra(prompt: str) -> tuple[str, dict[str, Any]]:
         ArgumentError: what is in it is no JSON object.
     """
     found: dict[str, Any] = {}
-    texts = []
-    rest, begin, behind = prompt.partition(_EXTRA)
-    while begin and _EXTRA_END in behind:
-        text, _, behind = behind.partition(_EXTRA_END)
-        texts.append(text)
-        kept, begin, behind = behind.partition(_EXTRA)
-        rest += kept
-    for text in texts:
+    kept, at = [], 0
+    while (begin := prompt.find(_EXTRA, at)) >= 0 and (end := prompt.find(_EXTRA_END, begin)) >= 0:
+        kept.append(prompt[at:begin])
+        at = end + len(_EXTRA_END)
         try:
-            made = json.loads(text)
+            made = json.loads(prompt[begin + len(_EXTRA) : end])
         except ValueError as error:
             raise ArgumentError(f"sd_cpp_extra_args is no JSON ({error})") from None
         if not isinstance(made, dict):
             raise ArgumentError(f"sd_cpp_extra_args must be a JSON object, not {show(made)}")
         found |= made
-    return f"{rest}{begin}{behind}".strip(), found
+    return "".join([*kept, prompt[at:]]).strip(), found
 
 
 def mode_of_images(body: Mapping[str, Any]) -> Mode:
